@@ -1,0 +1,54 @@
+# VENV is relative to this folder, so that the path of the checkout may contain spaces.
+VENV ?= .venv
+PYTHON ?= python3
+JOBS ?= 2
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
+READY := $(VENV)/.ready
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    train a network with ConFIG and draw the result (DEMO_ARGS='--steps 500')"
+	@echo "make test    lint, then the tests (PYTEST_ARGS='-k gram -x', JOBS=2)"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff format and fix"
+	@echo "make clean   remove the virtual environment and everything built"
+	@echo "PYTHON=$(PYTHON) (3.10 or newer) makes the virtual environment VENV=$(VENV)."
+
+demo: $(READY)
+	@"$(PY)" -m fastconfig demo $(DEMO_ARGS)
+
+test: lint
+	@"$(PY)" -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: $(READY)
+	@"$(VENV)/bin/ruff" check .
+	@"$(VENV)/bin/ruff" format --check .
+	@"$(PY)" -m mypy
+
+format: $(READY)
+	@"$(VENV)/bin/ruff" check --fix .
+	@"$(VENV)/bin/ruff" format .
+
+clean:
+	@rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; \
+		v >= (3, 10) or sys.exit("fastconfig needs Python 3.10 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.x" % v[:2])'
+	@"$(PYTHON)" -m venv "$(VENV)"
+
+# torch comes first and alone, so that nothing else decides which build of it is installed.
+$(READY): $(SOURCES) | $(PY)
+	@echo "Setting up $(VENV); the first time takes a few minutes."
+	@$(PIP) torch
+	@$(PIP) -e ".[test,demo]"
+	@touch "$@"

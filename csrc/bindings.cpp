@@ -1,0 +1,65 @@
+// fastconfig._C: the m x m stage on the host. Arrays come as addresses and sizes; the Python side has checked them.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "coefficients.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+constexpr int kOnStack = 16;  // problems up to this m need no allocation
+
+}  // namespace
+
+// Also called by address, from compiled kernels: c (batch, m) from gram (batch, m, m).
+extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t batch, int64_t m,
+                                        const fastconfig::Rule* rule, double rcond) {
+  double stack_memory[2 * kOnStack * kOnStack + 6 * kOnStack];
+  int stack_pivots[kOnStack];
+  std::unique_ptr<double[]> heap_memory;
+  std::unique_ptr<int[]> heap_pivots;
+  if (m > kOnStack) {
+    heap_memory.reset(new double[fastconfig::Workspace::doubles(m)]);
+    heap_pivots.reset(new int[m]);
+  }
+  const fastconfig::Workspace workspace(heap_memory ? heap_memory.get() : stack_memory,
+                                        heap_pivots ? heap_pivots.get() : stack_pivots, static_cast<int>(m));
+  for (int64_t problem = 0; problem < batch; ++problem)
+    fastconfig::coefficients(fastconfig::HostTeam{}, workspace, gram + problem * m * m, c + problem * m,
+                             static_cast<int>(m), *rule, problem, rcond);
+}
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The m x m stage of fastconfig, compiled.";
+
+  py::class_<fastconfig::Rule>(module, "Rule")
+      .def(py::init([](int method, int length, int64_t track_id, bool mean, uintptr_t weights, int64_t weights_step,
+                       uintptr_t order, int64_t order_step) {
+             return fastconfig::Rule{static_cast<fastconfig::Method>(method),
+                                     static_cast<fastconfig::Length>(length),
+                                     track_id,
+                                     mean,
+                                     reinterpret_cast<const double*>(weights),
+                                     weights_step,
+                                     reinterpret_cast<const int64_t*>(order),
+                                     order_step};
+           }),
+           py::kw_only(), py::arg("method"), py::arg("length"), py::arg("track_id"), py::arg("mean"),
+           py::arg("weights"), py::arg("weights_step"), py::arg("order"), py::arg("order_step"))
+      .def_property_readonly("address",
+                             [](const fastconfig::Rule& rule) { return reinterpret_cast<uintptr_t>(&rule); });
+
+  module.def(
+      "coefficients",
+      [](uintptr_t gram, uintptr_t c, int64_t batch, int64_t m, const fastconfig::Rule& rule, double rcond) {
+        fastconfig_coefficients(reinterpret_cast<const double*>(gram), reinterpret_cast<double*>(c), batch, m, &rule,
+                                rcond);
+      },
+      py::arg("gram"), py::arg("c"), py::arg("batch"), py::arg("m"), py::arg("rule"), py::arg("rcond"),
+      "Write the coefficients (batch, m) of the Gram matrices (batch, m, m), all float64, contiguous.");
+
+  module.attr("coefficients_address") = reinterpret_cast<uintptr_t>(&fastconfig_coefficients);
+}

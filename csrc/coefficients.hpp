@@ -1,0 +1,345 @@
+// Gram matrix -> coefficients, in float64: one source for the host and, compiled by nvcc, for the device.
+//
+// A team works on one m x m problem: a single thread on the host, one warp on the device. All methods work
+// on C = D^-1 G D^-1 and on coefficients of the unit gradients, so that row norms from 1e-30 to 1e30 meet
+// no overflow; the division by d comes last. fastconfig/methods.py is the same in plain torch.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FASTCONFIG_HD __host__ __device__ __forceinline__
+#else
+#define FASTCONFIG_HD inline
+#endif
+
+namespace fastconfig {
+
+// In the order of METHODS and LENGTHS of fastconfig/methods.py.
+enum class Method : int32_t { config, pcgrad, ppcgrad, imtlg };
+enum class Length : int32_t { projection, minimum, maximum, harmonic, arithmetic, geometric, specific, none };
+
+struct Rule {
+  Method method = Method::config;
+  Length length = Length::projection;
+  int64_t track_id = 0;
+  bool mean = false;
+  const double* weights = nullptr;  // (m) or (batch, m); null is all ones
+  int64_t weights_step = 0;         // from one problem to the next
+  const int64_t* order = nullptr;   // (m, m) or (batch, m, m) for PCGrad; null is 0..m-1
+  int64_t order_step = 0;
+};
+
+// One thread that does everything.
+struct HostTeam {
+  static constexpr int width = 1;
+  int lane() const { return 0; }
+  void sync() const {}
+  double sum(double v) const { return v; }
+  void argmax(double&, int&) const {}
+};
+
+#if defined(__CUDACC__)
+struct WarpTeam {
+  static constexpr int width = 32;
+  __device__ __forceinline__ int lane() const { return threadIdx.x & 31; }
+  __device__ __forceinline__ void sync() const { __syncwarp(); }
+  __device__ __forceinline__ double sum(double v) const {
+#pragma unroll
+    for (int hop = 16; hop; hop >>= 1) v += __shfl_xor_sync(0xffffffffu, v, hop);
+    return v;
+  }
+  __device__ __forceinline__ void argmax(double& v, int& i) const {
+#pragma unroll
+    for (int hop = 16; hop; hop >>= 1) {
+      const double other = __shfl_xor_sync(0xffffffffu, v, hop);
+      const int j = __shfl_xor_sync(0xffffffffu, i, hop);
+      if (other > v || (other == v && j < i)) {
+        v = other;
+        i = j;
+      }
+    }
+  }
+};
+#endif
+
+// Scratch of one team.
+struct Workspace {
+  double* cosines;  // m * m
+  double* factor;   // m * m
+  double* norms;    // m, and so on
+  double* inverse;
+  double* x;
+  double* y;
+  double* z;
+  double* schur;
+  int* pivots;  // m
+
+  static FASTCONFIG_HD int64_t doubles(int64_t m) { return 2 * m * m + 6 * m; }
+
+  FASTCONFIG_HD Workspace(double* memory, int* pivot_memory, int m)
+      : cosines(memory),
+        factor(cosines + m * m),
+        norms(factor + m * m),
+        inverse(norms + m),
+        x(inverse + m),
+        y(x + m),
+        z(y + m),
+        schur(z + m),
+        pivots(pivot_memory) {}
+};
+
+// sum_{i < n} f(i), lanes side by side.
+template <class Team, class F>
+FASTCONFIG_HD double team_sum(const Team& team, int n, F f) {
+  double s = 0;
+  for (int i = team.lane(); i < n; i += Team::width) s += f(i);
+  return team.sum(s);
+}
+
+// f(i) for i < n, lanes side by side; ends with a barrier.
+template <class Team, class F>
+FASTCONFIG_HD void team_for(const Team& team, int n, F f) {
+  for (int i = team.lane(); i < n; i += Team::width) f(i);
+  team.sync();
+}
+
+// Pivoted Cholesky of C (full storage; its lower part becomes L, rows in pivot order). Stops when the
+// largest Schur diagonal, sin^2 of the angle to the span of the rows already taken, is <= tolerance.
+template <class Team>
+FASTCONFIG_HD int pivoted_cholesky(const Team& team, double* c, int m, double tolerance, int* pivots,
+                                   double* schur) {
+  team_for(team, m, [&](int i) {
+    pivots[i] = i;
+    schur[i] = c[i * m + i];
+  });
+  for (int k = 0; k < m; ++k) {
+    double best = -1;
+    int p = k;
+    for (int i = k + team.lane(); i < m; i += Team::width)
+      if (schur[i] > best) {
+        best = schur[i];
+        p = i;
+      }
+    team.argmax(best, p);
+    if (!(best > tolerance)) return k;
+    if (p != k) {
+      team_for(team, m, [&](int j) {
+        const double held = c[k * m + j];
+        c[k * m + j] = c[p * m + j];
+        c[p * m + j] = held;
+      });
+      team_for(team, m, [&](int j) {
+        const double held = c[j * m + k];
+        c[j * m + k] = c[j * m + p];
+        c[j * m + p] = held;
+      });
+      if (team.lane() == 0) {
+        const int row = pivots[k];
+        pivots[k] = pivots[p];
+        pivots[p] = row;
+        schur[p] = schur[k];
+      }
+      team.sync();
+    }
+    const double root = sqrt(best);
+    if (team.lane() == 0) c[k * m + k] = root;
+    team_for(team, m - k - 1, [&](int i) {
+      i += k + 1;
+      double v = c[i * m + k];
+      for (int j = 0; j < k; ++j) v -= c[i * m + j] * c[k * m + j];
+      v /= root;
+      c[i * m + k] = v;
+      schur[i] -= v * v;
+    });
+  }
+  return m;
+}
+
+// Cholesky in place of the r x r matrix b with leading dimension ld; only its lower part is used.
+template <class Team>
+FASTCONFIG_HD void cholesky(const Team& team, double* b, int ld, int r) {
+  for (int k = 0; k < r; ++k) {
+    const double rest = b[k * ld + k] - team_sum(team, k, [&](int j) { return b[k * ld + j] * b[k * ld + j]; });
+    const double root = sqrt(rest > 0 ? rest : 0);
+    team.sync();
+    if (team.lane() == 0) b[k * ld + k] = root;
+    team_for(team, r - k - 1, [&](int i) {
+      i += k + 1;
+      double v = b[i * ld + k];
+      for (int j = 0; j < k; ++j) v -= b[i * ld + j] * b[k * ld + j];
+      b[i * ld + k] = root > 0 ? v / root : 0;
+    });
+  }
+}
+
+// x := (L L^T)^-1 x for the lower factor l (r x r, leading dimension ld).
+template <class Team>
+FASTCONFIG_HD void cholesky_solve(const Team& team, const double* l, int ld, int r, double* x) {
+  for (int k = 0; k < r; ++k) {
+    const double s = team_sum(team, k, [&](int j) { return l[k * ld + j] * x[j]; });
+    if (team.lane() == 0) x[k] = (x[k] - s) / l[k * ld + k];
+    team.sync();
+  }
+  for (int k = r - 1; k >= 0; --k) {
+    const double s = team_sum(team, r - k - 1, [&](int j) { return l[(k + 1 + j) * ld + k] * x[k + 1 + j]; });
+    if (team.lane() == 0) x[k] = (x[k] - s) / l[k * ld + k];
+    team.sync();
+  }
+}
+
+// w.x := pinv(C) w.x, the minimum-norm solution; w.cosines becomes its factor. At full rank C x = b is solved
+// directly; below, pinv(C) = L (L^T L)^-2 L^T. Weights that the range of C does not support give zero.
+template <class Team>
+FASTCONFIG_HD void pinv_apply(const Team& team, const Workspace& w, int m, double rcond) {
+  double *l = w.cosines, *b = w.factor, *y = w.y, *z = w.z;
+  const int rank = pivoted_cholesky(team, l, m, 2 * rcond, w.pivots, w.schur);
+  team_for(team, m, [&](int i) { z[i] = w.x[w.pivots[i]]; });
+  if (rank == m) {
+    cholesky_solve(team, l, m, m, z);
+  } else {
+    // L^T z and L^T L; row q of L ends at column min(q, rank - 1)
+    team_for(team, rank, [&](int i) {
+      double s = 0;
+      for (int q = i; q < m; ++q) s += l[q * m + i] * z[q];
+      y[i] = w.schur[i] = s;
+    });
+    team_for(team, rank * rank, [&](int e) {
+      const int i = e / rank, j = e % rank;
+      if (j > i) return;
+      double s = 0;
+      for (int q = i; q < m; ++q) s += l[q * m + i] * l[q * m + j];
+      b[i * m + j] = s;
+    });
+    cholesky(team, b, m, rank);
+    cholesky_solve(team, b, m, rank, y);
+    const double supported = team_sum(team, rank, [&](int i) { return w.schur[i] * y[i]; });
+    const double whole = team_sum(team, m, [&](int i) { return z[i] * z[i]; });
+    team.sync();
+    cholesky_solve(team, b, m, rank, y);
+    const bool zero = !(supported > rcond * rcond * whole);
+    team_for(team, m, [&](int i) {
+      double s = 0;
+      for (int j = 0; j < rank && j <= i; ++j) s += l[i * m + j] * y[j];
+      z[i] = zero ? 0 : s;
+    });
+  }
+  team_for(team, m, [&](int i) { w.x[w.pivots[i]] = z[i]; });
+}
+
+// The length that the Track* models scale every gradient to, over the non-zero gradients; 0 if there are none.
+template <class Team>
+FASTCONFIG_HD double tracked(const Team& team, const double* norms, int m, const Rule& rule) {
+  if (rule.length == Length::specific) return norms[rule.track_id];
+  double least = INFINITY, most = 0;
+  for (int i = 0; i < m; ++i) {
+    if (norms[i] > 0 && norms[i] < least) least = norms[i];
+    if (norms[i] > most) most = norms[i];
+  }
+  if (most == 0) return 0;
+  if (rule.length == Length::minimum) return least;
+  if (rule.length == Length::maximum) return most;
+  const double count = team_sum(team, m, [&](int i) { return norms[i] > 0 ? 1.0 : 0.0; });
+  if (rule.length == Length::harmonic)
+    return count / team_sum(team, m, [&](int i) { return norms[i] > 0 ? 1 / norms[i] : 0; });
+  if (rule.length == Length::arithmetic) return team_sum(team, m, [&](int i) { return norms[i]; }) / count;
+  return exp(team_sum(team, m, [&](int i) { return norms[i] > 0 ? log(norms[i]) : 0; }) / count);
+}
+
+// ConFIG (arXiv:2408.11104, equations 2 and 3): x = pinv(C) w, scaled by the length model.
+template <class Team>
+FASTCONFIG_HD void config(const Team& team, const Workspace& w, const double* gram, int m, const Rule& rule,
+                          int64_t problem, double rcond) {
+  const double* weights = rule.weights ? rule.weights + problem * rule.weights_step : nullptr;
+  team_for(team, m, [&](int i) { w.x[i] = w.norms[i] > 0 ? (weights ? weights[i] : 1.0) : 0.0; });
+  pinv_apply(team, w, m, rcond);
+  if (rule.length == Length::none) return;
+  team_for(team, m, [&](int i) {  // unit gradients on the direction
+    double s = w.norms[i] > 0 ? w.x[i] : 0;
+    for (int j = 0; j < m; ++j)
+      if (j != i) s += gram[i * m + j] * w.inverse[i] * w.inverse[j] * w.x[j];
+    w.y[i] = s;
+  });
+  const double squared = team_sum(team, m, [&](int i) { return w.x[i] * w.y[i]; });
+  const bool projection = rule.length == Length::projection;
+  double total = team_sum(team, m, [&](int i) { return projection ? w.norms[i] * w.y[i] : w.y[i]; });
+  if (!projection) total *= tracked(team, w.norms, m, rule);
+  const double scale = squared > 0 ? total / squared : 0;
+  team.sync();
+  team_for(team, m, [&](int i) { w.x[i] *= scale; });
+}
+
+// PCGrad (arXiv:2001.06782, algorithm 1) for a given order; every gradient i on a lane of its own.
+template <class Team>
+FASTCONFIG_HD void pcgrad(const Team& team, const Workspace& w, int m, const Rule& rule, int64_t problem) {
+  const int64_t* order = rule.order ? rule.order + problem * rule.order_step : nullptr;
+  team_for(team, m, [&](int i) {
+    double* b = w.factor + i * m;
+    for (int k = 0; k < m; ++k) b[k] = 0;
+    b[i] = w.norms[i];
+    for (int step = 0; step < m; ++step) {
+      const int j = order ? static_cast<int>(order[i * m + step]) : step;
+      if (j == i) continue;
+      const double* cosines = w.cosines + j * m;
+      double along = 0;
+      for (int k = 0; k < m; ++k) along += b[k] * cosines[k];
+      if (along < 0) b[j] -= along;
+    }
+  });
+  team_for(team, m, [&](int j) {
+    double s = 0;
+    for (int i = 0; i < m; ++i) s += w.factor[i * m + j];
+    w.x[j] = rule.mean ? s / m : s;
+  });
+}
+
+// PPCGrad: every projection against the original gradients.
+template <class Team>
+FASTCONFIG_HD void ppcgrad(const Team& team, const Workspace& w, int m, const Rule& rule) {
+  team_for(team, m, [&](int j) {
+    double s = w.norms[j];
+    for (int i = 0; i < m; ++i)
+      if (i != j && w.cosines[i * m + j] < 0) s -= w.norms[i] * w.cosines[i * m + j];
+    w.x[j] = rule.mean ? s / m : s;
+  });
+}
+
+// IMTL-G (Liu et al. 2021): equal projections on all unit gradients, coefficients that sum to one.
+template <class Team>
+FASTCONFIG_HD void imtlg(const Team& team, const Workspace& w, int m, double rcond) {
+  team_for(team, m, [&](int i) { w.x[i] = w.norms[i] > 0 ? 1.0 : 0.0; });
+  pinv_apply(team, w, m, rcond);
+  const double total = team_sum(team, m, [&](int i) { return w.x[i] * w.inverse[i]; });
+  const double size = team_sum(team, m, [&](int i) { return fabs(w.x[i] * w.inverse[i]); });
+  const bool resolved = fabs(total) > m * DBL_EPSILON * size;
+  team.sync();
+  team_for(team, m, [&](int i) { w.x[i] = resolved ? w.x[i] / total : 0; });
+}
+
+// c (m) from gram (m x m, row-major, symmetric) for one problem of a batch. All NaN if a diagonal entry is.
+template <class Team>
+FASTCONFIG_HD void coefficients(const Team& team, const Workspace& w, const double* gram, double* c, int m,
+                                const Rule& rule, int64_t problem, double rcond) {
+  const double broken = team_sum(team, m, [&](int i) { return std::isfinite(gram[i * m + i]) ? 0.0 : 1.0; });
+  team_for(team, m, [&](int i) {
+    w.norms[i] = sqrt(gram[i * m + i]);
+    w.inverse[i] = w.norms[i] > 0 ? 1 / w.norms[i] : 0;
+  });
+  team_for(team, m * m, [&](int e) {
+    const int i = e / m, j = e % m;
+    w.cosines[e] = i == j ? 1 : gram[e] * w.inverse[i] * w.inverse[j];
+  });
+  switch (rule.method) {
+    case Method::config: config(team, w, gram, m, rule, problem, rcond); break;
+    case Method::pcgrad: pcgrad(team, w, m, rule, problem); break;
+    case Method::ppcgrad: ppcgrad(team, w, m, rule); break;
+    case Method::imtlg: imtlg(team, w, m, rcond); break;
+  }
+  team_for(team, m, [&](int i) {
+    c[i] = broken > 0 ? double{NAN} : w.x[i] * w.inverse[i];
+  });
+}
+
+}  // namespace fastconfig
