@@ -1,0 +1,104 @@
+"""Conflict-free gradient updates: ConFIG, PCGrad, PPCGrad and IMTL-G from one read of the gradients.
+
+Public names are resolved on first use, so that ``import fastconfig`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ops, reference
+    from .backends import BackendUnavailable, explain, use_backend
+    from .grad_operator import (
+        ConFIG_update,
+        ConFIG_update_double,
+        ConFIGOperator,
+        GradientOperator,
+        IMTLGOperator,
+        PCGradOperator,
+        PPCGradOperator,
+    )
+    from .length_model import (
+        LengthModel,
+        ProjectionLength,
+        TrackArithmeticAverage,
+        TrackGeometricAverage,
+        TrackHarmonicAverage,
+        TrackMaximum,
+        TrackMinimum,
+        TrackSpecific,
+    )
+    from .utils import apply_gradient_vector, get_gradient_vector
+    from .weight_model import EqualWeight, WeightModel
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "backends": ("BackendUnavailable", "explain", "use_backend"),
+    "grad_operator": (
+        "ConFIG_update",
+        "ConFIG_update_double",
+        "ConFIGOperator",
+        "GradientOperator",
+        "IMTLGOperator",
+        "PCGradOperator",
+        "PPCGradOperator",
+    ),
+    "length_model": (
+        "LengthModel",
+        "ProjectionLength",
+        "TrackArithmeticAverage",
+        "TrackGeometricAverage",
+        "TrackHarmonicAverage",
+        "TrackMaximum",
+        "TrackMinimum",
+        "TrackSpecific",
+    ),
+    "utils": ("apply_gradient_vector", "get_gradient_vector"),
+    "weight_model": ("EqualWeight", "WeightModel"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = ("ops", "reference")
+
+__all__ = [
+    "BackendUnavailable",
+    "ConFIGOperator",
+    "ConFIG_update",
+    "ConFIG_update_double",
+    "EqualWeight",
+    "GradientOperator",
+    "IMTLGOperator",
+    "LengthModel",
+    "PCGradOperator",
+    "PPCGradOperator",
+    "ProjectionLength",
+    "TrackArithmeticAverage",
+    "TrackGeometricAverage",
+    "TrackHarmonicAverage",
+    "TrackMaximum",
+    "TrackMinimum",
+    "TrackSpecific",
+    "WeightModel",
+    "apply_gradient_vector",
+    "explain",
+    "get_gradient_vector",
+    "ops",
+    "reference",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

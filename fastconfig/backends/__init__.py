@@ -1,0 +1,162 @@
+"""Which backend serves which gradients: ``choose``, ``explain``, ``use_backend``, FASTCONFIG_BACKEND."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from types import TracebackType
+
+import torch
+
+from ..gradients import Gradients
+from .base import Backend, BackendUnavailable
+
+__all__ = ["Backend", "BackendUnavailable", "choose", "explain", "load", "use_backend"]
+
+AUTO = "auto"
+# name -> (module, class); a backend is imported on first use
+_REGISTRY = {
+    "numba": ("fastconfig.backends.numba_cpu", "NumbaBackend"),
+    "pytorch": ("fastconfig.backends.pytorch", "PyTorchBackend"),
+}
+# in order of preference; any other device: pytorch
+_PREFERENCE = {"cpu": ("numba", "pytorch")}
+
+_loaded: dict[str, Backend | str] = {}  # a backend, or why it cannot be had
+_serving: dict[str, list[Backend]] = {}  # device type -> what auto may take
+_requested: str | None = None  # None until first asked: then FASTCONFIG_BACKEND or auto
+_log = logging.getLogger("fastconfig")
+
+
+def choose(grads: Gradients) -> Backend:
+    """The backend that serves ``grads``.
+
+    Raises:
+        BackendUnavailable: if one was asked for by name and cannot serve them.
+        ValueError: if FASTCONFIG_BACKEND names none.
+    """
+    name = _requested if _requested is not None else _from_environment()
+    if name != AUTO:
+        backend = load(name)
+        reason = backend.unsupported(grads)
+        if reason is not None:
+            raise BackendUnavailable(f"backend {name!r} cannot serve these gradients: {reason}")
+        return backend
+    device = grads.device.type
+    for backend in _serving.get(device) or _find_serving(device):
+        if backend.unsupported(grads) is None:
+            return backend
+    raise BackendUnavailable(_nothing_serves(device))
+
+
+def load(name: str) -> Backend:
+    """The backend of this name, imported on first use.
+
+    Raises:
+        ValueError: for an unknown name.
+        BackendUnavailable: if it cannot run here, with the reason.
+    """
+    _check_name(name, "backend")
+    backend = _load(name)
+    if isinstance(backend, str):
+        raise BackendUnavailable(f"backend {name!r} cannot run here: {backend}")
+    return backend
+
+
+def explain(device_type: str) -> list[tuple[str, str | None]]:
+    """Backends for a device in order of preference, each with the reason why it cannot run, or None.
+
+    The first with None serves it. A backend is imported to find out.
+
+    Args:
+        device_type: "cpu", "cuda", ... as in ``torch.device.type``.
+    """
+    found = [(name, _load(name)) for name in _candidates(device_type)]
+    return [(name, backend if isinstance(backend, str) else None) for name, backend in found]
+
+
+class use_backend:  # reads as a statement: use_backend("pytorch")
+    """Serve everything by one backend from now on, or within a ``with`` block.
+
+    Args:
+        name: "numba", "pytorch", or "auto" to choose by device again.
+
+    Raises:
+        ValueError: for an unknown name.
+        BackendUnavailable: if it cannot run here, with the reason.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _requested
+        _check_name(name, "name")
+        if name != AUTO:
+            load(name)
+        self._before = _requested
+        _requested = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _requested
+        _requested = self._before
+
+
+def _from_environment() -> str:
+    global _requested
+    name = os.environ.get("FASTCONFIG_BACKEND", AUTO)
+    _check_name(name, "FASTCONFIG_BACKEND")
+    _requested = name
+    return name
+
+
+def _check_name(name: str, argument: str) -> None:
+    if name not in (AUTO, *_REGISTRY):
+        names = ", ".join(repr(n) for n in (AUTO, *_REGISTRY))
+        raise ValueError(f"{argument}: got {name!r}, want one of {names}")
+
+
+def _candidates(device_type: str) -> tuple[str, ...]:
+    return _PREFERENCE.get(device_type, ("pytorch",))
+
+
+def _find_serving(device_type: str) -> list[Backend]:
+    """Load what auto may take for a device, and say once what it cannot."""
+    serving = []
+    for name in _candidates(device_type):
+        backend = _load(name)
+        if isinstance(backend, str):
+            _log.warning("backend %r cannot run here and is passed over: %s", name, backend)
+        else:
+            serving.append(backend)
+    _serving[device_type] = serving
+    return serving
+
+
+def _load(name: str) -> Backend | str:
+    if name not in _loaded:
+        module, kind = _REGISTRY[name]
+        try:
+            _loaded[name] = getattr(importlib.import_module(module), kind)()
+        except Exception as error:  # whatever a broken installation raises is the reason
+            _loaded[name] = f"{type(error).__name__}: {error}"
+    return _loaded[name]
+
+
+def _nothing_serves(device_type: str) -> str:
+    reasons = "; ".join(f"{name}: {why}" for name, why in explain(device_type) if why)
+    return f"no backend serves device {device_type!r} here: {reasons}"
+
+
+def device_types() -> list[str]:
+    """The kinds of device of this machine that a backend may serve."""
+    kinds = ["cpu"]
+    if torch.cuda.is_available():
+        kinds.append("cuda")
+    return kinds

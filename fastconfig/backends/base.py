@@ -1,0 +1,47 @@
+"""The door between the methods and the hardware."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from .. import methods
+from ..gradients import Gradients, Update
+from ..methods import Rule
+
+
+class Backend(Protocol):
+    """What serves gram, coefficients, combine and the whole update on some device."""
+
+    name: str
+
+    def unsupported(self, grads: Gradients) -> str | None:
+        """Why these gradients cannot be served, or None."""
+
+    def gram(self, grads: Gradients) -> Tensor:
+        """(m, m) or (B, m, m) float64 products of the gradients, on their device."""
+
+    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+        """(m,) or (B, m) float64."""
+
+    def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
+        """Write sum_i c_i g_i to ``out``, which has the form of ``grads.new_update()``."""
+
+    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+        """The three steps at once."""
+
+
+class ThreeSteps(Backend, Protocol):
+    """A backend with no faster way than one step after the other."""
+
+    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+        return methods.coefficients(gram, rule, grads.dtype)
+
+    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+        gram = self.gram(grads)
+        self.combine(grads, self.coefficients(gram, rule, grads), out)
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend asked for by name cannot run; the message says why."""

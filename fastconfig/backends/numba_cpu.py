@@ -1,0 +1,117 @@
+"""CPU: the kernels of kernels/*_numba.py over a table of addresses; no gradient is copied."""
+
+from __future__ import annotations
+
+from array import array
+
+import torch
+from torch import Tensor
+
+from .. import _C
+from ..gradients import Gradients, Update
+from ..kernels import ir_numba
+from ..kernels.update_numba import COMBINE, GRAM, bodies, run
+from ..methods import Rule
+from .team import parallel_address, threads_for
+
+_KINDS = {
+    torch.float32: ir_numba.F32,
+    torch.float64: ir_numba.F64,
+    torch.bfloat16: ir_numba.BF16,
+    torch.float16: ir_numba.F16,
+}
+_COEFFICIENTS = _C.coefficients_address
+
+
+class NumbaBackend:
+    """Gram, coefficients and combine in compiled code on the CPU."""
+
+    name = "numba"
+
+    def unsupported(self, grads: Gradients) -> str | None:
+        if grads.device.type != "cpu":
+            return f"it serves the CPU, the gradients are on {grads.device}"
+        return ir_numba.unsupported(_KINDS[grads.dtype])
+
+    def gram(self, grads: Gradients) -> Tensor:
+        batch = () if grads.batch is None else (grads.batch,)
+        out = torch.empty(*batch, grads.m, grads.m, dtype=torch.float64)
+        _run(GRAM, grads, None, out.data_ptr(), 0)
+        return out
+
+    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+        return compiled_coefficients(gram, rule, grads.dtype)
+
+    def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
+        c = c.contiguous()
+        _run(COMBINE, grads, out, 0, c.data_ptr())
+
+    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+        m = grads.m
+        problems = 1 if grads.batch is None else grads.batch
+        scratch = torch.empty(problems * (m + 1) * m, dtype=torch.float64)  # G, then c
+        gram = scratch.data_ptr()
+        _run(GRAM + COMBINE, grads, out, gram, gram + 8 * problems * m * m, rule)
+
+
+def compiled_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
+    """csrc/coefficients.hpp on (..., m, m) float64 in CPU memory; as ``methods.coefficients``."""
+    gram = gram.detach().contiguous()
+    c = torch.empty(gram.shape[:-1], dtype=torch.float64)
+    m = gram.shape[-1]
+    _C.coefficients(gram.data_ptr(), c.data_ptr(), c.numel() // m, m, rule.native, rule.cutoff(dtype))
+    return c
+
+
+def _run(
+    steps: int, grads: Gradients, out: Update | None, gram: int, c: int, rule: Rule | None = None
+) -> None:
+    """One call of the kernels; ``gram`` and ``c`` are addresses of float64 memory."""
+    dtype = grads.dtype
+    table, problems, segments = _table(grads, out)
+    size = dtype.itemsize
+    run(
+        steps,
+        table.buffer_info()[0],
+        problems,
+        segments,
+        grads.m,
+        gram,
+        c,
+        _COEFFICIENTS,
+        0 if rule is None else rule.native.address,
+        0.0 if rule is None else rule.cutoff(dtype),
+        size,
+        threads_for(grads.m * grads.n * size),
+        parallel_address(),
+        *bodies(_KINDS[dtype]),
+    )
+
+
+def _table(grads: Gradients, out: Update | None) -> tuple[array[int], int, int]:
+    """What gram_numba.py describes, problems, segments. ``grads`` keeps its addresses alive."""
+    rows = grads.rows
+    if isinstance(rows, Tensor):
+        return _tensor_table(grads, rows, out)
+    targets = [0] * len(grads.segments) if out is None else [t.data_ptr() for t in grads.split(out)]
+    words: list[int] = []
+    for segment, target in zip(grads.segments, targets, strict=True):
+        length = next(row for row in segment if row is not None).numel()
+        words += [length, target]
+        words += [0 if row is None else row.data_ptr() for row in segment]
+        words += [1 if row is None else row.stride(0) for row in segment]
+    return array("q", words), 1, len(targets)
+
+
+def _tensor_table(grads: Gradients, rows: Tensor, out: Update | None) -> tuple[array[int], int, int]:
+    m, n, size = grads.m, grads.n, grads.dtype.itemsize
+    problems = 1 if grads.batch is None else grads.batch
+    between = 0 if grads.batch is None else rows.stride(0) * size
+    stride, step = rows.stride()[-2:]
+    words: list[int] = []
+    for problem in range(problems):
+        first = rows.data_ptr() + problem * between
+        words += [n, out.data_ptr() + problem * n * size if isinstance(out, Tensor) else 0]
+        words += [first + i * stride * size for i in range(m)]
+        words += [step] * m
+    return array("q", words), problems, 1

@@ -1,0 +1,391 @@
+"""ConFIG, PCGrad, PPCGrad and IMTL-G: the names of ``conflictfree.grad_operator``, and PPCGradOperator.
+
+All are gradients -> Gram matrix -> coefficients -> update (see docs/design.md); a model that a user wrote
+for conflictfree, on the full vectors, is called with the (m, N) tensor that it expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .backends import choose
+from .gradients import Gradients, GradientsLike, Update
+from .length_model import *  # noqa: F403  # as conflictfree's module offers them
+from .length_model import LengthModel, ProjectionLength, length_rule
+from .length_model import __all__ as _length_all
+from .methods import Rule, make_rule
+from .numbers import float64_device
+from .utils import apply_gradient_vector
+from .weight_model import *  # noqa: F403
+from .weight_model import EqualWeight, WeightModel, direction_weights, is_equal
+from .weight_model import __all__ as _weight_all
+
+__all__ = [
+    "ConFIGOperator",
+    "ConFIG_update",
+    "ConFIG_update_double",
+    "GradientOperator",
+    "IMTLGOperator",
+    "PCGradOperator",
+    "PPCGradOperator",
+    *_length_all,
+    *_weight_all,
+]
+
+_PLAIN = Rule()  # ConFIG with equal weights and ProjectionLength
+
+
+def ConFIG_update_double(
+    grad_1: Tensor | Sequence[Tensor],
+    grad_2: Tensor | None = None,
+    weight_model: WeightModel = EqualWeight(),  # noqa: B008  # without state
+    length_model: LengthModel = ProjectionLength(),  # noqa: B008
+    losses: Sequence[Any] | None = None,
+) -> Update:
+    """ConFIG update of two gradients; the same answer as :func:`ConFIG_update`.
+
+    Args:
+        grad_1: (N,) the first gradient; or both, as a sequence of two or a tensor (2, N).
+        grad_2: (N,) the second gradient; None if ``grad_1`` holds both.
+        weight_model: direction weights.
+        length_model: length of the update.
+        losses: the two losses, for models that use them.
+
+    Returns:
+        (N,) update.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    pair: Any = [grad_1, grad_2]
+    grads = Gradients(grad_1, "grad_1") if grad_2 is None else Gradients(pair)
+    if grads.m != 2:
+        raise ValueError(f"grad_1: got {grads.m} gradients and no grad_2, want 2 in all")
+    return _config_update(grads, weight_model, length_model, losses)
+
+
+def ConFIG_update(
+    grads: GradientsLike,
+    weight_model: WeightModel = EqualWeight(),  # noqa: B008
+    length_model: LengthModel = ProjectionLength(),  # noqa: B008
+    use_least_square: bool = True,
+    losses: Sequence[Any] | None = None,
+    *,
+    rcond: float | None = None,
+) -> Update:
+    """The ConFIG update (Liu, Chu and Thuerey 2024, arXiv:2408.11104, equations 2 and 3).
+
+    Its projections on the unit gradients are in the ratio of the direction weights: with equal weights its
+    cosines with all gradients are equal, and positive where the gradients are independent.
+
+    Args:
+        grads: m gradients of N elements: a tensor (m, N) or (B, m, N), a sequence of m vectors (N,), or of
+            m sequences of per-parameter tensors (None counts as zeros). float32, float64, bfloat16 or
+            float16; any strides; never modified.
+        weight_model: direction weights; equal by default.
+        length_model: length of the update; the sum of projections by default.
+        use_least_square: accepted for conflictfree's sake; both of its ways have the same answer here.
+        losses: the m losses, for models that use them.
+        rcond: cut-off on the eigenvalues of the normalised Gram matrix relative to the largest; by default
+            float64 1e-13, float32 1e-10, float16 1e-7, bfloat16 6e-6.
+
+    Returns:
+        The update in the form, dtype and device of the gradients: (N,), (B, N), or a list of tensors. All
+        NaN if any gradient has NaN or Inf; zero if all are zero or the weights have no solution (opposed
+        gradients). No graph is kept.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+
+    Examples:
+        >>> grads = [get_gradient_vector(network) for ...]  # after each loss's backward()
+        >>> apply_gradient_vector(network, ConFIG_update(grads))
+    """
+    return _config_update(Gradients(grads), weight_model, length_model, losses, rcond)
+
+
+def _config_update(
+    grads: Gradients,
+    weight_model: WeightModel,
+    length_model: LengthModel,
+    losses: Sequence[Any] | None,
+    rcond: float | None = None,
+) -> Update:
+    if losses is not None:
+        _check_losses(losses, grads.m)
+    length = length_rule(length_model)
+    if grads.batch is not None and (length is None or not is_equal(weight_model)):
+        return _one_by_one(grads, weight_model, length_model, losses, rcond)
+    weights = direction_weights(weight_model, grads, losses)
+    if weights is None and rcond is None and length == ("projection", 0):
+        return _merge(grads, _PLAIN)
+    name, track_id = length or ("none", 0)
+    rule = make_rule(
+        "config",
+        grads.m,
+        float64_device(grads.device),
+        weights=weights,
+        length=name,
+        track_id=track_id,
+        rcond=rcond,
+    )
+    update = _merge(grads, rule)
+    if length is not None:
+        return update
+    target = update if isinstance(update, Tensor) else _joined(update)
+    with torch.no_grad():
+        scaled = length_model.rescale_length(target_vector=target, gradients=grads.stacked(), losses=losses)
+    return grads.restored(scaled.to(grads.dtype))
+
+
+def _merge(grads: Gradients, rule: Rule) -> Update:
+    update = grads.new_update()
+    choose(grads).update(grads, rule, update)
+    return update
+
+
+def _one_by_one(grads: Gradients, *rest: Any) -> Update:
+    """Problems of a batch in turn: a user's own model knows (m, N) tensors only."""
+    assert isinstance(grads.rows, Tensor)
+    updates = [_config_update(Gradients(problem), *rest) for problem in grads.rows]
+    return torch.stack(updates) if updates else grads.new_update()  # type: ignore[arg-type]
+
+
+def _joined(update: list[Tensor | None]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in update if tensor is not None])
+
+
+def _check_losses(losses: Sequence[Any], m: int) -> None:
+    try:
+        count = len(losses)
+    except TypeError:
+        raise TypeError(
+            f"losses: got a {type(losses).__name__} without length, want a sequence of {m} losses"
+        ) from None
+    if count != m:
+        raise ValueError(f"losses: got {count}, want {m}: one a gradient")
+
+
+class GradientOperator:
+    """Base class of operators, which merge m gradients into one.
+
+    A subclass overrides :meth:`calculate_gradient`.
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
+        """Merge the gradients.
+
+        Args:
+            grads: m gradients, in any of the forms of :func:`ConFIG_update`.
+            losses: the m losses, for models that use them.
+
+        Returns:
+            The merged gradient, in the form of the gradients.
+
+        Raises:
+            NotImplementedError: always; a subclass overrides it.
+        """
+        raise NotImplementedError("calculate_gradient method must be implemented")
+
+    def update_gradient(
+        self,
+        network: torch.nn.Module,
+        grads: GradientsLike,
+        losses: Sequence[Any] | None = None,
+        *,
+        none_grad_mode: Literal["zero", "skip"] = "skip",
+        zero_grad_mode: Literal["skip", "pad_zero", "pad_value"] = "pad_value",
+    ) -> None:
+        """Merge the gradients and write the result to the network's ``.grad``.
+
+        Args:
+            network: the network.
+            grads: as in :meth:`calculate_gradient`; per-parameter sequences follow
+                ``network.parameters()``, and a parameter that no loss has a gradient for is left alone.
+            losses: the m losses, for models that use them.
+            none_grad_mode, zero_grad_mode: as in :func:`fastconfig.utils.apply_gradient_vector`; use
+                "zero" where the vectors were taken with "zero".
+
+        Raises:
+            ValueError: if the result does not fit the network; nothing is written then.
+        """
+        update = self.calculate_gradient(grads, losses)
+        if isinstance(update, Tensor):
+            apply_gradient_vector(network, update, none_grad_mode, zero_grad_mode)
+            return
+        parameters = list(network.parameters())
+        fits = len(update) == len(parameters) and all(
+            piece is None or piece.shape == par.shape for par, piece in zip(parameters, update, strict=True)
+        )
+        if not fits:
+            shapes = [None if piece is None else tuple(piece.shape) for piece in update]
+            wanted = [tuple(par.shape) for par in parameters]
+            raise ValueError(f"grads: got tensors of shapes {shapes}, want {wanted}, the network's")
+        for par, piece in zip(parameters, update, strict=True):
+            if piece is not None:
+                par.grad = piece.to(par.dtype)
+
+
+class ConFIGOperator(GradientOperator):
+    """ConFIG as an operator; see :func:`ConFIG_update`.
+
+    Args:
+        weight_model: direction weights; equal by default.
+        length_model: length of the update; the sum of projections by default.
+        allow_simplified_model: accepted for conflictfree's sake; two gradients have the same answer
+            either way here.
+        use_least_square: likewise.
+        rcond: as in :func:`ConFIG_update`.
+    """
+
+    def __init__(
+        self,
+        weight_model: WeightModel = EqualWeight(),  # noqa: B008
+        length_model: LengthModel = ProjectionLength(),  # noqa: B008
+        allow_simplified_model: bool = True,
+        use_least_square: bool = True,
+        *,
+        rcond: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight_model = weight_model
+        self.length_model = length_model
+        self.allow_simplified_model = allow_simplified_model
+        self.use_least_square = use_least_square
+        self.rcond = rcond
+
+    def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
+        """The ConFIG update; arguments, result and errors as in :func:`ConFIG_update`."""
+        return _config_update(Gradients(grads), self.weight_model, self.length_model, losses, self.rcond)
+
+
+class _GramOperator(GradientOperator):
+    """An operator that is one rule on the Gram matrix."""
+
+    _rule: Rule
+
+    def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
+        """Merge the gradients.
+
+        Args:
+            grads: m gradients, in any of the forms of :func:`ConFIG_update`.
+            losses: not used.
+
+        Returns:
+            The merged gradient in the form, dtype and device of the gradients; all NaN if any gradient has
+            NaN or Inf.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted.
+        """
+        rows = Gradients(grads)
+        if losses is not None:
+            _check_losses(losses, rows.m)
+        return _merge(rows, self._rule)
+
+
+class PCGradOperator(_GramOperator):
+    """PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
+
+    Each gradient in turn loses its component along every original gradient that it (as projected so far)
+    conflicts with; then all are added up.
+
+    Args:
+        reduction: "sum" (the paper's) or "mean" over the projected gradients.
+        shuffle: visit the other gradients in random order, as the paper does; conflictfree's order 0..m-1
+            by default.
+        generator: source of the random order, on the CPU; torch's default one by default.
+
+    Raises:
+        ValueError: for another reduction.
+    """
+
+    def __init__(
+        self,
+        *,
+        reduction: str = "sum",
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self._rule = make_rule("pcgrad", 1, torch.device("cpu"), reduction=reduction)
+        self.shuffle = shuffle
+        self.generator = generator
+
+    def calculate_gradient(
+        self,
+        grads: GradientsLike,
+        losses: Sequence[Any] | None = None,
+        *,
+        order: Tensor | None = None,
+    ) -> Update:
+        """Merge the gradients.
+
+        Args:
+            grads: m gradients, in any of the forms of :func:`ConFIG_update`.
+            losses: not used.
+            order: (m, m) or (B, m, m): row i lists the gradients in the order in which gradient i is
+                projected against them (i itself is skipped); overrides ``shuffle``.
+
+        Returns:
+            The merged gradient, in the form of the gradients.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted.
+        """
+        if order is None and not self.shuffle:
+            return super().calculate_gradient(grads, losses)
+        rows = Gradients(grads)
+        if losses is not None:
+            _check_losses(losses, rows.m)
+        if order is None:
+            problems = () if rows.batch is None else (rows.batch,)
+            order = torch.rand(*problems, rows.m, rows.m, generator=self.generator).argsort(-1)
+        rule = make_rule(
+            "pcgrad",
+            rows.m,
+            float64_device(rows.device),
+            batch=rows.batch,
+            order=order,
+            reduction="mean" if self._rule.mean else "sum",
+        )
+        return _merge(rows, rule)
+
+
+class PPCGradOperator(_GramOperator):
+    """PPCGrad: PCGrad with all projections taken against the original gradients, so without an order.
+
+    g_i - sum over j with g_i . g_j < 0 of (g_i . g_j / |g_j|^2) g_j, added up (or averaged) over i.
+
+    Args:
+        reduction: "sum" or "mean" over the projected gradients.
+
+    Raises:
+        ValueError: for another reduction.
+    """
+
+    def __init__(self, *, reduction: str = "sum") -> None:
+        super().__init__()
+        self._rule = make_rule("ppcgrad", 1, torch.device("cpu"), reduction=reduction)
+
+
+class IMTLGOperator(_GramOperator):
+    """IMTL-G (Liu et al. 2021, "Towards Impartial Multi-task Learning", section 3.1).
+
+    The combination whose coefficients sum to one and whose projections on all unit gradients are equal; the
+    minimum-norm one if gradients depend on each other, zero if there is none (opposed gradients).
+
+    Args:
+        rcond: as in :func:`ConFIG_update`.
+    """
+
+    def __init__(self, *, rcond: float | None = None) -> None:
+        super().__init__()
+        self._rule = make_rule("imtlg", 1, torch.device("cpu"), rcond=rcond)

@@ -1,0 +1,260 @@
+"""The gradients as they were given: m rows seen as flat segments, without a copy; all input checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .numbers import DTYPES, dtype_names
+
+ParameterRow: TypeAlias = Sequence[Tensor | None]
+GradientsLike: TypeAlias = Tensor | Sequence[Tensor] | Sequence[ParameterRow]
+#: One vector (N,), a batch of them (B, N), or one tensor a parameter (None where no row had a gradient).
+Update: TypeAlias = Tensor | list[Tensor | None]
+#: m flat rows of one length (None is zeros), or one tensor (..., m, n) of them.
+Segment: TypeAlias = Tensor | list[Tensor] | list[Tensor | None]
+
+
+class Gradients:
+    """m gradients of N elements each, in one of three forms.
+
+    1. ``tensor``: one tensor (m, N), or (B, m, N) for B independent problems, any strides;
+    2. ``vectors``: a sequence of m tensors (N,), any stride;
+    3. ``parameters``: a sequence of m sequences of tensors, one a parameter, any shape; None is a missing
+       gradient and counts as zeros.
+
+    Attributes:
+        form: "tensor", "vectors" or "parameters".
+        m: number of gradients.
+        n: elements of one gradient.
+        batch: B, or None where there is no batch dimension.
+        dtype, device: those of every tensor in it.
+        rows: what was given, as one tensor or as a list.
+    """
+
+    __slots__ = ("_segments", "batch", "device", "dtype", "form", "m", "n", "rows", "shapes")
+
+    rows: Tensor | list[Tensor] | list[ParameterRow]
+    shapes: list[torch.Size | None]
+    batch: int | None
+
+    def __init__(self, grads: GradientsLike, argument: str = "grads") -> None:
+        """Check and describe ``grads``.
+
+        Raises:
+            TypeError: for what is no tensor, of another dtype, or not dense; naming ``argument``.
+            ValueError: for an empty input and for shapes or devices that do not fit each other.
+        """
+        self._segments: list[Segment] | None = None
+        if isinstance(grads, Tensor):
+            self._from_tensor(grads, argument)
+            return
+        if not isinstance(grads, Sequence) or isinstance(grads, str):
+            try:
+                grads = list(grads)  # ParameterList, generators
+            except TypeError:
+                _refuse(argument, f"a {type(grads).__name__}", "a tensor or a sequence of gradients")
+        self.batch = None
+        self.m = len(grads)
+        if self.m == 0:
+            raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
+        if isinstance(grads[0], Tensor):
+            self._from_vectors(grads, argument)  # type: ignore[arg-type]
+        else:
+            self._from_parameters(grads, argument)  # type: ignore[arg-type]
+
+    def _from_tensor(self, grads: Tensor, argument: str) -> None:
+        shape = grads.shape
+        if len(shape) not in (2, 3):
+            raise ValueError(f"{argument}: got shape {tuple(shape)}, want (m, N) or (B, m, N)")
+        if shape[-2] == 0:
+            raise ValueError(f"{argument}: got shape {tuple(shape)} (m = 0), want at least one gradient")
+        _check_dense(grads, argument)
+        self.form, self.rows = "tensor", grads
+        self.batch = shape[0] if len(shape) == 3 else None
+        self.m, self.n = shape[-2:]
+        self.dtype, self.device = grads.dtype, grads.device
+
+    def _from_vectors(self, grads: Sequence[Tensor], argument: str) -> None:
+        first = grads[0]
+        shape = first.shape
+        if len(shape) != 1:
+            raise ValueError(f"{argument}[0]: got shape {tuple(shape)}, want a vector (N,)")
+        _check_dense(first, f"{argument}[0]")
+        dtype, device = first.dtype, first.device
+        for i, row in enumerate(grads):
+            if not isinstance(row, Tensor):
+                _refuse(f"{argument}[{i}]", _name(row), "a tensor (N,) like the others")
+            if row.shape != shape:
+                raise ValueError(
+                    f"{argument}[{i}]: got shape {tuple(row.shape)}, want {tuple(shape)} like {argument}[0]"
+                )
+            if row.dtype is not dtype or row.device != device or row.layout is not torch.strided:
+                _refuse_mixed(row, first, f"{argument}[{i}]", f"{argument}[0]")
+        self.form, self.rows = "vectors", list(grads)
+        self.n = shape[0]
+        self.dtype, self.device = dtype, device
+
+    def _from_parameters(self, grads: Sequence[ParameterRow], argument: str) -> None:
+        for i, row in enumerate(grads):
+            if not isinstance(row, Sequence) or isinstance(row, str):
+                wanted = (
+                    "a sequence of tensors, one a parameter" if i else "a tensor or a sequence of tensors"
+                )
+                _refuse(f"{argument}[{i}]", _name(row), wanted)
+            if len(row) != len(grads[0]):
+                raise ValueError(
+                    f"{argument}[{i}]: got {len(row)} parameters, want {len(grads[0])} like {argument}[0]"
+                )
+        first: Tensor | None = None
+        first_name = ""
+        self.shapes = []
+        for p, column in enumerate(zip(*grads, strict=True)):
+            shape: torch.Size | None = None
+            for i, tensor in enumerate(column):
+                if tensor is None:
+                    continue
+                name = f"{argument}[{i}][{p}]"
+                if not isinstance(tensor, Tensor):
+                    _refuse(name, _name(tensor), "a tensor or None")
+                if first is None:
+                    _check_dense(tensor, name)
+                    first, first_name = tensor, name
+                if shape is None:
+                    shape = tensor.shape
+                if tensor.shape != shape:
+                    raise ValueError(
+                        f"{name}: got shape {tuple(tensor.shape)}, want {tuple(shape)} like parameter "
+                        f"{p} of the other gradients"
+                    )
+                if (tensor.dtype, tensor.device, tensor.layout) != (
+                    first.dtype,
+                    first.device,
+                    torch.strided,
+                ):
+                    _refuse_mixed(tensor, first, name, first_name)
+            self.shapes.append(shape)
+        if first is None:
+            raise ValueError(f"{argument}: got None for every parameter, want at least one tensor")
+        self.form, self.rows = "parameters", list(grads)
+        self.n = sum(shape.numel() for shape in self.shapes if shape is not None)
+        self.dtype, self.device = first.dtype, first.device
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The columns as flat pieces, in the order of :meth:`split`'s pieces.
+
+        A parameter whose gradients share one dense memory order is seen in that order; only where they
+        differ (one channels-last, one not) is a parameter's tensor copied.
+        """
+        if self._segments is None:
+            if self.form == "parameters":
+                self._segments = [_flat(column) for column in self._columns()]
+            else:
+                self._segments = [self.rows]  # type: ignore[list-item]
+        return self._segments
+
+    def _columns(self) -> Iterator[list[Tensor | None]]:
+        """The m tensors of every parameter that has any."""
+        for p, shape in enumerate(self.shapes):
+            if shape is not None:
+                yield [row[p] for row in self.rows]
+
+    def new_update(self) -> Update:
+        """An uninitialised result in the form, dtype and device of the gradients."""
+        if self.form != "parameters":
+            shape = (self.n,) if self.batch is None else (self.batch, self.n)
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
+        columns = self._columns()
+        return [None if shape is None else _new_like(next(columns)) for shape in self.shapes]
+
+    def split(self, update: Update) -> list[Tensor]:
+        """``update`` as flat views, one a segment: (n_s,), or (B, N) for a batch."""
+        if isinstance(update, Tensor):
+            return [update]
+        return [_flat_view(tensor) for tensor in update if tensor is not None]
+
+    def stacked(self) -> Tensor:
+        """(m, N), or (B, m, N): what a model written for conflictfree expects. Copies, unless one tensor."""
+        if isinstance(self.rows, Tensor):
+            return self.rows.detach()
+        if self.form == "vectors":
+            return torch.stack([row.detach() for row in self.rows])  # type: ignore[union-attr]
+        flat = torch.zeros(self.m, self.n, dtype=self.dtype, device=self.device)
+        start = 0
+        for column in self._columns():
+            size = next(t for t in column if t is not None).numel()
+            for row, tensor in zip(flat, column, strict=True):
+                if tensor is not None:
+                    row[start : start + size] = tensor.detach().reshape(-1)
+            start += size
+        return flat
+
+    def restored(self, vector: Tensor) -> Update:
+        """A vector in the order of :meth:`stacked`'s columns, in the form of the gradients."""
+        if self.form != "parameters":
+            return vector
+        sizes = [shape.numel() for shape in self.shapes if shape is not None]
+        pieces = iter(vector.split(sizes))
+        return [None if shape is None else next(pieces).view(shape) for shape in self.shapes]
+
+
+def _flat(column: list[Tensor | None]) -> list[Tensor | None]:
+    if _one_memory_order(column):
+        return [None if tensor is None else _flat_view(tensor) for tensor in column]
+    return [None if tensor is None else tensor.detach().reshape(-1) for tensor in column]
+
+
+def _flat_view(tensor: Tensor) -> Tensor:
+    """A dense tensor's elements in memory order."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def _one_memory_order(column: list[Tensor | None]) -> bool:
+    present = [tensor for tensor in column if tensor is not None]
+    return all(t.is_contiguous() for t in present) or (
+        len({t.stride() for t in present}) == 1 and _is_dense(present[0])
+    )
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory, each once, in whatever order."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def _new_like(column: list[Tensor | None]) -> Tensor:
+    first = next(tensor for tensor in column if tensor is not None)
+    if _one_memory_order(column) and not first.is_contiguous():
+        return torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device=first.device)
+    return torch.empty(first.shape, dtype=first.dtype, device=first.device)
+
+
+def _check_dense(tensor: Tensor, name: str) -> None:
+    if tensor.layout is not torch.strided:
+        _refuse(name, f"a sparse tensor ({tensor.layout})", "a dense one: call .to_dense() first")
+    if tensor.dtype not in DTYPES:
+        _refuse(name, f"dtype {tensor.dtype}", f"one of {dtype_names()}")
+
+
+def _refuse_mixed(tensor: Tensor, first: Tensor, name: str, first_name: str) -> NoReturn:
+    _check_dense(tensor, name)
+    if tensor.dtype != first.dtype:
+        _refuse(name, f"dtype {tensor.dtype}", f"{first.dtype} like {first_name}")
+    raise ValueError(f"{name}: got device {tensor.device}, want {first.device} like {first_name}")
+
+
+def _refuse(name: str, got: str, wanted: str) -> NoReturn:
+    raise TypeError(f"{name}: got {got}, want {wanted}")
+
+
+def _name(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

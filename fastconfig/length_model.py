@@ -1,0 +1,223 @@
+r"""Length models of ConFIG: how long the update is along its direction u.
+
+All are sums of projections, |g_c| = sum_i l_i cos(g_i, u): with the gradients' own lengths l_i = |g_i|
+(ProjectionLength) or with one tracked length for all (Track*). Zero gradients drop out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Optional, Union  # also taken from here by star import
+
+import torch
+from torch import Tensor
+
+from . import methods
+from .utils import *  # noqa: F403  # as conflictfree's module offers them
+from .utils import __all__ as _utils_all
+from .utils import unit_vector
+
+__all__ = [
+    "LengthModel",
+    "Optional",
+    "ProjectionLength",
+    "Sequence",
+    "Tensor",
+    "TrackArithmeticAverage",
+    "TrackGeometricAverage",
+    "TrackHarmonicAverage",
+    "TrackMaximum",
+    "TrackMinimum",
+    "TrackSpecific",
+    "Union",
+    *_utils_all,
+]
+
+
+class LengthModel:
+    """Base class of length models. A subclass overrides :meth:`get_length` or :meth:`rescale_length`."""
+
+    def __init__(self) -> None:
+        pass
+
+    def get_length(
+        self,
+        target_vector: Tensor | None = None,
+        unit_target_vector: Tensor | None = None,
+        gradients: Tensor | None = None,
+        losses: Sequence[Any] | None = None,
+    ) -> Tensor | float:
+        """Length of the update.
+
+        Args:
+            target_vector: (N,) vector along the update, of any length.
+            unit_target_vector: (N,) the same at length one.
+            gradients: (m, N) loss-specific gradients.
+            losses: the m losses, if they were given.
+
+        Raises:
+            NotImplementedError: always; a subclass overrides it.
+        """
+        raise NotImplementedError("This method must be implemented by the subclass.")
+
+    def rescale_length(
+        self,
+        target_vector: Tensor,
+        gradients: Tensor | None = None,
+        losses: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """The vector at the length that :meth:`get_length` gives.
+
+        Args:
+            target_vector: (N,).
+            gradients: (m, N) loss-specific gradients.
+            losses: the m losses, if they were given.
+
+        Returns:
+            (N,).
+        """
+        unit_target_vector = unit_vector(target_vector)
+        length = self.get_length(
+            target_vector=target_vector,
+            unit_target_vector=unit_target_vector,
+            gradients=gradients,
+            losses=losses,
+        )
+        return length * unit_target_vector
+
+
+class _Projected(LengthModel):
+    """What the models of this module share: a length that follows from the Gram matrix."""
+
+    _length = "none"
+    track_id = 0
+
+    def get_length(
+        self,
+        target_vector: Tensor | None = None,
+        unit_target_vector: Tensor | None = None,
+        gradients: Tensor | None = None,
+        losses: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """Length of the update.
+
+        Args:
+            target_vector: (N,); this or ``unit_target_vector`` is needed.
+            unit_target_vector: (N,) at length one.
+            gradients: (m, N) loss-specific gradients, or a sequence of m.
+            losses: not used.
+
+        Returns:
+            0-d tensor in the dtype of the gradients.
+
+        Raises:
+            ValueError: if a needed argument is missing.
+        """
+        if gradients is None:
+            raise ValueError(f"gradients: got None, want the (m, N) gradients for {type(self).__name__}")
+        target = target_vector if unit_target_vector is None else unit_target_vector
+        if target is None:
+            raise ValueError("target_vector: got None, and no unit_target_vector; want one of them")
+        from .ops import gram
+
+        products = gram([*gradients, target.to(gradients[0].dtype)])  # one read, no unit vector formed
+        norms = products.diagonal().sqrt()
+        target_norm = norms[-1]
+        along = torch.where(target_norm > 0, products[-1, :-1] / target_norm, 0)
+        return self._scaled(norms[:-1], along).to(gradients[0].dtype)
+
+    def _scaled(self, norms: Tensor, along: Tensor) -> Tensor:
+        """The length from the norms (m,) and the projections (m,) of the gradients on the direction."""
+        return along.sum()
+
+
+class ProjectionLength(_Projected):
+    r"""The sum of the projections of the gradients on the update, |g_c| = sum_i |g_i| cos(g_i, g_c)."""
+
+    _length = "projection"
+
+
+class _FlexibleTrackProjectionLength(_Projected):
+    """Every gradient is given one tracked length before it is projected on the update."""
+
+    def _scaled(self, norms: Tensor, along: Tensor) -> Tensor:
+        cosines = torch.where(norms > 0, along / norms, 0)
+        return cosines.sum() * self._tracked_value(norms)
+
+    def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        if self._length == "none":
+            raise NotImplementedError("This method must be implemented by the subclass.")
+        rule = methods.make_rule(  # checks the index
+            "config",
+            len(grad_norms),
+            grad_norms.device,
+            length=self._length,
+            track_id=self.track_id,
+        )
+        return methods.tracked(grad_norms, rule.length, rule.track_id)[0]
+
+
+class TrackMinimum(_FlexibleTrackProjectionLength):
+    """Tracks the shortest (non-zero) gradient: |g_c| = sum_i |g_min| cos(g_i, g_c)."""
+
+    _length = "minimum"
+
+
+class TrackMaximum(_FlexibleTrackProjectionLength):
+    """Tracks the longest gradient: |g_c| = sum_i |g_max| cos(g_i, g_c)."""
+
+    _length = "maximum"
+
+
+class TrackHarmonicAverage(_FlexibleTrackProjectionLength):
+    """Tracks m / sum_i (1 / |g_i|) over the non-zero gradients; large gradients count little."""
+
+    _length = "harmonic"
+
+
+class TrackArithmeticAverage(_FlexibleTrackProjectionLength):
+    """Tracks sum_i |g_i| / m over the non-zero gradients."""
+
+    _length = "arithmetic"
+
+
+class TrackGeometricAverage(_FlexibleTrackProjectionLength):
+    """Tracks (prod_i |g_i|)^(1/m) over the non-zero gradients; large gradients count little."""
+
+    _length = "geometric"
+
+
+class TrackSpecific(_FlexibleTrackProjectionLength):
+    """Tracks one gradient; if that one is zero, so is the update.
+
+    Args:
+        track_id: index of the tracked gradient, -m..m-1.
+    """
+
+    _length = "specific"
+
+    def __init__(self, track_id: int) -> None:
+        super().__init__()
+        self.track_id = track_id
+
+
+_FORMS = frozenset({"get_length", "rescale_length", "_tracked_value"})
+
+
+@lru_cache(maxsize=64)
+def _overridden(kind: Any) -> bool:
+    """Whether a subclass has its own vector form, so that the Gram matrix alone does not tell."""
+    for base in kind.__mro__:
+        if vars(base).keys() & _FORMS:
+            return base.__module__ != __name__ or base is LengthModel
+    return True
+
+
+def length_rule(model: LengthModel) -> tuple[str, int] | None:
+    """(length, track_id) of :class:`fastconfig.methods.Rule`, or None for a user's own model."""
+    kind: Any = type(model)
+    if _overridden(kind) or vars(model).keys() & _FORMS:  # by its class, or by hand
+        return None
+    assert isinstance(model, _Projected)
+    return None if model._length == "none" else (model._length, model.track_id)

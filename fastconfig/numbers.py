@@ -1,0 +1,40 @@
+"""The number rules that every part shares: dtypes served and the cut-off of rank decisions."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# max(0.1 eps^2, floor): what rounding the rows leaves of an exact (scaled) duplicate, never of N.
+_CUTOFF: dict[torch.dtype, float] = {
+    torch.float64: 1e-13,
+    torch.float32: 1e-10,
+    torch.float16: 1e-7,
+    torch.bfloat16: 6e-6,
+}
+
+
+def cutoff(dtype: torch.dtype) -> float:
+    """Smallest eigenvalue of the normalised Gram matrix, relative to the largest, that counts.
+
+    Args:
+        dtype: dtype of the gradients (not of the Gram matrix, which is always float64).
+
+    Raises:
+        TypeError: if gradients of this dtype are not served.
+    """
+    try:
+        return _CUTOFF[dtype]
+    except KeyError:
+        raise TypeError(f"dtype: got {dtype}, want one of {dtype_names()}") from None
+
+
+def dtype_names() -> str:
+    """The served dtypes as an error message names them."""
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where the m x m stage of gradients on ``device`` lives: there, or on the CPU if it has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,0 +1,123 @@
+"""The three steps one by one: gram, coefficients, combine; and the conflict mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import methods
+from .backends import choose
+from .gradients import Gradients, GradientsLike, Update
+
+__all__ = ["coefficients", "combine", "conflict_mask", "gram"]
+
+
+def gram(grads: GradientsLike) -> Tensor:
+    """G = A A^T, the inner products of the gradients, accumulated in float64.
+
+    Args:
+        grads: m gradients of N elements in any of the three forms (tensor (m, N) or (B, m, N), vectors,
+            per-parameter tensors); never modified.
+
+    Returns:
+        (m, m) or (B, m, m) float64 on the device of the gradients.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    rows = Gradients(grads)
+    return choose(rows).gram(rows)
+
+
+def conflict_mask(gram: Tensor) -> Tensor:
+    """Which pairs of gradients conflict: G < 0 (Yu et al. 2020, definition 1).
+
+    Args:
+        gram: (..., m, m).
+
+    Returns:
+        (..., m, m) bool; the diagonal is False.
+    """
+    _check_gram(gram)
+    return gram < 0
+
+
+def coefficients(
+    gram: Tensor,
+    method: str = "config",
+    *,
+    weights: Tensor | None = None,
+    length: str = "projection",
+    track_id: int = 0,
+    order: Tensor | None = None,
+    reduction: str = "sum",
+    rcond: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Coefficients c of the merged gradient sum_i c_i g_i, from the Gram matrix alone.
+
+    Args:
+        gram: (m, m) or (B, m, m) float64.
+        method: "config", "pcgrad", "ppcgrad" or "imtlg".
+        weights: (m,) or (B, m) direction weights of ConFIG; ones by default.
+        length: length model of ConFIG: "projection", "minimum", "maximum", "harmonic", "arithmetic",
+            "geometric", "specific", or "none" for the direction pinv(units) w as it is.
+        track_id: gradient that length "specific" tracks, -m..m-1.
+        order: (m, m) or (B, m, m) for PCGrad: row i is the order in which gradient i is projected against
+            the others; 0..m-1 by default.
+        reduction: "sum" or "mean" over the projected gradients, for PCGrad and PPCGrad.
+        rcond: cut-off on the eigenvalues of the normalised Gram matrix, relative to the largest.
+        dtype: dtype of the gradients, which sets rcond's default.
+
+    Returns:
+        (m,) or (B, m) float64; all NaN where a diagonal entry of G is NaN or Inf.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    _check_gram(gram)
+    batch = gram.shape[0] if gram.dim() == 3 else None
+    rule = methods.make_rule(
+        method,
+        gram.shape[-1],
+        gram.device,
+        batch=batch,
+        weights=weights,
+        length=length,
+        track_id=track_id,
+        order=order,
+        reduction=reduction,
+        rcond=rcond,
+    )
+    return methods.coefficients(gram, rule, dtype)
+
+
+def combine(grads: GradientsLike, c: Tensor) -> Update:
+    """sum_i c_i g_i, summed in float64 and rounded once.
+
+    Args:
+        grads: as in :func:`gram`.
+        c: (m,) or (B, m).
+
+    Returns:
+        In the form, dtype and device of the gradients.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    rows = Gradients(grads)
+    shape = (rows.m,) if rows.batch is None else (rows.batch, rows.m)
+    if tuple(c.shape) != shape:
+        raise ValueError(f"c: got shape {tuple(c.shape)}, want {shape}")
+    out = rows.new_update()
+    choose(rows).combine(rows, c.detach().to(torch.float64), out)
+    return out
+
+
+def _check_gram(gram: Tensor) -> None:
+    if not isinstance(gram, Tensor):
+        raise TypeError(f"gram: got a {type(gram).__name__}, want a tensor (m, m) or (B, m, m)")
+    if gram.dim() not in (2, 3) or gram.shape[-1] != gram.shape[-2] or gram.shape[-1] == 0:
+        raise ValueError(f"gram: got shape {tuple(gram.shape)}, want (m, m) or (B, m, m) with m >= 1")
+    if gram.dtype != torch.float64:
+        raise TypeError(f"gram: got dtype {gram.dtype}, want torch.float64")

@@ -1,0 +1,175 @@
+"""The oracle: each method as its paper writes it, on the full rows in float64, never through G.
+
+Slow, memory-hungry and readable. Every backend is tested against these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .numbers import cutoff
+
+
+def config(
+    rows: Tensor,
+    weights: Tensor | None = None,
+    length: str = "projection",
+    *,
+    track_id: int = 0,
+    rcond: float | None = None,
+) -> Tensor:
+    """ConFIG (Liu, Chu and Thuerey 2024, arXiv:2408.11104, equations 2 and 3).
+
+    g_u = unit(pinv([unit(g_1), ..., unit(g_m)]^T) w), then scaled by the length model.
+
+    Args:
+        rows: (m, N) gradients, any served dtype.
+        weights: (m,) direction weights, ones by default.
+        length: "projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric", "specific".
+        track_id: row whose norm is tracked, for ``length="specific"``.
+        rcond: cut-off on squared singular values, relative to the largest; by default that of rows.dtype.
+
+    Returns:
+        (N,) float64.
+    """
+    if not torch.isfinite(rows).all():
+        return _all_nan(rows)
+    rcond = cutoff(rows.dtype) if rcond is None else rcond
+    full, norms = _float64_rows(rows)
+    alive = norms > 0
+    if not alive.any():
+        return full.new_zeros(full.shape[1])
+    units = full[alive] / norms[alive, None]
+    w = full.new_ones(len(full)) if weights is None else weights.to(full)
+    direction = _unit(_pinv_apply(units, w[alive], rcond)[0])
+    if length == "projection":
+        return (full @ direction).sum() * direction
+    tracked = norms[track_id] if length == "specific" else _tracked(norms[alive], length)
+    return tracked * (units @ direction).sum() * direction
+
+
+def pcgrad(rows: Tensor, order: Sequence[Sequence[int]] | None = None, reduction: str = "sum") -> Tensor:
+    """PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
+
+    Args:
+        rows: (m, N) gradients.
+        order: for each row the order in which the others are visited; 0..m-1 by default.
+        reduction: "sum" (the paper's) or "mean" of the projected gradients.
+
+    Returns:
+        (N,) float64.
+    """
+    if not torch.isfinite(rows).all():
+        return _all_nan(rows)
+    full, norms = _float64_rows(rows)
+    m = len(full)
+    projected = full.clone()
+    for i in range(m):
+        for j in range(m) if order is None else order[i]:
+            if j == i or norms[j] == 0:
+                continue
+            along = torch.dot(projected[i], full[j] / norms[j])
+            if along < 0:
+                projected[i] -= along * (full[j] / norms[j])
+    return projected.sum(0) if reduction == "sum" else projected.mean(0)
+
+
+def ppcgrad(rows: Tensor, reduction: str = "sum") -> Tensor:
+    """PPCGrad: PCGrad with every projection taken against the original gradients, so order-free.
+
+    Args:
+        rows: (m, N) gradients.
+        reduction: "sum" or "mean" of the projected gradients.
+
+    Returns:
+        (N,) float64.
+    """
+    if not torch.isfinite(rows).all():
+        return _all_nan(rows)
+    full, norms = _float64_rows(rows)
+    projected = full.clone()
+    for i in range(len(full)):
+        for j in range(len(full)):
+            if j == i or norms[j] == 0:
+                continue
+            along = torch.dot(full[i], full[j] / norms[j])
+            if along < 0:
+                projected[i] -= along * (full[j] / norms[j])
+    return projected.sum(0) if reduction == "sum" else projected.mean(0)
+
+
+def imtlg(rows: Tensor, *, rcond: float | None = None) -> Tensor:
+    """IMTL-G (Liu et al. 2021, "Towards Impartial Multi-task Learning", section 3.1).
+
+    The affine combination (coefficients that sum to one) whose projections on all unit gradients are
+    equal; among dependent rows the minimum-norm one. Zero where no such combination exists.
+
+    Args:
+        rows: (m, N) gradients.
+        rcond: as in :func:`config`.
+
+    Returns:
+        (N,) float64.
+    """
+    if not torch.isfinite(rows).all():
+        return _all_nan(rows)
+    rcond = cutoff(rows.dtype) if rcond is None else rcond
+    full, norms = _float64_rows(rows)
+    alive = norms > 0
+    if not alive.any():
+        return full.new_zeros(full.shape[1])
+    units = full[alive] / norms[alive, None]
+    direction, x = _pinv_apply(units, full.new_ones(int(alive.sum())), rcond)
+    v = x / norms[alive]
+    if v.sum().abs() <= len(v) * torch.finfo(torch.float64).eps * v.abs().sum():
+        return torch.zeros_like(direction)
+    return direction / v.sum()
+
+
+def _float64_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    full = rows.detach().to(torch.float64)
+    return full, torch.linalg.vector_norm(full, dim=1)
+
+
+def _all_nan(rows: Tensor) -> Tensor:
+    return torch.full(rows.shape[1:], torch.nan, dtype=torch.float64, device=rows.device)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(vector)
+    return vector / norm if norm > 0 else vector
+
+
+def _pinv_apply(units: Tensor, w: Tensor, rcond: float) -> tuple[Tensor, Tensor]:
+    """u = pinv(units) w, and x with u = units^T x of minimum norm.
+
+    units^T = Q R keeps the singular value decomposition m x m and sees the rows themselves. Weights that
+    no retained direction supports (opposed rows) give zero: what is left of them is rounding.
+    """
+    q, r = torch.linalg.qr(units.T)
+    left, sigma, right = torch.linalg.svd(r, full_matrices=False)  # units = right^T sigma left^T q^T
+    kept = sigma**2 > rcond * sigma[0] ** 2
+    supported = right[kept] @ w
+    if kept.sum() < len(w) and torch.linalg.vector_norm(supported) <= rcond * torch.linalg.vector_norm(w):
+        supported = torch.zeros_like(supported)
+    u = q @ (left[:, kept] @ (supported / sigma[kept]))
+    x = right[kept].T @ (supported / sigma[kept] ** 2)
+    return u, x
+
+
+def _tracked(norms: Tensor, length: str) -> Tensor:
+    match length:
+        case "minimum":
+            return norms.min()
+        case "maximum":
+            return norms.max()
+        case "harmonic":
+            return len(norms) / (1 / norms).sum()
+        case "arithmetic":
+            return norms.mean()
+        case "geometric":
+            return norms.log().mean().exp()
+    raise ValueError(f"length: got {length!r}, want a length model's name")

@@ -1,0 +1,301 @@
+"""Vectors from networks and back; small vector functions; slice selectors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Tuple, Union  # noqa: UP035  # also taken from here by star import
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Literal",
+    "OrderedSliceSelector",
+    "RandomSliceSelector",
+    "Sequence",
+    "Tuple",
+    "Union",
+    "apply_gradient_vector",
+    "apply_gradient_vector_para_based",
+    "apply_para_vector",
+    "estimate_conflict",
+    "get_cos_similarity",
+    "get_gradient_vector",
+    "get_para_vector",
+    "has_zero",
+    "np",
+    "torch",
+    "transfer_coef_double",
+    "unit_vector",
+]
+
+
+@torch.no_grad()
+def get_para_vector(network: torch.nn.Module) -> Tensor:
+    """All parameters of the network as one vector, in the order of ``network.parameters()``.
+
+    Returns:
+        (P,) a copy: it keeps its values while training goes on.
+    """
+    return torch.cat([par.reshape(-1) for par in network.parameters()])
+
+
+@torch.no_grad()
+def get_gradient_vector(
+    network: torch.nn.Module, none_grad_mode: Literal["raise", "zero", "skip"] = "skip"
+) -> Tensor:
+    """All gradients of the network as one vector, in the order of ``network.parameters()``.
+
+    Args:
+        network: the network after ``backward()``.
+        none_grad_mode: what to do with a parameter without gradient (frozen, or not used by this loss):
+            "skip" leaves it out, "zero" counts it as zeros, "raise" raises. With losses on different parts
+            of the network use "zero", so that all vectors have the same length.
+
+    Returns:
+        (N,) a copy: clearing ``.grad`` does not change it.
+
+    Raises:
+        RuntimeError: with "raise" if a gradient is missing; with "skip" if all are.
+        ValueError: for another mode.
+    """
+    _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
+    pieces = []
+    for name, par in network.named_parameters():
+        if par.grad is not None:
+            pieces.append(par.grad.reshape(-1))
+        elif none_grad_mode == "zero":
+            pieces.append(torch.zeros_like(par).reshape(-1))
+        elif none_grad_mode == "raise":
+            raise RuntimeError(f"None gradient detected: parameter {name!r} has none")
+    if not pieces:
+        raise RuntimeError("no parameter of the network has a gradient: call backward() first")
+    return torch.cat(pieces)
+
+
+@torch.no_grad()
+def apply_gradient_vector(
+    network: torch.nn.Module,
+    grad_vec: Tensor,
+    none_grad_mode: Literal["zero", "skip"] = "skip",
+    zero_grad_mode: Literal["skip", "pad_zero", "pad_value"] = "pad_value",
+) -> None:
+    """Set the network's ``.grad`` from a vector; the gradients become views of it.
+
+    Args:
+        network: the network; with "skip" its parameters hold the gradients of a backward pass, which say
+            what the vector leaves out.
+        grad_vec: (N,).
+        none_grad_mode: the mode given to :func:`get_gradient_vector`.
+        zero_grad_mode: with none_grad_mode "zero", what a parameter without ``.grad`` gets: "pad_value" its
+            part of the vector, "pad_zero" (or "padding") zeros, "skip" nothing.
+
+    Raises:
+        ValueError: for another mode, or if the vector's length does not fit; nothing is written then.
+    """
+    _check_mode("none_grad_mode", none_grad_mode, ("zero", "skip"))
+    _check_mode("zero_grad_mode", zero_grad_mode, ("skip", "pad_zero", "padding", "pad_value"))
+    parameters = [p for p in network.parameters() if none_grad_mode == "zero" or p.grad is not None]
+    for par, piece in _pieces(parameters, grad_vec, "grad_vec"):
+        if par.grad is not None or zero_grad_mode == "pad_value":
+            par.grad = piece
+        elif zero_grad_mode != "skip":
+            par.grad = torch.zeros_like(par)
+
+
+@torch.no_grad()
+def apply_gradient_vector_para_based(network: torch.nn.Module, grad_vec: Tensor) -> None:
+    """Set the ``.grad`` of every parameter from a vector over all of them.
+
+    Args:
+        network: the network; its parameters need no gradient yet.
+        grad_vec: (P,) as from :func:`get_gradient_vector` with none_grad_mode "zero".
+
+    Raises:
+        ValueError: if the vector's length is not the number of the network's parameters.
+    """
+    for par, piece in _pieces(list(network.parameters()), grad_vec, "grad_vec"):
+        par.grad = piece
+
+
+@torch.no_grad()
+def apply_para_vector(network: torch.nn.Module, para_vec: Tensor) -> None:
+    """Copy a vector into the network's parameters.
+
+    Args:
+        network: the network.
+        para_vec: (P,) as from :func:`get_para_vector`; training on does not change it.
+
+    Raises:
+        ValueError: if the vector's length is not the number of the network's parameters.
+    """
+    for par, piece in _pieces(list(network.parameters()), para_vec, "para_vec"):
+        par.copy_(piece)
+
+
+def _pieces(
+    parameters: Sequence[torch.nn.Parameter], vector: Tensor, argument: str
+) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+    """Each parameter with its part of the vector, in its shape and dtype; lengths are checked first."""
+    sizes = [par.numel() for par in parameters]
+    if vector.dim() != 1 or len(vector) != sum(sizes):
+        raise ValueError(
+            f"{argument}: got shape {tuple(vector.shape)}, want ({sum(sizes)},): the elements of the "
+            f"{len(parameters)} parameters that take part (none_grad_mode 'skip' leaves out those without "
+            "gradient, 'zero' takes all)"
+        )
+    pieces = zip(parameters, vector.detach().split(sizes), strict=True)
+    return iter([(par, piece.view(par.shape).to(par.dtype)) for par, piece in pieces])
+
+
+def _check_mode(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        names = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{argument}: got {value!r}, want one of {names}")
+
+
+def get_cos_similarity(vector1: Tensor, vector2: Tensor) -> Tensor:
+    """Cosine of the angle between two vectors (N,), from float64 products; zero if one of them is zero.
+
+    Returns:
+        0-d tensor in the dtype of the vectors.
+    """
+    from .ops import gram
+
+    products = gram([vector1, vector2])
+    squared = products[0, 0].sqrt() * products[1, 1].sqrt()
+    return torch.where(squared == 0, squared, products[0, 1] / squared).to(vector1.dtype)
+
+
+def unit_vector(vector: Tensor, warn_zero: bool = False) -> Tensor:
+    """The vector at length one; a zero vector stays zero.
+
+    Args:
+        vector: any shape, any norm that float64 can square.
+        warn_zero: warn about a zero vector (waits for the device).
+    """
+    wide = torch.float32 if vector.device.type == "mps" else torch.float64
+    vector = vector.detach()
+    norm = torch.linalg.vector_norm(vector, dtype=wide)
+    if warn_zero and norm == 0:
+        warnings.warn("Detected zero vector when doing normalization.", stacklevel=2)
+    # divided in float64: the norm itself may be beyond the vector's dtype
+    return torch.where(norm == 0, 0, vector.to(wide) / norm).to(vector.dtype)
+
+
+@torch.no_grad()
+def transfer_coef_double(
+    weights: Tensor,
+    unit_vec_1: Tensor,
+    unit_vec_2: Tensor,
+    or_unit_vec_1: Tensor,
+    or_unit_vec_2: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Coefficients (c_1, c_2) so that c_1 o_1 + c_2 o_2 projects on v_1 and v_2 as w_1 to w_2.
+
+    Args:
+        weights: (2,) direction weights w.
+        unit_vec_1, unit_vec_2: (N,) unit gradients v.
+        or_unit_vec_1, or_unit_vec_2: (N,) unit vectors o_1 orthogonal to v_1, and o_2 to v_2.
+
+    Returns:
+        Two 0-d tensors; c_2 is one, unless c_1 would be infinite: then (1, 0).
+
+    Raises:
+        ValueError: if there are not two weights.
+    """
+    if len(weights) != 2:
+        raise ValueError(f"weights: got {len(weights)}, want 2")
+    first = weights[1] * torch.dot(or_unit_vec_2, unit_vec_1)
+    second = weights[0] * torch.dot(or_unit_vec_1, unit_vec_2)
+    finite = second != 0
+    return torch.where(finite, first / second, 1), finite.to(first.dtype)
+
+
+def estimate_conflict(gradients: Tensor) -> Tensor:
+    """Cosine of every gradient with the plain sum of all; negative where the sum hurts.
+
+    Args:
+        gradients: (m, N), or a sequence of m vectors.
+
+    Returns:
+        (m,) in the dtype of the gradients; zero for a zero gradient, and if the sum is zero.
+    """
+    from .ops import gram
+
+    products = gram(gradients)
+    norms = products.diagonal().sqrt()
+    with_sum = products.sum(1)
+    squared = with_sum.sum()
+    resolved = squared > 4 * torch.finfo(torch.float64).eps * norms.sum().square()
+    lengths = norms * squared.clamp(min=0).sqrt()
+    cosines = torch.where((norms == 0) | ~resolved, 0, with_sum / lengths)
+    broken = ~norms.isfinite().all()
+    return torch.where(broken, torch.nan, cosines).to(gradients[0].dtype)
+
+
+def has_zero(lists: Sequence[Any]) -> bool:
+    """Whether any element is zero."""
+    return any(element == 0 for element in lists)
+
+
+class OrderedSliceSelector:
+    """Selects elements of a sequence in turn, round and round.
+
+    For momentum operators: which losses to use in a step, if it is more than one.
+    """
+
+    def __init__(self) -> None:
+        self.start_index = 0
+
+    def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
+        """The next n elements.
+
+        Args:
+            n: how many, at most ``len(source_sequence)``.
+            source_sequence: what to select from.
+
+        Returns:
+            Their indexes; and the elements as a list, or the element itself for n = 1.
+
+        Raises:
+            ValueError: if n is larger than the sequence.
+        """
+        size = len(source_sequence)
+        _check_count(n, size)
+        indexes = [(self.start_index + k) % size for k in range(n)]
+        self.start_index = (self.start_index + n) % size
+        return indexes, _selected(indexes, source_sequence)
+
+
+class RandomSliceSelector:
+    """Selects elements of a sequence at random, by NumPy's global generator."""
+
+    def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
+        """n different elements.
+
+        Args:
+            n: how many, at most ``len(source_sequence)``.
+            source_sequence: what to select from.
+
+        Returns:
+            Their indexes; and the elements as a list, or the element itself for n = 1.
+
+        Raises:
+            ValueError: if n is larger than the sequence.
+        """
+        _check_count(n, len(source_sequence))
+        chosen = np.random.choice(len(source_sequence), n, replace=False)  # noqa: NPY002  # as seeded
+        indexes = [int(i) for i in chosen]
+        return indexes, _selected(indexes, source_sequence)
+
+
+def _check_count(n: int, size: int) -> None:
+    if not 0 < n <= size:
+        raise ValueError(f"n: got {n}, want 1..{size}, the length of source_sequence")
+
+
+def _selected(indexes: list[int], source: Sequence[Any]) -> Any:
+    return source[indexes[0]] if len(indexes) == 1 else [source[i] for i in indexes]

@@ -1,0 +1,99 @@
+"""Direction weights of ConFIG."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Optional, Union  # also taken from here by star import
+
+import torch
+from torch import Tensor
+
+from .gradients import Gradients
+from .numbers import float64_device
+
+__all__ = ["EqualWeight", "Optional", "Sequence", "Union", "WeightModel", "torch"]
+
+
+class WeightModel:
+    """Base class of weight models.
+
+    A subclass overrides :meth:`get_weights`; it gets the gradients as one (m, N) tensor. It may take a
+    ``device`` argument or leave it out.
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    def get_weights(self, gradients: Tensor | None = None, losses: Sequence[Any] | None = None) -> Any:
+        """Direction weights: the update's projections on the unit gradients are in their ratio.
+
+        Args:
+            gradients: (m, N) loss-specific gradients.
+            losses: the m losses, if they were given.
+
+        Returns:
+            (m,) weights.
+
+        Raises:
+            NotImplementedError: always; a subclass overrides it.
+        """
+        raise NotImplementedError("This method must be implemented by the subclass.")
+
+
+class EqualWeight(WeightModel):
+    """The same weight for every gradient: equal cosines with the update (Liu et al. 2024)."""
+
+    def get_weights(  # type: ignore[override]  # conflictfree's signature
+        self,
+        gradients: Tensor,
+        losses: Sequence[Any] | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Ones.
+
+        Args:
+            gradients: (m, N) loss-specific gradients, or a sequence of m.
+            losses: not used.
+            device: where the weights are made; where the gradients are by default.
+
+        Returns:
+            (m,) ones in the dtype of the gradients.
+
+        Raises:
+            ValueError: if gradients is None.
+        """
+        if gradients is None:
+            raise ValueError("gradients: got None, want the (m, N) gradients")
+        first = gradients[0]
+        return torch.ones(len(gradients), dtype=first.dtype, device=device or first.device)
+
+
+def is_equal(model: WeightModel) -> bool:
+    """Whether the model's weights are known to be ones without asking it."""
+    return getattr(model.get_weights, "__func__", None) is EqualWeight.get_weights
+
+
+def direction_weights(model: WeightModel, grads: Gradients, losses: Sequence[Any] | None) -> Tensor | None:
+    """The model's weights as (m,) float64, or None for ones; a user's model sees the stacked tensor.
+
+    Raises:
+        ValueError: for another number of weights than gradients.
+    """
+    if is_equal(model):
+        return None
+    stacked = grads.stacked()
+    keywords = {"device": stacked.device} if _takes_device(model.get_weights) else {}
+    with torch.no_grad():
+        weights = torch.as_tensor(model.get_weights(gradients=stacked, losses=losses, **keywords))
+    if weights.shape != (grads.m,):
+        raise ValueError(
+            f"weights: got shape {tuple(weights.shape)} from {type(model).__name__}.get_weights, "
+            f"want ({grads.m},) for {grads.m} gradients"
+        )
+    return weights.detach().to(float64_device(grads.device), torch.float64).contiguous()
+
+
+def _takes_device(get_weights: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(get_weights).parameters
+    return "device" in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

@@ -1,0 +1,1 @@
+"""Device code: one operation side by side in each language."""

@@ -1,0 +1,152 @@
+"""Builders of LLVM IR for the vectors of vectors_numba.py: load, store, loop, switch, on raw addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils
+
+F32, F64, BF16, F16 = 0, 1, 2, 3  # kinds of element
+ITEMSIZE = (4, 8, 2, 2)
+
+_FEATURES = llvm.get_host_cpu_features()
+LANES = 8 if _FEATURES.get("avx512f") else 4  # doubles a vector
+DIRECT = 6 if LANES == 8 else 3  # up to this m all sums of products stay in registers
+GROUP = 4  # rows of a tile beyond
+UNROLL = 4  # vectors of a row that a combination takes at a time
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+DOUBLE = ir.DoubleType()
+VECTOR = ir.VectorType(DOUBLE, LANES)
+_STORED = (ir.FloatType(), DOUBLE, ir.IntType(16), ir.HalfType())
+
+
+def unsupported(kind: int) -> str | None:
+    """Why elements of this kind cannot be converted on this processor, or None."""
+    if kind == F16 and llvm.get_process_triple().startswith("x86_64") and not _FEATURES.get("f16c"):
+        return "float16 needs a processor with F16C"
+    return None
+
+
+def call(builder: Any, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+    signature = ir.FunctionType(result, [a.type for a in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), arguments)
+
+
+def pointer(builder: Any, address: Any, pointee: Any) -> Any:
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+def splat(builder: Any, value: Any) -> Any:
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    first = builder.insert_element(undefined, value, I32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+
+
+def fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    return call(builder, f"llvm.fma.v{LANES}f64", VECTOR, [x, y, z])
+
+
+def load(builder: Any, address: Any, kind: int) -> Any:
+    """LANES elements as doubles; exact for every kind."""
+    stored = ir.VectorType(_STORED[kind], LANES)
+    value = builder.load(pointer(builder, address, stored), align=ITEMSIZE[kind])
+    if kind == F64:
+        return value
+    if kind == BF16:
+        words = ir.VectorType(I32, LANES)
+        high = builder.shl(builder.zext(value, words), ir.Constant(words, [16] * LANES))
+        value = builder.bitcast(high, ir.VectorType(ir.FloatType(), LANES))
+    elif kind == F16:
+        value = builder.fpext(value, ir.VectorType(ir.FloatType(), LANES))
+    return builder.fpext(value, VECTOR)
+
+
+def store(builder: Any, value: Any, address: Any, kind: int, stream: bool = False) -> None:
+    """LANES doubles, rounded to the kind (half precision through float32)."""
+    floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(I32, LANES)
+    if kind != F64:
+        value = builder.fptrunc(value, floats)
+    if kind == BF16:  # to nearest, ties to even; NaN stays NaN
+
+        def constant(k: int) -> Any:
+            return ir.Constant(words, [k] * LANES)
+
+        nan = builder.fcmp_unordered("uno", value, value)
+        bits = builder.bitcast(value, words)
+        odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+        rounded = builder.lshr(builder.add(builder.add(bits, constant(0x7FFF)), odd), constant(16))
+        value = builder.select(nan, constant(0x7FC0), rounded)
+        value = builder.trunc(value, ir.VectorType(_STORED[BF16], LANES))
+    elif kind == F16:
+        value = builder.fptrunc(value, ir.VectorType(_STORED[F16], LANES))
+    align = ITEMSIZE[kind] * (LANES if stream else 1)
+    written = builder.store(value, pointer(builder, address, value.type), align=align)
+    if stream:
+        written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+
+
+def loop(
+    builder: Any,
+    start: Any,
+    stop: Any,
+    step: int,
+    carried: Sequence[Any],
+    body: Callable[[Any, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """``for i in range(start, stop, step): carried = body(i, carried)``, carried in registers."""
+    before, function = builder.block, builder.function
+    head = function.append_basic_block("head")
+    inside = function.append_basic_block("body")
+    after = function.append_basic_block("after")
+    builder.branch(head)
+    builder.position_at_end(head)
+    i = builder.phi(I64)
+    i.add_incoming(start, before)
+    phis = [builder.phi(value.type) for value in carried]
+    for phi, value in zip(phis, carried, strict=True):
+        phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_signed("<", i, stop), inside, after)
+    builder.position_at_end(inside)
+    results = body(i, phis)
+    i.add_incoming(builder.add(i, I64(step)), builder.block)
+    for phi, value in zip(phis, results, strict=True):
+        phi.add_incoming(value, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return phis
+
+
+def offset(builder: Any, address: Any, distance: int) -> Any:
+    return builder.add(address, I64(distance))
+
+
+def element(builder: Any, address: Any, index: Any, itemsize: int) -> Any:
+    return builder.add(address, builder.mul(index, I64(itemsize)))
+
+
+def accumulate(builder: Any, sums: Sequence[Any], address: Any) -> None:
+    """Add vectors to those that lie at ``address``, one after the other."""
+    for k, value in enumerate(sums):
+        target = pointer(builder, offset(builder, address, 8 * LANES * k), VECTOR)
+        builder.store(builder.fadd(builder.load(target, align=8), value), target, align=8)
+
+
+def literal(value: Any) -> int:
+    return int(value.literal_value)
+
+
+def switch(builder: Any, value: Any, cases: Sequence[int], emit: Callable[[int], None]) -> None:
+    """``emit(k)`` for the k that ``value`` is; nothing for any other."""
+    after = builder.function.append_basic_block("chosen")
+    choice = builder.switch(value, after)
+    for k in cases:
+        block = builder.function.append_basic_block(f"case{k}")
+        choice.add_case(I64(k), block)
+        builder.position_at_end(block)
+        emit(k)
+        builder.branch(after)
+    builder.position_at_end(after)

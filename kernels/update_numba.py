@@ -1,0 +1,215 @@
+"""The whole update on a CPU in one call: gram, coefficients, combine; serial, or on torch's own threads.
+
+Columns of all segments of a problem, laid end to end, are cut into chunks by their number alone; every
+chunk has a partial Gram matrix of its own, and they are added in order: the same bits whatever the
+number of threads. The second pass runs backwards: what the first read last is still in the caches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import cfunc, literally, njit, types
+
+from .combine_numba import combine_columns
+from .gram_numba import entry_words, gram_columns
+from .vectors_numba import (
+    address,
+    call_body,
+    call_coefficients,
+    call_team,
+    fetch_add,
+    peek_int,
+    poke_double,
+    poke_int,
+)
+
+SHORTEST, MOST, ALIGN = (
+    8192,
+    64,
+    1024,
+)  # columns of a chunk at least; chunks at most; columns a multiple of
+STREAM = 1 << 21  # bytes of a result from which on it is written past the caches
+
+# words of a job: what the threads of one pass share
+NEXT, TABLE, SEGMENTS, M, COLUMNS, CHUNK, CHUNKS, PARTIALS, C, STREAMED, WORDS = range(11)
+
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*_numba.py")))
+).hexdigest()[:12]
+
+
+def compiled(decorator: Any, signature: Any, function: Any, variant: str) -> Any:
+    """``function`` compiled, from the cache on disk where there is one.
+
+    The cache goes by name. With the sources in it, a change in any of these files counts, where Numba
+    looks at one; with the variant, processes that compile two variants at once cannot take each other's.
+    """
+    function.__qualname__ = f"{function.__name__}_{variant}_{_SOURCES}"
+    try:
+        return decorator(signature, cache=True)(function)
+    except (RuntimeError, OSError):  # no folder that can be written to
+        return decorator(signature)(function)
+
+
+@njit(nogil=True)
+def triangle_size(m: int) -> int:
+    """Entries of a packed upper triangle."""
+    return m * (m + 1) // 2
+
+
+@njit(nogil=True)
+def gram_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
+    """Columns [first, last) of a segment in the first pass."""
+    literally(kind)
+    m = peek_int(job + 8 * M)
+    partial = peek_int(job + 8 * PARTIALS) + 8 * triangle_size(m) * chunk
+    gram_columns(entry, first, last, m, partial, kind)
+
+
+@njit(nogil=True)
+def combine_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
+    """Columns [first, last) of a segment in the second pass."""
+    literally(kind)
+    m, c, stream = peek_int(job + 8 * M), peek_int(job + 8 * C), peek_int(job + 8 * STREAMED)
+    combine_columns(entry, first, last, m, c, stream, kind)
+
+
+@njit(nogil=True)
+def run_chunks(job: int, piece: Any, backwards: bool, kind: int) -> None:
+    """Take chunks until none is left, and run ``piece`` on what of each segment lies in them."""
+    literally(kind)
+    m = peek_int(job + 8 * M)
+    chunks = peek_int(job + 8 * CHUNKS)
+    while True:
+        chunk = fetch_add(job + 8 * NEXT, 1)
+        if chunk >= chunks:
+            break
+        if backwards:
+            chunk = chunks - 1 - chunk
+        first = chunk * peek_int(job + 8 * CHUNK)
+        last = min(first + peek_int(job + 8 * CHUNK), peek_int(job + 8 * COLUMNS))
+        entry = peek_int(job + 8 * TABLE)
+        offset = 0
+        while offset < last:
+            length = peek_int(entry)
+            low, high = max(first - offset, 0), min(last - offset, length)
+            if low < high:
+                piece(job, chunk, entry, low, high, kind)
+            offset += length
+            entry += 8 * entry_words(m)
+
+
+@njit(nogil=True)
+def run_pass(job: int, body: int, threads: int, parallel: int) -> None:
+    """All chunks of a pass, on a team if it is worth one."""
+    poke_int(job + 8 * NEXT, 0)
+    if threads > 1 and peek_int(job + 8 * CHUNKS) > 1:
+        call_team(parallel, body, job, threads)
+    else:
+        call_body(body, job)
+
+
+@njit(nogil=True)
+def prepare(job: Any, table: int, segments: int, m: int, size: int) -> None:
+    """Describe a problem's columns and chunks."""
+    columns = 0
+    for segment in range(segments):
+        columns += peek_int(table + 8 * entry_words(m) * segment)
+    most = MOST if m <= 32 else MOST // 2  # partial Gram matrices: at most half a MiB up to m = 64
+    chunk = max(SHORTEST, (columns + most - 1) // most)
+    chunk = (chunk + ALIGN - 1) // ALIGN * ALIGN
+    job[TABLE], job[SEGMENTS], job[M], job[COLUMNS] = table, segments, m, columns
+    job[CHUNK], job[CHUNKS] = chunk, (columns + chunk - 1) // chunk
+    job[STREAMED] = 1 if columns * size >= STREAM else 0
+
+
+@njit(nogil=True)
+def add_partials(partials: Any, chunks: int, m: int, gram: int) -> None:
+    """Both halves of ``gram`` from the partial triangles, in the order of the chunks."""
+    size = triangle_size(m)
+    k = 0
+    for i in range(m):
+        for j in range(i, m):
+            total = 0.0
+            for chunk in range(chunks):
+                total += partials[chunk * size + k]
+            poke_double(gram + 8 * (i * m + j), total)
+            poke_double(gram + 8 * (j * m + i), total)
+            k += 1
+
+
+GRAM, COMBINE = 1, 2  # steps that a call asks for
+
+
+@cache
+def bodies(kind: int) -> tuple[int, int]:
+    """Addresses of what every thread runs in the first and in the second pass, for elements of ``kind``."""
+
+    def gram_body(job: int) -> None:
+        run_chunks(job, gram_piece, False, kind)
+
+    def combine_body(job: int) -> None:
+        run_chunks(job, combine_piece, True, kind)
+
+    signature = types.void(types.int64)
+    variant = ("float32", "float64", "bfloat16", "float16")[kind]
+    first = compiled(cfunc, signature, gram_body, variant)
+    second = compiled(cfunc, signature, combine_body, variant)
+    return first.address, second.address
+
+
+def _run(
+    steps: int,
+    table: int,
+    problems: int,
+    segments: int,
+    m: int,
+    gram: int,
+    c: int,
+    coefficients: int,
+    rule: int,
+    rcond: float,
+    size: int,
+    threads: int,
+    parallel: int,
+    gram_body: int,
+    combine_body: int,
+) -> None:
+    """The steps asked for, on addresses.
+
+    GRAM forms ``gram`` (problems, m, m); COMBINE writes the results that the table names, with ``c``
+    (problems, m); both together take ``c`` from ``coefficients``, fastconfig_coefficients of csrc.
+    ``size`` is that of an element in bytes, ``parallel`` GOMP_parallel.
+    """
+    job = np.empty(WORDS, np.int64)
+    table_step, gram_step = 8 * entry_words(m) * segments, 8 * m * m
+    if steps & GRAM:
+        partials = np.empty(0)
+        for problem in range(problems):
+            prepare(job, table + table_step * problem, segments, m, size)
+            if problem == 0:
+                partials = np.empty(job[CHUNKS] * triangle_size(m))
+            partials[:] = 0.0
+            job[PARTIALS] = address(partials)
+            run_pass(address(job), gram_body, threads, parallel)
+            add_partials(partials, job[CHUNKS], m, gram + gram_step * problem)
+    if steps == GRAM + COMBINE:
+        call_coefficients(coefficients, gram, c, problems, m, rule, rcond)
+    if steps & COMBINE:
+        for problem in range(problems):
+            prepare(job, table + table_step * problem, segments, m, size)
+            job[C] = c + 8 * m * problem
+            run_pass(address(job), combine_body, threads, parallel)
+
+
+run = compiled(
+    partial(njit, nogil=True),
+    types.void(*[types.int64] * 9, types.float64, *[types.int64] * 5),
+    _run,
+    "steps",
+)

@@ -1,0 +1,305 @@
+"""Explicit vectors for Numba: intrinsics that emit LLVM IR, on raw addresses.
+
+LLVM's own vectoriser keeps to 256 bits on AVX-512 machines unless told otherwise process-wide, and its
+loop forms do not survive sixteen float64 sums over converted bfloat16; these few do. Rows are contiguous
+here, and counts are multiples of ``LANES``: the callers pack what is not (see gram_numba.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from .ir_numba import (
+    DIRECT,
+    DOUBLE,
+    F64,
+    GROUP,
+    I32,
+    I64,
+    ITEMSIZE,
+    LANES,
+    UNROLL,
+    VECTOR,
+    accumulate,
+    call,
+    element,
+    fma,
+    literal,
+    load,
+    loop,
+    offset,
+    pointer,
+    splat,
+    store,
+    switch,
+)
+
+
+@intrinsic(prefer_literal=True)
+def triangle(typing_context, rows, m, count, sums, kind):
+    """sums (m (m + 1) / 2 vectors) += x_i * x_j, i <= j, over ``count`` columns, m <= DIRECT.
+
+    ``rows`` is the address of m row addresses. Several sets of sums hide the latency of the additions.
+    """
+    elements = literal(kind)
+    size = ITEMSIZE[elements]
+
+    def generate(context, builder, signature, arguments):
+        rows_, m_, count_, sums_ = arguments[:4]
+
+        def emit(m: int) -> None:
+            pairs = [(i, j) for i in range(m) for j in range(i, m)]
+            n, sets = len(pairs), max(1, min(4, 12 // len(pairs)))
+            bases = [builder.load(pointer(builder, offset(builder, rows_, 8 * i), I64)) for i in range(m)]
+
+            def columns(at: Any, held: Sequence[Any]) -> list[Any]:
+                x = [load(builder, element(builder, base, at, size), elements) for base in bases]
+                return [fma(builder, x[a], x[b], s) for (a, b), s in zip(pairs, held, strict=True)]
+
+            def unrolled(i: Any, held: list[Any]) -> list[Any]:
+                parts = [(offset(builder, i, k * LANES), held[k * n : k * n + n]) for k in range(sets)]
+                return [v for at, part in parts for v in columns(at, part)]
+
+            wide = builder.sdiv(count_, I64(LANES * sets))
+            wide = builder.mul(wide, I64(LANES * sets))
+            zeros = [ir.Constant(VECTOR, None)] * n
+            held = loop(builder, I64(0), wide, LANES * sets, zeros * sets, unrolled)
+            total = held[:n]
+            for k in range(1, sets):
+                total = [builder.fadd(s, t) for s, t in zip(total, held[k * n : k * n + n], strict=True)]
+            accumulate(builder, loop(builder, wide, count_, LANES, total, columns), sums_)
+
+        switch(builder, m_, range(1, DIRECT + 1), emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4, kind), generate
+
+
+@intrinsic
+def tile(typing_context, left, right, stride, count, sums, m, n):
+    """sums += x_i * y_j for m rows of doubles at ``left`` and n at ``right``.
+
+    ``stride`` is the distance of two rows in bytes; sums hold one vector a pair. Either m = GROUP and
+    1 <= n <= GROUP, or n = 0 and 1 <= m <= GROUP: then i <= j, both of left.
+    """
+
+    def generate(context, builder, signature, arguments):
+        left_, right_, stride_, count_, sums_, m_, n_ = arguments
+
+        def emit(m: int, n: int) -> None:
+            pairs = [(i, j) for i in range(m) for j in (range(n) if n else range(i, m))]
+
+            def rows(base: Any, number: int, at: Any) -> list[Any]:
+                strides = [builder.mul(stride_, I64(i)) for i in range(number)]
+                starts = [builder.add(base, stride) for stride in strides]
+                return [load(builder, element(builder, start, at, 8), F64) for start in starts]
+
+            def columns(at: Any, held: list[Any]) -> list[Any]:
+                x = rows(left_, m, at)
+                y = rows(right_, n, at) if n else x
+                return [fma(builder, x[i], y[j], s) for (i, j), s in zip(pairs, held, strict=True)]
+
+            zeros = [ir.Constant(VECTOR, None)] * len(pairs)
+            accumulate(builder, loop(builder, I64(0), count_, LANES, zeros, columns), sums_)
+
+        groups = range(1, GROUP + 1)
+        switch(builder, n_, groups, lambda n: emit(GROUP, n))
+        own = builder.select(builder.icmp_signed("==", n_, I64(0)), m_, I64(0))
+        switch(builder, own, groups, lambda m: emit(m, 0))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), generate
+
+
+@intrinsic(prefer_literal=True)
+def widen(typing_context, source, target, count, ahead, kind):
+    """Doubles at ``target`` from elements at ``source``, prefetching ``ahead`` bytes further on."""
+    elements = literal(kind)
+
+    def generate(context, builder, signature, arguments):
+        source_, target_, count_, ahead_ = arguments[:4]
+
+        def columns(i: Any, held: list[Any]) -> list[Any]:
+            address = element(builder, source_, i, ITEMSIZE[elements])
+            _prefetch(builder, builder.add(address, ahead_))
+            value = load(builder, address, elements)
+            store(builder, value, element(builder, target_, i, 8), F64)
+            return held
+
+        loop(builder, I64(0), count_, LANES, [], columns)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4, kind), generate
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    target = pointer(builder, address, ir.IntType(8))
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [target, I32(0), I32(3), I32(1)])
+
+
+@intrinsic(prefer_literal=True)
+def weighted_sum(typing_context, rows, m, first, count, c, out, stream, kind):
+    """out[k] = sum_i c_i x_i[first + k], k < count (a multiple of LANES), rounded once.
+
+    ``rows`` is the address of m row addresses, ``c`` of m doubles. ``stream`` writes past the caches
+    (``out`` on a multiple of 64 then).
+    """
+    elements = literal(kind)
+    size = ITEMSIZE[elements]
+
+    def generate(context, builder, signature, arguments):
+        rows_, m_, first_, count_, c_, out_, stream_ = arguments[:7]
+
+        def vectors(at: Any, number: int, past_caches: bool) -> None:
+            source = builder.mul(builder.add(first_, at), I64(size))
+
+            def add_row(i: Any, held: list[Any]) -> list[Any]:
+                base = builder.add(builder.load(pointer(builder, element(builder, rows_, i, 8), I64)), source)
+                weight = splat(builder, builder.load(pointer(builder, element(builder, c_, i, 8), DOUBLE)))
+                x = [load(builder, offset(builder, base, u * LANES * size), elements) for u in range(number)]
+                return [fma(builder, weight, x_u, s) for x_u, s in zip(x, held, strict=True)]
+
+            zeros = [ir.Constant(VECTOR, None)] * number
+            target = element(builder, out_, at, size)
+            for u, s in enumerate(loop(builder, I64(0), m_, 1, zeros, add_row)):
+                store(builder, s, offset(builder, target, u * LANES * size), elements, past_caches)
+
+        def several(past_caches: bool) -> Any:
+            def body(at: Any, held: list[Any]) -> list[Any]:
+                vectors(at, UNROLL, past_caches)
+                return held
+
+            return body
+
+        def one(at: Any, held: list[Any]) -> list[Any]:
+            vectors(at, 1, False)
+            return held
+
+        wide = builder.mul(builder.sdiv(count_, I64(LANES * UNROLL)), I64(LANES * UNROLL))
+        with builder.if_else(builder.icmp_signed("!=", stream_, I64(0))) as (yes, no):
+            with yes:
+                loop(builder, I64(0), wide, LANES * UNROLL, [], several(True))
+            with no:
+                loop(builder, I64(0), wide, LANES * UNROLL, [], several(False))
+        loop(builder, wide, count_, LANES, [], one)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7, kind), generate
+
+
+@intrinsic
+def fence(typing_context):
+    """Streamed stores become visible to other threads."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def fetch_add(typing_context, address, value):
+    """Atomic: the int64 at ``address`` before ``value`` is added to it."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", pointer(builder, arguments[0], I64), arguments[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def call_body(typing_context, body, job):
+    """body(job) by its address."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [I64])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def call_team(typing_context, parallel, body, job, threads):
+    """GOMP_parallel(body, job, threads, 0) by its address: torch's own team runs body(job)."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [I64, I64, I32, I32])
+        parallel_, body_, job_, threads_ = arguments
+        function = builder.inttoptr(parallel_, kind.as_pointer())
+        builder.call(function, [body_, job_, builder.trunc(threads_, I32), I32(0)])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
+def call_coefficients(typing_context, function, gram, c, batch, m, rule, rcond):
+    """fastconfig_coefficients (csrc/bindings.cpp) by its address."""
+
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 5 + [DOUBLE])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6, types.float64), generate
+
+
+def _peek(stored: Any, result: Any) -> Any:
+    @intrinsic
+    def peek(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            return builder.load(pointer(builder, arguments[0], stored))
+
+        return result(types.int64), generate
+
+    return peek
+
+
+def _poke(stored: Any, argument: Any) -> Any:
+    @intrinsic
+    def poke(typing_context, address, value):
+        def generate(context, builder, signature, arguments):
+            builder.store(arguments[1], pointer(builder, arguments[0], stored))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, argument), generate
+
+    return poke
+
+
+peek_int = _peek(I64, types.int64)
+peek_double = _peek(DOUBLE, types.float64)
+poke_int = _poke(I64, types.int64)
+poke_double = _poke(DOUBLE, types.float64)
+
+
+@njit(nogil=True)
+def address(values: Any) -> int:
+    """Where an array's elements start; signed, so that sums of addresses stay integers."""
+    return np.int64(values.ctypes.data)
+
+
+@intrinsic
+def copy_element(typing_context, source, target, size):
+    """One element of 2, 4 or 8 bytes, as it is."""
+
+    def generate(context, builder, signature, arguments):
+        source_, target_, size_ = arguments
+
+        def emit(size: int) -> None:
+            stored = ir.IntType(8 * size)
+            value = builder.load(pointer(builder, source_, stored), align=size)
+            builder.store(value, pointer(builder, target_, stored), align=size)
+
+        switch(builder, size_, (2, 4, 8), emit)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate

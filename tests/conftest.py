@@ -1,0 +1,32 @@
+"""What every test shares: a fresh seed, printed where a test fails, and both backends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import fastconfig
+
+torch.set_num_threads(1)  # test processes run side by side
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """A seed of the system's for torch and NumPy; FASTCONFIG_TEST_SEED repeats a run."""
+    given = os.environ.get("FASTCONFIG_TEST_SEED")
+    value = int.from_bytes(os.urandom(4), "little") if given is None else int(given)
+    print(f"FASTCONFIG_TEST_SEED={value}")
+    torch.manual_seed(value)
+    np.random.seed(value)  # noqa: NPY002  # RandomSliceSelector draws from the global generator
+    return value
+
+
+@pytest.fixture(params=["numba", "pytorch"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything in the test is served by this backend."""
+    with fastconfig.use_backend(request.param):
+        yield request.param

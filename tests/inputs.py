@@ -1,0 +1,114 @@
+"""Gradients with known angles, ranks and scales, and the bounds that follow from their dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastconfig import reference
+from fastconfig.grad_operator import (
+    ConFIG_update,
+    IMTLGOperator,
+    PCGradOperator,
+    PPCGradOperator,
+)
+from fastconfig.length_model import (
+    LengthModel,
+    ProjectionLength,
+    TrackArithmeticAverage,
+    TrackGeometricAverage,
+    TrackHarmonicAverage,
+    TrackMaximum,
+    TrackMinimum,
+    TrackSpecific,
+)
+
+BACKENDS = ("numba", "pytorch")
+LENGTH_MODELS: dict[str, LengthModel] = {
+    "projection": ProjectionLength(),
+    "minimum": TrackMinimum(),
+    "maximum": TrackMaximum(),
+    "harmonic": TrackHarmonicAverage(),
+    "arithmetic": TrackArithmeticAverage(),
+    "geometric": TrackGeometricAverage(),
+    "specific": TrackSpecific(-1),
+}
+
+
+class Method:
+    """One way of merging gradients: ours, and the oracle's."""
+
+    def __init__(self, ours: Callable[..., Tensor], oracle: Callable[[Tensor], Tensor]) -> None:
+        self.ours = ours
+        self.oracle = oracle
+
+
+def _config(length: str, model: LengthModel) -> Method:
+    return Method(
+        lambda grads: ConFIG_update(grads, length_model=model),
+        lambda rows: reference.config(rows, length=length, track_id=-1),
+    )
+
+
+METHODS: dict[str, Method] = {
+    **{f"config-{name}": _config(name, model) for name, model in LENGTH_MODELS.items()},
+    "pcgrad": Method(PCGradOperator().calculate_gradient, reference.pcgrad),
+    "pcgrad-mean": Method(
+        PCGradOperator(reduction="mean").calculate_gradient,
+        lambda rows: reference.pcgrad(rows, reduction="mean"),
+    ),
+    "ppcgrad": Method(PPCGradOperator().calculate_gradient, reference.ppcgrad),
+    "ppcgrad-mean": Method(
+        PPCGradOperator(reduction="mean").calculate_gradient,
+        lambda rows: reference.ppcgrad(rows, reduction="mean"),
+    ),
+    "imtlg": Method(IMTLGOperator().calculate_gradient, reference.imtlg),
+}
+
+
+def orthonormal(m: int, n: int) -> Tensor:
+    """(m, n) float64, m <= n."""
+    return torch.linalg.qr(torch.randn(n, m, dtype=torch.float64))[0].T
+
+
+def equiangular(m: int, n: int, cosine: float) -> Tensor:
+    """(m, n) float64 unit rows with one pairwise cosine, -1 / (m - 1) < cosine < 1, m <= n."""
+    angles = torch.full((m, m), cosine, dtype=torch.float64).fill_diagonal_(1)
+    return torch.linalg.cholesky(angles) @ orthonormal(m, n)
+
+
+def low_rank(m: int, n: int, rank: int) -> Tensor:
+    """(m, n) float64 rows that span ``rank`` dimensions, with all angles mixed."""
+    return torch.randn(m, rank, dtype=torch.float64) @ orthonormal(rank, n)
+
+
+def scaled(rows: Tensor, decades: float) -> Tensor:
+    """The rows with norms spread over 10^-decades .. 10^decades."""
+    exponents = torch.linspace(-decades, decades, len(rows), dtype=rows.dtype)
+    return rows * 10 ** exponents[torch.randperm(len(rows)), None]
+
+
+def rounding_bound(rows: Tensor, update: Tensor) -> float:
+    """8 eps sum_i |c_i| |g_i| / |update|: what rounding the last sum may cost, c from the oracle's update."""
+    full = rows.double()
+    norms = full.norm(dim=1)
+    alive = norms > 0
+    units = full[alive] / norms[alive, None]
+    q, r = torch.linalg.qr(units.T)
+    weights = torch.linalg.pinv(r) @ (q.T @ update)
+    return float(8 * torch.finfo(rows.dtype).eps * weights.abs().sum() / update.norm())
+
+
+def relative_error(update: Tensor, exact: Tensor) -> float:
+    """|update - exact| / |exact|, in float64; asserts first that all is finite."""
+    assert torch.isfinite(update).all()
+    assert torch.isfinite(exact).all()
+    return float((update.double() - exact).norm() / exact.norm())
+
+
+def half_bound(exact: Tensor, dtype: torch.dtype) -> float:
+    """Four times what rounding the exact answer to ``dtype`` costs, relative."""
+    rounded = (exact.to(dtype).double() - exact).norm() / exact.norm()
+    return 4 * max(float(rounded), torch.finfo(dtype).eps / 2)

@@ -1,0 +1,129 @@
+"""Which backend serves, what happens when one cannot, and what importing the package loads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastconfig
+from fastconfig import ConFIG_update, backends
+from fastconfig.backends import BackendUnavailable, choose, explain, use_backend
+from fastconfig.gradients import Gradients
+
+GRADS = torch.randn(3, 10)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("module", ["", ".grad_operator", ".utils", ".length_model", ".weight_model", ".cli"])
+def test_import_loads_nothing_heavy(module: str) -> None:
+    heavy = ["numba", "triton", "matplotlib", "rich", "scipy", "fastconfig._C"]
+    run = python(f"import sys, fastconfig{module}; print([m for m in {heavy} if m in sys.modules])")
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_import_of_the_package_alone_does_not_load_torch() -> None:
+    run = python("import sys, fastconfig; print('torch' in sys.modules, fastconfig.__version__)")
+    assert run.stdout.split() == ["False", fastconfig.__version__], run.stderr
+
+
+def test_every_public_name_resolves() -> None:
+    for name in fastconfig.__all__:
+        assert getattr(fastconfig, name) is not None
+        assert name in dir(fastconfig)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = fastconfig.nothing
+
+
+def test_numba_serves_the_cpu() -> None:
+    assert choose(Gradients(GRADS)).name == "numba"
+    assert explain("cpu") == [("numba", None), ("pytorch", None)]
+    assert explain("xpu") == [("pytorch", None)]
+
+
+def test_use_backend_holds_until_changed_and_within_a_block() -> None:
+    with use_backend("auto"):
+        use_backend("pytorch")
+        assert choose(Gradients(GRADS)).name == "pytorch"
+        with use_backend("numba"):
+            assert choose(Gradients(GRADS)).name == "numba"
+        assert choose(Gradients(GRADS)).name == "pytorch"
+    assert choose(Gradients(GRADS)).name == "numba"
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="name: got 'cuda9', want one of 'auto', 'numba', 'pytorch'"):
+        use_backend("cuda9")
+    with pytest.raises(ValueError, match="backend: got 'cuda9'"):
+        backends.load("cuda9")
+    run = python(
+        "import torch, fastconfig; fastconfig.ConFIG_update(torch.eye(2))",
+        FASTCONFIG_BACKEND="cuda9",
+    )
+    assert run.returncode == 1
+    assert "FASTCONFIG_BACKEND: got 'cuda9', want one of 'auto', 'numba', 'pytorch'" in run.stderr
+
+
+def test_environment_chooses() -> None:
+    code = (
+        "import sys, torch, fastconfig; fastconfig.ConFIG_update(torch.eye(2)); print('numba' in sys.modules)"
+    )
+    assert python(code, FASTCONFIG_BACKEND="pytorch").stdout.strip() == "False"
+    assert python(code, FASTCONFIG_BACKEND="numba").stdout.strip() == "True"
+
+
+def test_a_backend_asked_for_that_cannot_run_raises_with_the_reason() -> None:
+    code = (
+        "import sys, torch, fastconfig; sys.modules['numba'] = None\n"
+        "try:\n    fastconfig.use_backend('numba')\n"
+        "except fastconfig.BackendUnavailable as error:\n    print(error)\n"
+        "print(fastconfig.ConFIG_update(torch.eye(2)))"
+    )
+    run = python(code)
+    assert "backend 'numba' cannot run here: ModuleNotFoundError: import of numba halted" in run.stdout
+    assert "tensor([1., 1.])" in run.stdout, run.stderr
+    run = python(code, FASTCONFIG_BACKEND="numba")
+    assert run.returncode == 1
+    assert "BackendUnavailable: backend 'numba' cannot run here" in run.stderr
+
+
+def test_numba_asked_for_another_device_raises() -> None:
+    with (
+        use_backend("numba"),
+        pytest.raises(BackendUnavailable, match=r"serves the CPU, .* on meta"),
+    ):
+        ConFIG_update(GRADS.to("meta"))
+
+
+def test_auto_falls_back_and_says_why_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(backends._loaded, "numba", "ImportError: no such luck")
+    monkeypatch.setattr(backends, "_serving", {})
+    with caplog.at_level(logging.WARNING, logger="fastconfig"):
+        for _ in range(3):
+            assert choose(Gradients(GRADS)).name == "pytorch"
+    assert [record.message for record in caplog.records] == [
+        "backend 'numba' cannot run here and is passed over: ImportError: no such luck"
+    ]
+    assert explain("cpu") == [("numba", "ImportError: no such luck"), ("pytorch", None)]
+
+
+def test_a_device_without_float64_is_served_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastconfig.numbers import float64_device
+
+    assert float64_device(torch.device("mps")) == torch.device("cpu")
+    assert float64_device(torch.device("cuda", 1)) == torch.device("cuda", 1)

@@ -1,0 +1,160 @@
+"""gram, conflict_mask, coefficients and combine by themselves, also batched; compiled and plain alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from inputs import equiangular, low_rank, scaled
+from torch import Tensor
+
+from fastconfig import methods, ops
+from fastconfig.backends.numba_cpu import compiled_coefficients
+from fastconfig.methods import LENGTHS, make_rule
+
+CPU = torch.device("cpu")
+
+
+def normalised_error(gram: Tensor, rows: Tensor) -> float:
+    """Largest error of a Gram entry relative to the norms of its two rows."""
+    exact = rows.double() @ rows.double().T
+    norms = rows.double().norm(dim=1)
+    assert torch.isfinite(gram).all()
+    return float(((gram - exact).abs() / torch.outer(norms, norms)).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 33, 64, 65, 100])
+def test_gram(m: int, dtype: torch.dtype, backend: str) -> None:
+    for n in (1, 63, 2051, 20_003):
+        rows = (torch.randn(m, n) + 0.3).to(dtype)
+        gram = ops.gram(list(rows))
+        assert gram.dtype == torch.float64
+        assert torch.equal(gram, gram.T)
+        # float64 sums in blocks: far below n eps, the bound of a plain sum
+        assert normalised_error(gram, rows) <= 1e-14
+
+
+def test_gram_of_a_batch(backend: str) -> None:
+    rows = torch.randn(4, 5, 777)
+    torch.testing.assert_close(ops.gram(rows), torch.stack([ops.gram(r) for r in rows]), rtol=0, atol=1e-11)
+
+
+def test_conflict_mask() -> None:
+    rows = torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
+    mask = ops.conflict_mask(ops.gram(rows))
+    wanted = torch.zeros(4, 4, dtype=torch.bool)
+    wanted[0, 1] = wanted[1, 0] = True
+    assert torch.equal(mask, wanted)
+    assert torch.equal(ops.conflict_mask(ops.gram(rows.expand(3, 4, 2))), wanted.expand(3, 4, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("m", [1, 3, 20])
+def test_combine(m: int, dtype: torch.dtype, backend: str) -> None:
+    for n in (1, 63, 8193):
+        rows, c = torch.randn(m, n).to(dtype), torch.randn(m, dtype=torch.float64)
+        exact = c @ rows.double()
+        error = (ops.combine(list(rows), c).double() - exact).abs()
+        # one rounding, and float64 sums before it
+        bound = 0.51 * torch.finfo(dtype).eps * exact.abs() + 1e-14 * (c.abs() @ rows.double().abs())
+        smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        assert torch.isfinite(error).all()
+        assert (error <= bound + smallest).all()
+
+
+def test_combine_of_a_batch(backend: str) -> None:
+    rows, c = torch.randn(4, 3, 501), torch.randn(4, 3)
+    wanted = torch.stack([ops.combine(r, weights) for r, weights in zip(rows, c, strict=True)])
+    assert torch.equal(ops.combine(rows, c), wanted)
+    with pytest.raises(ValueError, match=r"c: got shape \(3,\), want \(4, 3\)"):
+        ops.combine(rows, c[0])
+
+
+GRAMS = {
+    "independent": lambda m: low_rank(m, m + 5, m),
+    "dependent": lambda m: low_rank(m, m + 5, (m + 1) // 2),
+    "conflicting": lambda m: equiangular(m, m + 3, -0.8 / max(m - 1, 1)),
+    "scales": lambda m: scaled(equiangular(m, m + 3, 0.2), 20),
+    "zero row": lambda m: torch.randn(m, m + 3).double() * (torch.arange(m) > 0).double().unsqueeze(1),
+    "zero": lambda m: torch.zeros(m, 4).double(),
+    "opposed": lambda m: torch.randn(4).double() * (-1.0) ** torch.arange(m).double().unsqueeze(1),
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("kind", GRAMS)
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 17, 64])
+def test_compiled_and_plain_coefficients_agree(m: int, kind: str, length: str) -> None:
+    rows = torch.stack([GRAMS[kind](m) for _ in range(3)])
+    gram = rows @ rows.mT
+    order = torch.rand(3, m, m).argsort(-1)
+    weights = torch.rand(3, m, dtype=torch.float64) + 0.1
+    settings = [{"method": "config", "length": length, "track_id": -1, "weights": weights}]
+    if length == "projection":
+        settings += [
+            {"method": "pcgrad", "order": order},
+            {"method": "pcgrad", "reduction": "mean"},
+            {"method": "ppcgrad"},
+            {"method": "imtlg"},
+        ]
+    for setting in settings:
+        rule = make_rule(m=m, device=CPU, batch=3, **setting)  # type: ignore[arg-type]
+        plain = methods.coefficients(gram, rule, torch.float64)
+        compiled = compiled_coefficients(gram, rule, torch.float64)
+        assert torch.isfinite(plain).all()
+        # by the update: coefficients of dependent rows may differ along the null space; and relative to
+        # the rows too, since projections on opposed rows cancel
+        update, wanted = (c.unsqueeze(-2) @ rows for c in (compiled, plain))
+        size = ((1 + plain.abs()).unsqueeze(-1) * rows.abs()).sum((-2, -1))
+        assert ((update - wanted).abs().amax((-2, -1)) <= 1e-10 * size).all(), setting
+
+
+def test_coefficients_of_a_batch_are_those_of_each() -> None:
+    rows = torch.randn(5, 4, 9, dtype=torch.float64)
+    gram = rows @ rows.mT
+    for method in methods.METHODS:
+        both = (
+            ops.coefficients(gram, method),
+            torch.stack([ops.coefficients(g, method) for g in gram]),
+        )
+        torch.testing.assert_close(*both, rtol=1e-12, atol=1e-14)
+
+
+def test_rcond_merges_nearby_rows() -> None:
+    gram = torch.tensor([[1.0, 0.999], [0.999, 1.0]], dtype=torch.float64)
+    weights = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    apart = ops.coefficients(gram, weights=weights, length="none")
+    merged = ops.coefficients(gram, weights=weights, length="none", rcond=1e-2)
+    torch.testing.assert_close(apart, torch.linalg.solve(gram, weights))
+    assert (merged > 0).all()
+    assert merged.norm() < apart.norm() / 100
+
+
+@pytest.mark.parametrize("spread", [1, 2])
+def test_nan_in_a_gram_matrix_stays_in_its_problem(spread: int) -> None:
+    rows = torch.randn(3, 4, 9, dtype=torch.float64)
+    gram = rows @ rows.mT
+    gram[1, 2, 2] = torch.nan
+    for method in methods.METHODS:
+        rule = make_rule(method, 4, CPU)
+        for c in (
+            methods.coefficients(gram, rule, torch.float32),
+            compiled_coefficients(gram, rule, torch.float32),
+        ):
+            assert torch.isnan(c[1]).all()
+            assert torch.isfinite(c[[0, 2]]).all()
+
+
+def test_refusals() -> None:
+    with pytest.raises(TypeError, match="gram: got a list, want a tensor"):
+        ops.coefficients([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"gram: got shape \(2, 3\), want \(m, m\) or \(B, m, m\)"):
+        ops.coefficients(torch.ones(2, 3).double())
+    with pytest.raises(TypeError, match=r"gram: got dtype torch.float32, want torch.float64"):
+        ops.coefficients(torch.eye(2))
+    with pytest.raises(ValueError, match=r"weights: got shape \(3,\), want \(2,\)"):
+        ops.coefficients(torch.eye(2).double(), weights=torch.ones(3))
+    with pytest.raises(ValueError, match=r"c: got shape \(3,\), want \(2,\)"):
+        ops.combine(torch.eye(2), torch.ones(3))
+    with pytest.raises(TypeError, match=r"dtype: got torch\.int64, want one of float32"):
+        ops.coefficients(torch.eye(2).double(), dtype=torch.int64)
