@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "coefficients.hpp"
+#include "vectors.hpp"
 
 namespace py = pybind11;
 
@@ -14,7 +15,6 @@ constexpr int kOnStack = 16;  // problems up to this m need no allocation
 
 }  // namespace
 
-// Also called by address, from compiled kernels: c (batch, m) from gram (batch, m, m).
 extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t batch, int64_t m,
                                         const fastconfig::Rule* rule, double rcond) {
   double stack_memory[2 * kOnStack * kOnStack + 6 * kOnStack];
@@ -61,5 +61,5 @@ PYBIND11_MODULE(_C, module) {
       py::arg("gram"), py::arg("c"), py::arg("batch"), py::arg("m"), py::arg("rule"), py::arg("rcond"),
       "Write the coefficients (batch, m) of the Gram matrices (batch, m, m), all float64, contiguous.");
 
-  module.attr("coefficients_address") = reinterpret_cast<uintptr_t>(&fastconfig_coefficients);
+  if (fastconfig::add_vectors(module.ptr()) != 0) throw py::error_already_set();
 }

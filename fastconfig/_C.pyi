@@ -1,3 +1,5 @@
+from typing import Any
+
 class Rule:
     def __init__(
         self,
@@ -14,6 +16,39 @@ class Rule:
     @property
     def address(self) -> int: ...
 
-coefficients_address: int
-
 def coefficients(gram: int, c: int, batch: int, m: int, rule: Rule, rcond: float) -> None: ...
+def scan(
+    rows: list[Any], types: tuple[type, ...], dtypes: tuple[Any, ...], strided: Any, /
+) -> tuple[int, Any, Any] | None: ...
+def run(
+    run: int,
+    steps: int,
+    table: int,
+    problems: int,
+    segments: int,
+    m: int,
+    gram: int,
+    c: int,
+    rule: int,
+    size: int,
+    threads: int,
+    parallel: int,
+    gram_body: int,
+    combine_body: int,
+    rcond: float,
+    /,
+) -> None: ...
+def run_vectors(
+    run: int,
+    rows: list[Any],
+    out: Any,
+    n: int,
+    rule: int,
+    size: int,
+    threads: int,
+    parallel: int,
+    gram_body: int,
+    combine_body: int,
+    rcond: float,
+    /,
+) -> None: ...

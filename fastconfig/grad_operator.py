@@ -7,6 +7,7 @@ for conflictfree, on the full vectors, is called with the (m, N) tensor that it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -36,14 +37,16 @@ __all__ = [
     *_weight_all,
 ]
 
-_PLAIN = Rule()  # ConFIG with equal weights and ProjectionLength
+# The default models have no state, and their rule is known without looking at them.
+_EQUAL, _PROJECTION, _PLAIN = EqualWeight(), ProjectionLength(), Rule()
+_CPU = torch.device("cpu")
 
 
 def ConFIG_update_double(
     grad_1: Tensor | Sequence[Tensor],
     grad_2: Tensor | None = None,
-    weight_model: WeightModel = EqualWeight(),  # noqa: B008  # without state
-    length_model: LengthModel = ProjectionLength(),  # noqa: B008
+    weight_model: WeightModel = _EQUAL,
+    length_model: LengthModel = _PROJECTION,
     losses: Sequence[Any] | None = None,
 ) -> Update:
     """ConFIG update of two gradients; the same answer as :func:`ConFIG_update`.
@@ -70,8 +73,8 @@ def ConFIG_update_double(
 
 def ConFIG_update(
     grads: GradientsLike,
-    weight_model: WeightModel = EqualWeight(),  # noqa: B008
-    length_model: LengthModel = ProjectionLength(),  # noqa: B008
+    weight_model: WeightModel = _EQUAL,
+    length_model: LengthModel = _PROJECTION,
     use_least_square: bool = True,
     losses: Sequence[Any] | None = None,
     *,
@@ -117,29 +120,35 @@ def _config_update(
 ) -> Update:
     if losses is not None:
         _check_losses(losses, grads.m)
+    if weight_model is _EQUAL and length_model is _PROJECTION and rcond is None:
+        return _merge(grads, _PLAIN)
     length = length_rule(length_model)
     if grads.batch is not None and (length is None or not is_equal(weight_model)):
         return _one_by_one(grads, weight_model, length_model, losses, rcond)
     weights = direction_weights(weight_model, grads, losses)
-    if weights is None and rcond is None and length == ("projection", 0):
-        return _merge(grads, _PLAIN)
-    name, track_id = length or ("none", 0)
-    rule = make_rule(
-        "config",
-        grads.m,
-        float64_device(grads.device),
-        weights=weights,
-        length=name,
-        track_id=track_id,
-        rcond=rcond,
-    )
-    update = _merge(grads, rule)
+    update = _merge(grads, _config_rule(grads, weights, *(length or ("none", 0)), rcond))
     if length is not None:
         return update
     target = update if isinstance(update, Tensor) else _joined(update)
     with torch.no_grad():
         scaled = length_model.rescale_length(target_vector=target, gradients=grads.stacked(), losses=losses)
     return grads.restored(scaled.to(grads.dtype))
+
+
+def _config_rule(
+    grads: Gradients, weights: Tensor | None, length: str, track_id: int, rcond: float | None
+) -> Rule:
+    if weights is None:
+        return _unweighted_rule(grads.m, length, track_id, rcond)
+    device = float64_device(grads.device)
+    return make_rule(
+        "config", grads.m, device, weights=weights, length=length, track_id=track_id, rcond=rcond
+    )
+
+
+@lru_cache(maxsize=64)
+def _unweighted_rule(m: int, length: str, track_id: int, rcond: float | None) -> Rule:
+    return make_rule("config", m, _CPU, length=length, track_id=track_id, rcond=rcond)
 
 
 def _merge(grads: Gradients, rule: Rule) -> Update:
@@ -247,8 +256,8 @@ class ConFIGOperator(GradientOperator):
 
     def __init__(
         self,
-        weight_model: WeightModel = EqualWeight(),  # noqa: B008
-        length_model: LengthModel = ProjectionLength(),  # noqa: B008
+        weight_model: WeightModel = _EQUAL,
+        length_model: LengthModel = _PROJECTION,
         allow_simplified_model: bool = True,
         use_least_square: bool = True,
         *,
@@ -315,7 +324,7 @@ class PCGradOperator(_GramOperator):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self._rule = make_rule("pcgrad", 1, torch.device("cpu"), reduction=reduction)
+        self._rule = make_rule("pcgrad", 1, _CPU, reduction=reduction)
         self.shuffle = shuffle
         self.generator = generator
 
@@ -373,7 +382,7 @@ class PPCGradOperator(_GramOperator):
 
     def __init__(self, *, reduction: str = "sum") -> None:
         super().__init__()
-        self._rule = make_rule("ppcgrad", 1, torch.device("cpu"), reduction=reduction)
+        self._rule = make_rule("ppcgrad", 1, _CPU, reduction=reduction)
 
 
 class IMTLGOperator(_GramOperator):
@@ -388,4 +397,4 @@ class IMTLGOperator(_GramOperator):
 
     def __init__(self, *, rcond: float | None = None) -> None:
         super().__init__()
-        self._rule = make_rule("imtlg", 1, torch.device("cpu"), rcond=rcond)
+        self._rule = make_rule("imtlg", 1, _CPU, rcond=rcond)

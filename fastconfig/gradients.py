@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .numbers import DTYPES, dtype_names
 
+try:
+    from ._C import scan
+except ImportError:  # not built: the checks below do the same, slower
+    scan = None  # type: ignore[assignment]
+
+
+_TYPES = (Tensor, torch.nn.Parameter)
 ParameterRow: TypeAlias = Sequence[Tensor | None]
 GradientsLike: TypeAlias = Tensor | Sequence[Tensor] | Sequence[ParameterRow]
 #: One vector (N,), a batch of them (B, N), or one tensor a parameter (None where no row had a gradient).
@@ -32,10 +39,24 @@ class Gradients:
         n: elements of one gradient.
         batch: B, or None where there is no batch dimension.
         dtype, device: those of every tensor in it.
+        device_type: ``device.type``.
         rows: what was given, as one tensor or as a list.
+        plain: whether the rows are contiguous vectors on the CPU, which need no table of strides.
     """
 
-    __slots__ = ("_segments", "batch", "device", "dtype", "form", "m", "n", "rows", "shapes")
+    __slots__ = (
+        "_segments",
+        "batch",
+        "device",
+        "device_type",
+        "dtype",
+        "form",
+        "m",
+        "n",
+        "plain",
+        "rows",
+        "shapes",
+    )
 
     rows: Tensor | list[Tensor] | list[ParameterRow]
     shapes: list[torch.Size | None]
@@ -49,22 +70,33 @@ class Gradients:
             ValueError: for an empty input and for shapes or devices that do not fit each other.
         """
         self._segments: list[Segment] | None = None
+        self.plain = False
         if isinstance(grads, Tensor):
             self._from_tensor(grads, argument)
-            return
-        if not isinstance(grads, Sequence) or isinstance(grads, str):
-            try:
-                grads = list(grads)  # ParameterList, generators
-            except TypeError:
-                _refuse(argument, f"a {type(grads).__name__}", "a tensor or a sequence of gradients")
+        else:
+            self._from_sequence(grads, argument)
+        if not self.plain:
+            self.device_type = self.device.type
+
+    def _from_sequence(self, grads: Any, argument: str) -> None:
+        try:
+            rows = list(grads)  # ours: the caller's may change while a kernel reads
+        except TypeError:
+            _refuse(argument, f"a {type(grads).__name__}", "a tensor or a sequence of gradients")
         self.batch = None
-        self.m = len(grads)
+        self.m = len(rows)
+        found = scan(rows, _TYPES, DTYPES, torch.strided) if scan is not None else None
+        if found is not None:
+            self.form, self.rows, self.plain = "vectors", rows, True
+            self.n, self.dtype, self.device = found
+            self.device_type = "cpu"
+            return
         if self.m == 0:
             raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
-        if isinstance(grads[0], Tensor):
-            self._from_vectors(grads, argument)  # type: ignore[arg-type]
+        if isinstance(rows[0], Tensor):
+            self._from_vectors(rows, argument)
         else:
-            self._from_parameters(grads, argument)  # type: ignore[arg-type]
+            self._from_parameters(rows, argument)
 
     def _from_tensor(self, grads: Tensor, argument: str) -> None:
         shape = grads.shape
@@ -78,7 +110,7 @@ class Gradients:
         self.m, self.n = shape[-2:]
         self.dtype, self.device = grads.dtype, grads.device
 
-    def _from_vectors(self, grads: Sequence[Tensor], argument: str) -> None:
+    def _from_vectors(self, grads: list[Any], argument: str) -> None:
         first = grads[0]
         shape = first.shape
         if len(shape) != 1:
@@ -94,11 +126,11 @@ class Gradients:
                 )
             if row.dtype is not dtype or row.device != device or row.layout is not torch.strided:
                 _refuse_mixed(row, first, f"{argument}[{i}]", f"{argument}[0]")
-        self.form, self.rows = "vectors", list(grads)
+        self.form, self.rows = "vectors", grads
         self.n = shape[0]
         self.dtype, self.device = dtype, device
 
-    def _from_parameters(self, grads: Sequence[ParameterRow], argument: str) -> None:
+    def _from_parameters(self, grads: list[Any], argument: str) -> None:
         for i, row in enumerate(grads):
             if not isinstance(row, Sequence) or isinstance(row, str):
                 wanted = (
@@ -139,7 +171,7 @@ class Gradients:
             self.shapes.append(shape)
         if first is None:
             raise ValueError(f"{argument}: got None for every parameter, want at least one tensor")
-        self.form, self.rows = "parameters", list(grads)
+        self.form, self.rows = "parameters", grads
         self.n = sum(shape.numel() for shape in self.shapes if shape is not None)
         self.dtype, self.device = first.dtype, first.device
 
@@ -165,6 +197,8 @@ class Gradients:
 
     def new_update(self) -> Update:
         """An uninitialised result in the form, dtype and device of the gradients."""
+        if self.plain:
+            return torch.empty(self.n, dtype=self.dtype)
         if self.form != "parameters":
             shape = (self.n,) if self.batch is None else (self.batch, self.n)
             return torch.empty(shape, dtype=self.dtype, device=self.device)

@@ -53,6 +53,11 @@ class Rule:
     mean: bool = False
     rcond: float | None = None
 
+    @cached_property
+    def native_address(self) -> int:
+        """Where :attr:`native` lies."""
+        return int(self.native.address)
+
     def cutoff(self, dtype: torch.dtype) -> float:
         """The eigenvalue cut-off for gradients of this dtype."""
         return cutoff(dtype) if self.rcond is None else self.rcond

@@ -8,7 +8,7 @@ number of threads. The second pass runs backwards: what the first read last is s
 from __future__ import annotations
 
 import hashlib
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def bodies(kind: int) -> tuple[int, int]:
     return first.address, second.address
 
 
-def _run(
+def run(
     steps: int,
     table: int,
     problems: int,
@@ -207,9 +207,8 @@ def _run(
             run_pass(address(job), combine_body, threads, parallel)
 
 
-run = compiled(
-    partial(njit, nogil=True),
-    types.void(*[types.int64] * 9, types.float64, *[types.int64] * 5),
-    _run,
-    "steps",
-)
+@cache
+def run_address() -> int:
+    """Address of the compiled form of ``run``, for fastconfig._C."""
+    signature = types.void(*[types.int64] * 9, types.float64, *[types.int64] * 5)
+    return compiled(cfunc, signature, run, "steps").address

@@ -43,7 +43,7 @@ def choose(grads: Gradients) -> Backend:
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot serve these gradients: {reason}")
         return backend
-    device = grads.device.type
+    device = grads.device_type
     for backend in _serving.get(device) or _find_serving(device):
         if backend.unsupported(grads) is None:
             return backend

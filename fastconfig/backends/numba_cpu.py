@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from .. import _C
 from ..gradients import Gradients, Update
 from ..kernels import ir_numba
-from ..kernels.update_numba import COMBINE, GRAM, bodies, run
+from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
 from ..methods import Rule
 from .team import parallel_address, threads_for
 
@@ -20,7 +21,7 @@ _KINDS = {
     torch.bfloat16: ir_numba.BF16,
     torch.float16: ir_numba.F16,
 }
-_COEFFICIENTS = _C.coefficients_address
+_UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in _KINDS.items()}
 
 
 class NumbaBackend:
@@ -29,9 +30,9 @@ class NumbaBackend:
     name = "numba"
 
     def unsupported(self, grads: Gradients) -> str | None:
-        if grads.device.type != "cpu":
+        if grads.device_type != "cpu":
             return f"it serves the CPU, the gradients are on {grads.device}"
-        return ir_numba.unsupported(_KINDS[grads.dtype])
+        return _UNSUPPORTED[grads.dtype]
 
     def gram(self, grads: Gradients) -> Tensor:
         batch = () if grads.batch is None else (grads.batch,)
@@ -47,6 +48,9 @@ class NumbaBackend:
         _run(COMBINE, grads, out, 0, c.data_ptr())
 
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+        if grads.plain:
+            _run_vectors(grads, rule, out)
+            return
         m = grads.m
         problems = 1 if grads.batch is None else grads.batch
         scratch = torch.empty(problems * (m + 1) * m, dtype=torch.float64)  # G, then c
@@ -63,14 +67,40 @@ def compiled_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tenso
     return c
 
 
+@cache
+def _entries(dtype: torch.dtype) -> tuple[int, int, int, int, int]:
+    """Addresses of run, GOMP_parallel and the bodies of the two passes; bytes of an element."""
+    return (run_address(), parallel_address(), *bodies(_KINDS[dtype]), dtype.itemsize)
+
+
+def _run_vectors(grads: Gradients, rule: Rule, out: Update) -> None:
+    """The whole update of plain vectors in one call."""
+    n, dtype, rows = grads.n, grads.dtype, grads.rows
+    run, parallel, gram_body, combine_body, size = _entries(dtype)
+    threads = threads_for(grads.m * n * size)
+    _C.run_vectors(
+        run,
+        rows,  # type: ignore[arg-type]
+        out,
+        n,
+        rule.native_address,
+        size,
+        threads,
+        parallel,
+        gram_body,
+        combine_body,
+        rule.cutoff(dtype),
+    )
+
+
 def _run(
     steps: int, grads: Gradients, out: Update | None, gram: int, c: int, rule: Rule | None = None
 ) -> None:
-    """One call of the kernels; ``gram`` and ``c`` are addresses of float64 memory."""
-    dtype = grads.dtype
+    """``steps`` of update_numba.py; ``gram`` and ``c`` are addresses of float64 memory."""
+    run, parallel, gram_body, combine_body, size = _entries(grads.dtype)
     table, problems, segments = _table(grads, out)
-    size = dtype.itemsize
-    run(
+    _C.run(
+        run,
         steps,
         table.buffer_info()[0],
         problems,
@@ -78,13 +108,13 @@ def _run(
         grads.m,
         gram,
         c,
-        _COEFFICIENTS,
-        0 if rule is None else rule.native.address,
-        0.0 if rule is None else rule.cutoff(dtype),
+        0 if rule is None else rule.native_address,
         size,
         threads_for(grads.m * grads.n * size),
-        parallel_address(),
-        *bodies(_KINDS[dtype]),
+        parallel,
+        gram_body,
+        combine_body,
+        0.0 if rule is None else rule.cutoff(grads.dtype),
     )
 
 

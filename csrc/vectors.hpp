@@ -1,0 +1,19 @@
+// The parts of fastconfig._C that are called once an update: plain C functions, since pybind11's own calls cost more.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "coefficients.hpp"
+
+// c (batch, m) from gram (batch, m, m), float64; also called by its address, from compiled kernels.
+extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t batch, int64_t m,
+                                        const fastconfig::Rule* rule, double rcond);
+
+namespace fastconfig {
+
+// Adds scan, run and run_vectors; -1 and a Python error if that fails.
+int add_vectors(PyObject* module);
+
+}  // namespace fastconfig
