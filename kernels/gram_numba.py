@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numba import literally, njit
 
-from .ir_numba import DIRECT, GROUP, ITEMSIZE, LANES
+from .ir_numba import DIRECT, GROUP, ITEMSIZE, LANES, PREFETCHED
 from .vectors_numba import (
     address,
     copy_element,
+    keep,
     peek_double,
     peek_int,
     poke_double,
@@ -57,16 +58,22 @@ def pack(source: int, step: int, count: int, target: int, size: int) -> None:
 
 
 @njit(nogil=True)
-def tiles(wide: int, stride: int, count: int, m: int, sums: int) -> None:
-    """sums += products of m widened rows, tile after tile."""
+def tiles(wide: int, stride: int, count: int, m: int, sums: int, ahead: int, step: int) -> None:
+    """sums += products of m widened rows, tile after tile; each fetches its share of the next block."""
+    groups = (m + GROUP - 1) // GROUP
+    share = 8 * min(PREFETCHED, (2 * m + groups * (groups + 1) - 1) // (groups * (groups + 1)))
+    last = ahead + 8 * (m - 1)
     for i in range(0, m, GROUP):
         rows = min(GROUP, m - i)
         left = wide + i * stride
-        tile(left, left, stride, count, sums, rows, 0)
+        tile(left, left, stride, count, sums, rows, 0, min(ahead, last), step)
+        ahead += share
         sums += rows * (rows + 1) // 2 * LANES * 8
         for j in range(i + GROUP, m, GROUP):
             columns = min(GROUP, m - j)
-            tile(left, wide + j * stride, stride, count, sums, rows, columns)
+            right = wide + j * stride
+            tile(left, right, stride, count, sums, rows, columns, min(ahead, last), step)
+            ahead += share
             sums += rows * columns * LANES * 8
 
 
@@ -81,8 +88,9 @@ def horizontal(vector: int) -> float:
 
 
 @njit(nogil=True)
-def flush(sums: int, present: Any, alive: int, partial: int, m: int) -> None:
+def flush(vectors: Any, present: Any, alive: int, partial: int, m: int) -> None:
     """Add the sums, in the order in which the tiles wrote them, to the packed upper triangle ``partial``."""
+    sums = address(vectors)
     group = alive if alive <= DIRECT else GROUP
     for i in range(0, alive, group):
         for j in range(i, alive, group):
@@ -99,12 +107,14 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
     """partial += products of a segment's columns [first, last)."""
     literally(kind)
     size = ITEMSIZE[kind]
-    width = max(64, min(512, 4096 // m // 64 * 64))  # a widened block: 32 KiB up to m = 64
+    width = 256 if m <= 32 else 128  # columns of a widened block: at most 64 KiB up to m = 64
     present = np.empty(m, np.int64)
     rows = np.empty(m, np.int64)
+    ahead = np.empty(m + PREFETCHED - 1, np.int64)
     alive, contiguous = present_rows(entry, m, present)
     sums = np.zeros(alive * (alive + 1) // 2 * LANES)
-    wide = np.empty(alive * width if alive > DIRECT else 0)
+    memory = np.empty(alive * width + 8 if alive > DIRECT else 0)
+    wide = (address(memory) + 63) // 64 * 64  # vectors that straddle cache lines cost twice
     packed = np.empty(0)
     start = first
     while start < last:
@@ -130,7 +140,10 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
             for block in range(0, padded, width):
                 n = min(width, padded - block)
                 for i in range(alive):
-                    widen(rows[i] + block * size, address(wide) + 8 * width * i, n, width * size, kind)
-                tiles(address(wide), 8 * width, n, alive, address(sums))
+                    widen(rows[i] + block * size, wide + 8 * width * i, n, kind)
+                for i in range(alive + PREFETCHED - 1):
+                    ahead[i] = rows[min(i, alive - 1)] + min(block + width, padded - 1) * size
+                tiles(wide, 8 * width, n, alive, address(sums), address(ahead), LANES * size)
         start += count
-    flush(address(sums), present, alive, partial, m)
+    flush(sums, present, alive, partial, m)
+    keep(memory)

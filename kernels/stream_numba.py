@@ -1,4 +1,4 @@
-"""A pure read and a pure write of memory, on torch's own threads: the floor of any pass over the gradients."""
+"""A pure read and a pure write of memory, on torch's own threads: the floor of any pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from .vectors_numba import address, call_body, call_team, fetch_add, peek_int
 
 WIDE = 64  # bytes of a vector
 UNROLL = 8  # vectors a step
-CHUNK = 1 << 18  # bytes that a thread takes at a time; small ones balance the threads, large ones cost no atomics
+CHUNK = (
+    1 << 18
+)  # bytes that a thread takes at a time; small ones balance the threads, large ones cost no atomics
 WORDS = ir.VectorType(I64, WIDE // 8)
 
 # words of a job; then address and bytes of every chunk

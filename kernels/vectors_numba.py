@@ -24,6 +24,7 @@ from .ir_numba import (
     I64,
     ITEMSIZE,
     LANES,
+    PREFETCHED,
     UNROLL,
     VECTOR,
     accumulate,
@@ -82,15 +83,19 @@ def triangle(typing_context, rows, m, count, sums, kind):
 
 
 @intrinsic
-def tile(typing_context, left, right, stride, count, sums, m, n):
+def tile(typing_context, left, right, stride, count, sums, m, n, ahead, step):
     """sums += x_i * y_j for m rows of doubles at ``left`` and n at ``right``.
 
     ``stride`` is the distance of two rows in bytes; sums hold one vector a pair. Either m = GROUP and
-    1 <= n <= GROUP, or n = 0 and 1 <= m <= GROUP: then i <= j, both of left.
+    1 <= n <= GROUP, or n = 0 and 1 <= m <= GROUP: then i <= j, both of left. Meanwhile the memory that
+    PREFETCHED addresses at ``ahead`` point to is fetched, ``step`` bytes a vector of columns.
     """
 
     def generate(context, builder, signature, arguments):
-        left_, right_, stride_, count_, sums_, m_, n_ = arguments
+        left_, right_, stride_, count_, sums_, m_, n_, ahead_, step_ = arguments
+        fetched = [
+            builder.load(pointer(builder, offset(builder, ahead_, 8 * k), I64)) for k in range(PREFETCHED)
+        ]
 
         def emit(m: int, n: int) -> None:
             pairs = [(i, j) for i in range(m) for j in (range(n) if n else range(i, m))]
@@ -101,6 +106,9 @@ def tile(typing_context, left, right, stride, count, sums, m, n):
                 return [load(builder, element(builder, start, at, 8), F64) for start in starts]
 
             def columns(at: Any, held: list[Any]) -> list[Any]:
+                distance = builder.mul(builder.sdiv(at, I64(LANES)), step_)
+                for start in fetched:
+                    _prefetch(builder, builder.add(start, distance))
                 x = rows(left_, m, at)
                 y = rows(right_, n, at) if n else x
                 return [fma(builder, x[i], y[j], s) for (i, j), s in zip(pairs, held, strict=True)]
@@ -114,20 +122,19 @@ def tile(typing_context, left, right, stride, count, sums, m, n):
         switch(builder, own, groups, lambda m: emit(m, 0))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 7), generate
+    return types.void(*[types.int64] * 9), generate
 
 
 @intrinsic(prefer_literal=True)
-def widen(typing_context, source, target, count, ahead, kind):
-    """Doubles at ``target`` from elements at ``source``, prefetching ``ahead`` bytes further on."""
+def widen(typing_context, source, target, count, kind):
+    """Doubles at ``target`` from elements at ``source``."""
     elements = literal(kind)
 
     def generate(context, builder, signature, arguments):
-        source_, target_, count_, ahead_ = arguments[:4]
+        source_, target_, count_ = arguments[:3]
 
         def columns(i: Any, held: list[Any]) -> list[Any]:
             address = element(builder, source_, i, ITEMSIZE[elements])
-            _prefetch(builder, builder.add(address, ahead_))
             value = load(builder, address, elements)
             store(builder, value, element(builder, target_, i, 8), F64)
             return held
@@ -135,7 +142,7 @@ def widen(typing_context, source, target, count, ahead, kind):
         loop(builder, I64(0), count_, LANES, [], columns)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4, kind), generate
+    return types.void(*[types.int64] * 3, kind), generate
 
 
 def _prefetch(builder: Any, address: Any) -> None:
@@ -279,6 +286,16 @@ peek_int = _peek(I64, types.int64)
 peek_double = _peek(DOUBLE, types.float64)
 poke_int = _poke(I64, types.int64)
 poke_double = _poke(DOUBLE, types.float64)
+
+
+@intrinsic
+def keep(typing_context, values):
+    """Nothing; but an array lives until its last use, and what was taken by its address is none."""
+
+    def generate(context, builder, signature, arguments):
+        return context.get_dummy_value()
+
+    return types.void(values), generate
 
 
 @njit(nogil=True)
