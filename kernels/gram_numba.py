@@ -19,13 +19,13 @@ from .ir_numba import DIRECT, GROUP, ITEMSIZE, LANES, PREFETCHED
 from .vectors_numba import (
     address,
     copy_element,
+    diagonal,
     keep,
     peek_double,
     peek_int,
     poke_double,
     tile,
     triangle,
-    widen,
 )
 
 
@@ -58,23 +58,32 @@ def pack(source: int, step: int, count: int, target: int, size: int) -> None:
 
 
 @njit(nogil=True)
-def tiles(wide: int, stride: int, count: int, m: int, sums: int, ahead: int, step: int) -> None:
-    """sums += products of m widened rows, tile after tile; each fetches its share of the next block."""
-    groups = (m + GROUP - 1) // GROUP
-    share = 8 * min(PREFETCHED, (2 * m + groups * (groups + 1) - 1) // (groups * (groups + 1)))
-    last = ahead + 8 * (m - 1)
-    for i in range(0, m, GROUP):
-        rows = min(GROUP, m - i)
-        left = wide + i * stride
-        tile(left, left, stride, count, sums, rows, 0, min(ahead, last), step)
+def block_products(
+    rows: int, alive: int, first: int, count: int, wide: int, stride: int, sums: int, ahead: int, kind: int
+) -> None:
+    """sums += products of a block of columns, which goes to ``wide`` as doubles on the way.
+
+    Groups of rows with themselves, then with each other. Every tile fetches its share of the ``alive``
+    addresses at ``ahead``, the next block.
+    """
+    literally(kind)
+    step = LANES * ITEMSIZE[kind]
+    groups = (alive + GROUP - 1) // GROUP
+    tiles = groups * (groups + 1) // 2
+    share = 8 * min(PREFETCHED, (alive + tiles - 1) // tiles)
+    last = ahead + 8 * (alive - 1)
+    for i in range(0, alive, GROUP):
+        m = min(GROUP, alive - i)
+        source, target = rows + 8 * i, wide + stride * i
+        diagonal(source, m, first, count, target, stride, sums, min(ahead, last), step, kind)
         ahead += share
-        sums += rows * (rows + 1) // 2 * LANES * 8
-        for j in range(i + GROUP, m, GROUP):
-            columns = min(GROUP, m - j)
-            right = wide + j * stride
-            tile(left, right, stride, count, sums, rows, columns, min(ahead, last), step)
+        sums += m * (m + 1) // 2 * LANES * 8
+    for i in range(0, alive, GROUP):
+        for j in range(i + GROUP, alive, GROUP):
+            n = min(GROUP, alive - j)
+            tile(wide + stride * i, wide + stride * j, n, stride, count, sums, min(ahead, last), step)
             ahead += share
-            sums += rows * columns * LANES * 8
+            sums += GROUP * n * LANES * 8
 
 
 @njit(nogil=True)
@@ -89,17 +98,18 @@ def horizontal(vector: int) -> float:
 
 @njit(nogil=True)
 def flush(vectors: Any, present: Any, alive: int, partial: int, m: int) -> None:
-    """Add the sums, in the order in which the tiles wrote them, to the packed upper triangle ``partial``."""
+    """Add the sums, in the order of block_products, to the packed upper triangle ``partial``."""
     sums = address(vectors)
     group = alive if alive <= DIRECT else GROUP
-    for i in range(0, alive, group):
-        for j in range(i, alive, group):
-            for a in range(i, min(i + group, alive)):
-                for b in range(a if i == j else j, min(j + group, alive)):
-                    p, q = present[a], present[b]
-                    target = partial + 8 * (p * m - p * (p - 1) // 2 + q - p)
-                    poke_double(target, peek_double(target) + horizontal(sums))
-                    sums += 8 * LANES
+    for apart in range(2):  # groups with themselves, then with each other
+        for i in range(0, alive, group):
+            for j in range(i + group * apart, alive if apart else i + 1, group):
+                for a in range(i, min(i + group, alive)):
+                    for b in range(j if apart else a, min(j + group, alive)):
+                        p, q = present[a], present[b]
+                        target = partial + 8 * (p * m - p * (p - 1) // 2 + q - p)
+                        poke_double(target, peek_double(target) + horizontal(sums))
+                        sums += 8 * LANES
 
 
 @njit(nogil=True)
@@ -107,7 +117,7 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
     """partial += products of a segment's columns [first, last)."""
     literally(kind)
     size = ITEMSIZE[kind]
-    width = 256 if m <= 32 else 128  # columns of a widened block: at most 64 KiB up to m = 64
+    width = 256 if m <= 8 else 128  # columns of a block that stays in L1 with its next one
     present = np.empty(m, np.int64)
     rows = np.empty(m, np.int64)
     ahead = np.empty(m + PREFETCHED - 1, np.int64)
@@ -139,11 +149,11 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
         else:
             for block in range(0, padded, width):
                 n = min(width, padded - block)
-                for i in range(alive):
-                    widen(rows[i] + block * size, wide + 8 * width * i, n, kind)
                 for i in range(alive + PREFETCHED - 1):
                     ahead[i] = rows[min(i, alive - 1)] + min(block + width, padded - 1) * size
-                tiles(wide, 8 * width, n, alive, address(sums), address(ahead), LANES * size)
+                block_products(
+                    address(rows), alive, block, n, wide, 8 * width, address(sums), address(ahead), kind
+                )
         start += count
     flush(sums, present, alive, partial, m)
     keep(memory)

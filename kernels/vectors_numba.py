@@ -7,7 +7,7 @@ here, and counts are multiples of ``LANES``: the callers pack what is not (see g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,67 +82,86 @@ def triangle(typing_context, rows, m, count, sums, kind):
     return types.void(*[types.int64] * 4, kind), generate
 
 
-@intrinsic
-def tile(typing_context, left, right, stride, count, sums, m, n, ahead, step):
-    """sums += x_i * y_j for m rows of doubles at ``left`` and n at ``right``.
+@intrinsic(prefer_literal=True)
+def diagonal(typing_context, rows, m, first, count, target, stride, sums, ahead, step, kind):
+    """sums (m (m + 1) / 2 vectors) += x_i * x_j, i <= j, m <= GROUP; the rows go to ``target`` as doubles.
 
-    ``stride`` is the distance of two rows in bytes; sums hold one vector a pair. Either m = GROUP and
-    1 <= n <= GROUP, or n = 0 and 1 <= m <= GROUP: then i <= j, both of left. Meanwhile the memory that
-    PREFETCHED addresses at ``ahead`` point to is fetched, ``step`` bytes a vector of columns.
+    ``rows`` is the address of m row addresses, ``stride`` the distance of two rows at ``target`` in bytes;
+    columns are [first, first + count). For ``ahead`` and ``step`` see :func:`tile`.
     """
+    elements = literal(kind)
+    size = ITEMSIZE[elements]
 
     def generate(context, builder, signature, arguments):
-        left_, right_, stride_, count_, sums_, m_, n_, ahead_, step_ = arguments
-        fetched = [
-            builder.load(pointer(builder, offset(builder, ahead_, 8 * k), I64)) for k in range(PREFETCHED)
-        ]
+        rows_, m_, first_, count_, target_, stride_, sums_, ahead_, step_ = arguments[:9]
+        fetch = _fetcher(builder, ahead_, step_)
+        begin = builder.mul(first_, I64(size))
 
-        def emit(m: int, n: int) -> None:
-            pairs = [(i, j) for i in range(m) for j in (range(n) if n else range(i, m))]
-
-            def rows(base: Any, number: int, at: Any) -> list[Any]:
-                strides = [builder.mul(stride_, I64(i)) for i in range(number)]
-                starts = [builder.add(base, stride) for stride in strides]
-                return [load(builder, element(builder, start, at, 8), F64) for start in starts]
+        def emit(m: int) -> None:
+            pairs = [(i, j) for i in range(m) for j in range(i, m)]
+            bases = [builder.load(pointer(builder, offset(builder, rows_, 8 * i), I64)) for i in range(m)]
+            bases = [builder.add(base, begin) for base in bases]
+            targets = [builder.add(target_, builder.mul(stride_, I64(i))) for i in range(m)]
 
             def columns(at: Any, held: list[Any]) -> list[Any]:
-                distance = builder.mul(builder.sdiv(at, I64(LANES)), step_)
-                for start in fetched:
-                    _prefetch(builder, builder.add(start, distance))
-                x = rows(left_, m, at)
-                y = rows(right_, n, at) if n else x
-                return [fma(builder, x[i], y[j], s) for (i, j), s in zip(pairs, held, strict=True)]
+                fetch(at)
+                x = [load(builder, element(builder, base, at, size), elements) for base in bases]
+                for value, where in zip(x, targets, strict=True):
+                    store(builder, value, element(builder, where, at, 8), F64)
+                return [fma(builder, x[i], x[j], s) for (i, j), s in zip(pairs, held, strict=True)]
 
             zeros = [ir.Constant(VECTOR, None)] * len(pairs)
             accumulate(builder, loop(builder, I64(0), count_, LANES, zeros, columns), sums_)
 
-        groups = range(1, GROUP + 1)
-        switch(builder, n_, groups, lambda n: emit(GROUP, n))
-        own = builder.select(builder.icmp_signed("==", n_, I64(0)), m_, I64(0))
-        switch(builder, own, groups, lambda m: emit(m, 0))
+        switch(builder, m_, range(1, GROUP + 1), emit)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), generate
+    return types.void(*[types.int64] * 9, kind), generate
 
 
-@intrinsic(prefer_literal=True)
-def widen(typing_context, source, target, count, kind):
-    """Doubles at ``target`` from elements at ``source``."""
-    elements = literal(kind)
+@intrinsic
+def tile(typing_context, left, right, n, stride, count, sums, ahead, step):
+    """sums (GROUP * n vectors) += x_i * y_j for GROUP rows of doubles at ``left``, n <= GROUP at ``right``.
+
+    ``stride`` is the distance of two rows in bytes. Meanwhile the memory that the PREFETCHED addresses at
+    ``ahead`` point to is fetched, ``step`` bytes a vector of columns.
+    """
 
     def generate(context, builder, signature, arguments):
-        source_, target_, count_ = arguments[:3]
+        left_, right_, n_, stride_, count_, sums_, ahead_, step_ = arguments
+        fetch = _fetcher(builder, ahead_, step_)
 
-        def columns(i: Any, held: list[Any]) -> list[Any]:
-            address = element(builder, source_, i, ITEMSIZE[elements])
-            value = load(builder, address, elements)
-            store(builder, value, element(builder, target_, i, 8), F64)
-            return held
+        def emit(n: int) -> None:
+            def rows(base: Any, number: int, at: Any) -> list[Any]:
+                starts = [builder.add(base, builder.mul(stride_, I64(i))) for i in range(number)]
+                return [load(builder, element(builder, start, at, 8), F64) for start in starts]
 
-        loop(builder, I64(0), count_, LANES, [], columns)
+            def columns(at: Any, held: list[Any]) -> list[Any]:
+                fetch(at)
+                x, y = rows(left_, GROUP, at), rows(right_, n, at)
+                products = [(i, j) for i in range(GROUP) for j in range(n)]
+                return [fma(builder, x[i], y[j], s) for (i, j), s in zip(products, held, strict=True)]
+
+            zeros = [ir.Constant(VECTOR, None)] * (GROUP * n)
+            accumulate(builder, loop(builder, I64(0), count_, LANES, zeros, columns), sums_)
+
+        switch(builder, n_, range(1, GROUP + 1), emit)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 3, kind), generate
+    return types.void(*[types.int64] * 8), generate
+
+
+def _fetcher(builder: Any, ahead: Any, step: Any) -> Callable[[Any], None]:
+    """Prefetches what belongs to a vector of columns, given where that starts."""
+    where = [pointer(builder, offset(builder, ahead, 8 * k), I64) for k in range(PREFETCHED)]
+    starts = [builder.load(each) for each in where]
+
+    def fetch(at: Any) -> None:
+        distance = builder.mul(builder.sdiv(at, I64(LANES)), step)
+        for start in starts:
+            _prefetch(builder, builder.add(start, distance))
+
+    return fetch
 
 
 def _prefetch(builder: Any, address: Any) -> None:
