@@ -1,0 +1,154 @@
+"""The command line: ``fastconfig info``, ``fastconfig demo`` and ``fastconfig bench``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from . import __version__
+from .bench.arguments import add_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+        The exit code of the subcommand, 0 if all went well.
+
+    Raises:
+        SystemExit: with code 2 and a message for arguments that cannot be served.
+    """
+    parser = argparse.ArgumentParser(
+        prog="fastconfig", description="Conflict-free gradient updates, exact and fast."
+    )
+    parser.add_argument("--version", action="version", version=f"fastconfig {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_info(commands.add_parser("info", help="versions, devices, and which backend serves them"))
+    add_demo(commands.add_parser("demo", help="train on Burgers' equation and draw the result"))
+    add_bench(commands.add_parser("bench", help="time every operation beside a memory floor and the peers"))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(arguments)
+    options.command = shlex.join(["fastconfig", *arguments])
+    serve: Callable[[argparse.Namespace], int] = options.serve
+    return serve(options)
+
+
+def add_info(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(serve=info)
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Trains a network on Burgers' equation with ConFIG's update and, beside it, with the plain "
+        "sum of gradients; prints a table and writes demo.png and demo.json."
+    )
+    parser.add_argument("--steps", type=at_least(1), help="training steps", metavar="N")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--seed", type=at_least(0), help="of weights and points", metavar="N")
+    parser.add_argument(
+        "--out", type=Path, default=Path("fastconfig-demo"), help="folder (default: %(default)s)"
+    )
+    parser.set_defaults(serve=demo, fail=parser.error)
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    parser.set_defaults(serve=bench, fail=parser.error)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Argument type: a whole number from ``least`` on."""
+
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, want a whole number of at least {least}")
+        return value
+
+    return whole_number
+
+
+def demo(options: argparse.Namespace) -> int:
+    """``fastconfig demo``."""
+    # Known before the training starts: the picture comes last.
+    missing = [name for name in ("scipy", "matplotlib") if find_spec(name) is None]
+    if missing:
+        options.fail(f"needs {' and '.join(missing)}: pip install 'fastconfig[demo]'")
+    from .demo import run
+    from .demo_training import Settings
+    from .environment import find_device
+
+    chosen = {name: getattr(options, name) for name in ("steps", "device", "seed")}
+    settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
+    try:
+        find_device(settings.device)
+    except ValueError as error:
+        options.fail(f"argument --device: {error}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        options.fail(f"argument --out: got {str(options.out)!r}, want a folder: {error.strerror}")
+    run(settings, options.out, options.command)
+    return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """``fastconfig bench``."""
+    from .bench.command import run
+
+    return run(options)
+
+
+def info(options: argparse.Namespace) -> int:
+    """``fastconfig info``."""
+    import torch
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from . import environment
+    from .backends import explain
+
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, version in environment.versions().items():
+        table.add_row(name, version or "not installed")
+    table.add_section()
+    table.add_row("CPU", f"{environment.processor()}, {environment.cores()} cores")
+    table.add_row("torch threads", str(torch.get_num_threads()))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(count):
+        table.add_row(f"cuda:{index}", torch.cuda.get_device_name(index))
+    if not count:
+        table.add_row("CUDA", "no device that PyTorch can use")
+    table.add_section()
+    for device_type in ("cpu", "cuda"):
+        for row in backend_rows(device_type, explain(device_type)):
+            table.add_row(*row)
+    requested = os.environ.get("FASTCONFIG_BACKEND")
+    if requested is not None:
+        table.add_row("FASTCONFIG_BACKEND", requested)
+    Console().print(table)
+    return 0
+
+
+def backend_rows(device_type: str, explained: Sequence[tuple[str, str | None]]) -> list[tuple[str, str]]:
+    """Which backend serves a device first, then why each that precedes or follows it does not."""
+    serving = next((name for name, reason in explained if reason is None), None)
+    rows = [(f"backend for {device_type}", serving or "none")]
+    for name, reason in explained:
+        if name != serving:
+            rows.append(("", f"not {name}: {reason or f'{serving} is preferred'}"))
+    return rows

@@ -1,0 +1,143 @@
+"""``fastconfig demo``: train, then print a table and write a picture and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import environment
+from .burgers import LOSS_NAMES
+from .demo_figure import draw
+from .demo_training import CONFIG, PLAIN_SUM, TORCH_THREADS, Result, Settings, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PICTURE, NUMBERS = "demo.png", "demo.json"
+REFRESH_SECONDS = 0.2
+
+
+def run(settings: Settings, out: Path, command: str, console: Console | None = None) -> None:
+    """Train, print the tables, write ``demo.png`` and ``demo.json`` into ``out``.
+
+    Args:
+        settings: of the run.
+        out: folder, made if it is missing.
+        command: how the run was started, for the JSON file.
+        console: where the tables go; standard output by default.
+
+    Raises:
+        ValueError: the device cannot be used.
+        OSError: the folder or a file cannot be written.
+    """
+    began = time.perf_counter()
+    console = console or Console()
+    environment.find_device(settings.device)
+    out.mkdir(parents=True, exist_ok=True)
+    result = train_with_progress(settings, console)
+    numbers = collect(result, command)
+    draw(result, out / PICTURE)
+    numbers["total_seconds"] = time.perf_counter() - began
+    (out / NUMBERS).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    console.print(training_table(numbers), operator_table(numbers), sep="\n")
+    if "conflictfree" not in numbers["operators"]:
+        console.print("conflictfree is not installed; with it, its answers are compared too.")
+    for name in (PICTURE, NUMBERS):
+        console.print(f"wrote {out / name}", soft_wrap=True, highlight=False)
+
+
+def train_with_progress(settings: Settings, console: Console) -> Result:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        task = progress.add_task("Burgers", total=settings.steps, loss="")
+        shown = 0.0
+
+        def report(done: int, result: Result) -> None:
+            nonlocal shown
+            if done < settings.steps and time.perf_counter() - shown < REFRESH_SECONDS:
+                return
+            shown = time.perf_counter()
+            sums = {name: sum(trainer.losses[-1]) for name, trainer in result.trainers.items()}
+            text = ", ".join(f"{name} {value:.1e}" for name, value in sums.items())
+            progress.update(task, completed=done, loss=text)
+
+        return train(settings, report)
+
+
+def collect(result: Result, command: str) -> dict[str, Any]:
+    """All figures of a run and where they come from, ready for JSON."""
+    device = torch.device(result.settings.device)
+    return {
+        "command": command,
+        "settings": asdict(result.settings),
+        "versions": environment.versions(),
+        "machine": {
+            "processor": environment.processor(),
+            "cores": environment.cores(),
+            "torch_threads": TORCH_THREADS,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        },
+        "results": {name: result.summary(name) for name in result.trainers},
+        "operators": {name: operator.summary() for name, operator in result.operators.items()},
+        "training_seconds": result.training_seconds,
+    }
+
+
+def training_table(numbers: dict[str, Any]) -> Table:
+    """ConFIG beside the plain sum."""
+    settings = numbers["settings"]
+    names = (CONFIG, PLAIN_SUM)
+    results = [numbers["results"][name] for name in names]
+    table = new_table(f"Burgers' equation after {settings['steps']} steps, seed {settings['seed']}", names)
+    table.add_row("relative L2 error", *(percent(r["relative_l2_error"]) for r in results))
+    for name in LOSS_NAMES:
+        table.add_row(f"{name} loss", *(f"{r['final_losses'][name]:.2e}" for r in results))
+    key = "share_of_measured_steps_with_a_negative_cosine"
+    table.add_row("steps against a gradient", *(percent(r[key]) for r in results))
+    table.add_row("time per step (median)", *(f"{r['median_step_ms']:.2f} ms" for r in results))
+    operator = numbers["results"][CONFIG]
+    table.add_row("  of it the operator", f"{operator['median_operator_ms']:.3f} ms", "-")
+    table.add_row("  as a share", percent(operator["operator_share_of_step"]), "-")
+    return table
+
+
+def operator_table(numbers: dict[str, Any]) -> Table:
+    """The same gradients given to each implementation of ConFIG's update."""
+    operators = numbers["operators"]
+    summaries = operators.values()
+    compared = numbers["operators"]["fastconfig"]["compared_steps"]
+    table = new_table(f"ConFIG's update on the gradients of {compared} steps", operators)
+    table.add_row("time (median)", *(f"{s['median_ms']:.3f} ms" for s in summaries))
+    key = "share_off_by_more_than_1_percent"
+    table.add_row("steps off by more than 1 %", *(percent(s[key]) for s in summaries))
+    worst = [s["worst_relative_error"] for s in summaries]
+    table.add_row("worst error", *("not finite" if w is None else f"{w:.1e}" for w in worst))
+    table.caption = "error: relative to the exact float64 update"
+    return table
+
+
+def new_table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

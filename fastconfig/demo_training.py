@@ -1,0 +1,286 @@
+"""Training of the demo: one network on ConFIG's update, one on the plain sum of gradients.
+
+Both start from the same weights and see the same points, learning rates and optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import reference
+from .burgers import (
+    LOSS_NAMES,
+    FloatArray,
+    Network,
+    Points,
+    PointSampler,
+    exact_solution,
+    losses,
+    relative_error,
+)
+from .environment import find_device
+from .grad_operator import ConFIG_update
+from .utils import apply_gradient_vector, get_gradient_vector
+
+CONFIG = "ConFIG"
+PLAIN_SUM = "plain sum"
+TOLERANCE = 0.01
+# The network's matrices are too small to share: a second thread waits more than it works.
+TORCH_THREADS = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is made of; the same for both ways to train.
+
+    Attributes:
+        steps: Adam steps, at least 1.
+        device: "cpu", "cuda" or "cuda:N".
+        seed: of the initial weights and the points, at least 0.
+        interior, initial, boundary: fresh points in every step.
+        learning_rate: its peak, reached after ``warmup`` steps; a cosine takes it to zero.
+        beta2: Adam's; shorter than the usual memory, since the points change in every step.
+        measure_every: steps between two looks at angles and at the operators' answers, untimed.
+    """
+
+    steps: int = 5000
+    device: str = "cpu"
+    seed: int = 0
+    interior: int = 512
+    initial: int = 64
+    boundary: int = 32
+    learning_rate: float = 3e-3
+    warmup: int = 100
+    beta2: float = 0.99
+    measure_every: int = 4
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}, want at least 1")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, relative to its peak."""
+        ramp = min(1.0, (step + 1) / self.warmup)
+        return ramp * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+@dataclass
+class Operator:
+    """An implementation's seconds and relative errors over the compared steps."""
+
+    seconds: list[float] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    def add(self, update: Tensor, exact: Tensor, seconds: float) -> None:
+        error = float((update.double() - exact).norm() / exact.norm())
+        self.errors.append(error if math.isfinite(error) else math.inf)
+        self.seconds.append(seconds)
+
+    def summary(self) -> dict[str, Any]:
+        worst = max(self.errors)
+        return {
+            "compared_steps": len(self.errors),
+            "median_ms": median_ms(self.seconds),
+            "worst_relative_error": worst if math.isfinite(worst) else None,
+            "share_off_by_more_than_1_percent": float(np.mean(np.array(self.errors) > TOLERANCE)),
+        }
+
+
+class Trainer:
+    """One network, its optimizer, and what was recorded of its training."""
+
+    def __init__(self, settings: Settings, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.network = Network(generator=generator).to(device)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, settings.beta2),
+            fused=True,
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, settings.rate)
+        self.device = device
+        self.losses: list[list[float]] = []
+        self.cosines: list[list[float]] = []
+        self.step_seconds: list[float] = []
+        self.operator_seconds: list[float] = []
+
+    def clock(self) -> float:
+        """Seconds, once the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def gradients(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Gradient vector of each loss, ``(N,)``."""
+        vectors = []
+        for value in values:
+            self.optimizer.zero_grad()
+            value.backward()
+            vectors.append(get_gradient_vector(self.network))
+        return vectors
+
+    def record_cosines(self, update: Tensor, grads: Sequence[Tensor]) -> None:
+        """Cosine of the update with each gradient, in float64."""
+        rows = torch.stack(list(grads)).double()
+        along = rows @ update.double() / (rows.norm(dim=1) * update.double().norm())
+        self.cosines.append(along.tolist())
+
+    def finish(self, values: Sequence[Tensor], start: float) -> None:
+        """Adam's step with the gradients now in the network; closes the time of the step."""
+        self.optimizer.step()
+        self.step_seconds.append(self.clock() - start)
+        self.losses.append([float(value.detach()) for value in values])
+        self.schedule.step()
+
+
+def step_config(trainer: Trainer, points: Points) -> tuple[list[Tensor], Tensor]:
+    """One step on ConFIG's update; returns the gradients and the update."""
+    start = trainer.clock()
+    values = losses(trainer.network, points)
+    grads = trainer.gradients(values)
+    before = trainer.clock()
+    update = ConFIG_update(grads)
+    assert isinstance(update, Tensor)
+    trainer.operator_seconds.append(trainer.clock() - before)
+    apply_gradient_vector(trainer.network, update)
+    trainer.finish(values, start)
+    return grads, update
+
+
+def step_plain_sum(trainer: Trainer, points: Points) -> None:
+    """One step on the gradient of the sum of losses: a single backward pass."""
+    start = trainer.clock()
+    values = losses(trainer.network, points)
+    trainer.optimizer.zero_grad()
+    torch.stack(values).sum().backward()
+    trainer.finish(values, start)
+
+
+@dataclass
+class Result:
+    """Everything that the table, the figure and the JSON file show."""
+
+    settings: Settings
+    trainers: dict[str, Trainer]
+    operators: dict[str, Operator]
+    measured_steps: list[int]
+    t: FloatArray
+    x: FloatArray
+    exact: FloatArray
+    predictions: dict[str, FloatArray]
+    final_losses: dict[str, list[float]]
+    training_seconds: float
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """The figures of one way to train."""
+        trainer = self.trainers[name]
+        step_ms = median_ms(trainer.step_seconds)
+        figures: dict[str, Any] = {
+            "relative_l2_error": relative_error(self.predictions[name], self.exact),
+            "final_losses": dict(zip(LOSS_NAMES, self.final_losses[name], strict=True)),
+            "median_step_ms": step_ms,
+            "share_of_measured_steps_with_a_negative_cosine": conflict_share(trainer.cosines),
+        }
+        if trainer.operator_seconds:
+            operator_ms = median_ms(trainer.operator_seconds)
+            figures["median_operator_ms"] = operator_ms
+            figures["operator_share_of_step"] = operator_ms / step_ms
+        return figures
+
+
+def median_ms(seconds: Sequence[float]) -> float:
+    return float(np.median(seconds)) * 1e3
+
+
+def conflict_share(cosines: Sequence[Sequence[float]]) -> float:
+    """Share of the rows in which the update points against at least one gradient."""
+    return float(np.mean(np.array(cosines).min(axis=1) < 0))
+
+
+def peer_operator() -> Callable[[list[Tensor]], Tensor] | None:
+    """ConFIG's update as conflictfree computes it, if that is installed."""
+    try:
+        from conflictfree.grad_operator import ConFIG_update as update
+    except ImportError:
+        return None
+    return update
+
+
+@torch.no_grad()
+def predict(network: Network, t: FloatArray, x: FloatArray, device: torch.device) -> FloatArray:
+    """The network on the grid ``t`` times ``x``, ``(len(t), len(x))``."""
+    grid = np.stack(np.meshgrid(t, x, indexing="ij"), axis=-1).reshape(-1, 2)
+    u = network(torch.as_tensor(grid, dtype=torch.float32, device=device))
+    return u.double().cpu().numpy().reshape(len(t), len(x))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch_threads(TORCH_THREADS)
+def train(settings: Settings, report: Callable[[int, Result], None] | None = None) -> Result:
+    """Train both networks side by side.
+
+    Args:
+        settings: of the run.
+        report: called after every step with the number of steps done and the growing result.
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
+    device = find_device(settings.device)
+    peer = peer_operator()
+    config, plain = Trainer(settings, device), Trainer(settings, device)
+    operators = {"fastconfig": Operator()} | ({"conflictfree": Operator()} if peer else {})
+    sizes = settings.interior, settings.initial, settings.boundary
+    sampler = PointSampler(*sizes, settings.seed, device)
+    t, x = np.linspace(0, 1, 101), np.linspace(-1, 1, 513)
+    exact = exact_solution(t[:, None], x[None, :])
+    result = Result(settings, {CONFIG: config, PLAIN_SUM: plain}, operators, [], t, x, exact, {}, {}, 0)
+
+    # Kernels that are compiled or loaded on first use must not count as a step.
+    ConFIG_update(config.gradients(losses(config.network, sampler.draw())))
+    began = time.perf_counter()
+    for step in range(settings.steps):
+        points = sampler.draw()
+        measured = step % settings.measure_every == 0
+        if measured:
+            result.measured_steps.append(step)
+            grads = plain.gradients(losses(plain.network, points))
+            plain.record_cosines(torch.stack(grads).sum(dim=0), grads)
+        step_plain_sum(plain, points)
+        grads, update = step_config(config, points)
+        if measured:
+            config.record_cosines(update, grads)
+            exact_update = reference.config(torch.stack(grads))
+            operators["fastconfig"].add(update, exact_update, config.operator_seconds[-1])
+            if peer:
+                before = config.clock()
+                answer = peer(grads)
+                operators["conflictfree"].add(answer, exact_update, config.clock() - before)
+        if report:
+            report(step + 1, result)
+    result.training_seconds = time.perf_counter() - began
+
+    last = PointSampler(8192, 1024, 512, settings.seed + 1, device).draw()
+    for name, trainer in result.trainers.items():
+        result.predictions[name] = predict(trainer.network, t, x, device)
+        result.final_losses[name] = [float(v.detach()) for v in losses(trainer.network, last)]
+    return result

@@ -1,0 +1,164 @@
+"""The command line: ``info``, ``demo``, and what it says about bad arguments."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastconfig
+from fastconfig import cli, demo, demo_training
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out == f"fastconfig {fastconfig.__version__}\n"
+
+
+def test_a_command_is_required(capsys: pytest.CaptureFixture[str]):
+    assert "COMMAND" in refused(capsys)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]):
+    code = (
+        "import sys; from fastconfig.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numba', 'triton', 'matplotlib', 'scipy', 'rich'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "usage: fastconfig" in ran.stdout
+
+
+def test_module_runs():
+    ran = subprocess.run([sys.executable, "-m", "fastconfig", "--version"], capture_output=True, check=False)
+    assert ran.returncode == 0
+
+
+def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FASTCONFIG_BACKEND", "pytorch")
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    for wanted in (
+        "fastconfig",
+        "python",
+        "numba",
+        "numpy",
+        "triton",
+        "conflictfree",
+        fastconfig.__version__,
+        torch.__version__,
+        "CPU",
+        "CUDA" if not torch.cuda.is_available() else "cuda:0",
+        "backend for cpu",
+        "backend for cuda",
+        "FASTCONFIG_BACKEND",
+    ):
+        assert wanted in text
+
+
+def test_backend_rows_say_who_serves_and_why_the_others_do_not():
+    explained = [("cuda", "no extension"), ("triton", None), ("pytorch", None)]
+    assert cli.backend_rows("cuda", explained) == [
+        ("backend for cuda", "triton"),
+        ("", "not cuda: no extension"),
+        ("", "not pytorch: triton is preferred"),
+    ]
+    assert cli.backend_rows("cpu", [("numba", "broken")])[0] == ("backend for cpu", "none")
+
+
+def test_demo_writes_its_picture_and_its_figures(tmp_path: Path):
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "a folder" / "inside"
+    assert cli.main(["demo", "--steps", "2", "--seed", "3", "--out", str(out)]) == 0
+    head = (out / "demo.png").read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = (int.from_bytes(head[at : at + 4], "big") for at in (16, 20))
+    assert (width, height) == (1920, 1080)
+    numbers = json.loads((out / "demo.json").read_text())
+    assert numbers["settings"]["steps"] == 2
+    assert numbers["settings"]["seed"] == 3
+    assert numbers["command"].startswith("fastconfig demo --steps 2 --seed 3 --out ")
+    assert numbers["versions"]["torch"] == torch.__version__
+    assert {"processor", "cores", "device", "torch_threads"} <= set(numbers["machine"])
+    assert set(numbers["results"]) == {"ConFIG", "plain sum"}
+    for figures in numbers["results"].values():
+        assert figures["relative_l2_error"] > 0
+        assert list(figures["final_losses"]) == ["residual", "initial", "boundary"]
+        assert figures["median_step_ms"] > 0
+    assert 0 < numbers["results"]["ConFIG"]["operator_share_of_step"] < 1
+    assert numbers["operators"]["fastconfig"]["compared_steps"] == 1
+    assert numbers["operators"]["fastconfig"]["worst_relative_error"] < 1e-5
+    assert 0 < numbers["training_seconds"] < numbers["total_seconds"]
+
+
+def test_demo_without_conflictfree_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(demo_training, "peer_operator", lambda: None)
+    monkeypatch.setattr(demo, "draw", lambda result, path: None)
+    assert cli.main(["demo", "--steps", "2", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "conflictfree is not installed" in text
+    assert "relative L2 error" in text
+    assert set(json.loads((tmp_path / "demo.json").read_text())["operators"]) == {"fastconfig"}
+
+
+@pytest.mark.parametrize("steps", ["0", "-3", "2.5", "many"])
+def test_bad_steps(capsys: pytest.CaptureFixture[str], steps: str):
+    message = refused(capsys, "demo", "--steps", steps)
+    assert f"argument --steps: got {steps!r}, want a whole number of at least 1" in message
+
+
+def test_bad_seed(capsys: pytest.CaptureFixture[str]):
+    message = refused(capsys, "demo", "--seed", "-1")
+    assert "argument --seed: got '-1', want a whole number of at least 0" in message
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps", "gpu"])
+def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str):
+    out = tmp_path / "out"
+    message = refused(capsys, "demo", "--device", device, "--out", str(out))
+    assert f"argument --device: got {device!r}" in message
+    assert "want cpu, cuda or cuda:N" in message
+    assert not out.exists()
+
+
+def test_out_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    taken = tmp_path / "taken"
+    taken.touch()
+    message = refused(capsys, "demo", "--steps", "1", "--out", str(taken))
+    assert f"argument --out: got {str(taken)!r}, want a folder" in message
+
+
+def test_demo_says_what_it_misses_before_it_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "matplotlib" else name)
+    message = refused(capsys, "demo", "--out", str(tmp_path / "out"))
+    assert "needs matplotlib: pip install 'fastconfig[demo]'" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_refuse_no_steps():
+    with pytest.raises(ValueError, match="steps: got 0, want at least 1"):
+        demo_training.Settings(steps=0)
