@@ -4,6 +4,7 @@ PYTHON ?= python3
 JOBS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -11,11 +12,12 @@ READY := $(VENV)/.ready
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo bench test lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a network with ConFIG and draw the result (DEMO_ARGS='--steps 500')"
+	@echo "make bench   time everything beside a memory floor and the peers (BENCH_ARGS='--quick --plot bench.png')"
 	@echo "make test    lint, then the tests (PYTEST_ARGS='-k gram -x', JOBS=2)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff format and fix"
@@ -24,6 +26,9 @@ help:
 
 demo: $(READY)
 	@"$(PY)" -m fastconfig demo $(DEMO_ARGS)
+
+bench: $(VENV)/.bench-ready
+	@"$(PY)" -m fastconfig bench $(BENCH_ARGS)
 
 test: lint
 	@"$(PY)" -m pytest -n $(JOBS) $(PYTEST_ARGS)
@@ -51,4 +56,8 @@ $(READY): $(SOURCES) | $(PY)
 	@echo "Setting up $(VENV); the first time takes a few minutes."
 	@$(PIP) torch
 	@$(PIP) -e ".[test,demo]"
+	@touch "$@"
+
+$(VENV)/.bench-ready: $(READY)
+	@$(PIP) -e ".[bench]"
 	@touch "$@"

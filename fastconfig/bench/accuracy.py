@@ -1,0 +1,94 @@
+"""Results against the float64 oracle, and the bound within which a result counts as right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..numbers import cutoff
+from .cases import METHOD_OF, Inputs, Setting, flat
+
+BLOCK = 1 << 16  # columns widened to float64 at a time
+LEAST_BOUND = 1e-12  # what solving in float64 may cost, whatever the dtype
+
+
+class Exact:
+    """The oracle of ``reference.py`` on gradients of any length, without an (m, N) float64 copy.
+
+    A^T = Q R by blocks, in float64. All methods commute with rotations, so the oracle on the m rows of R^T
+    has the coefficients of the oracle on the rows of A. G is R^T R: no product of the gradients is formed.
+
+    Attributes:
+        gram: (m, m) float64.
+    """
+
+    def __init__(self, setting: Setting, inputs: Inputs) -> None:
+        self.dtype = setting.torch_dtype
+        self.segments = inputs.segments
+        r: Tensor | None = None
+        for block in self._blocks():
+            tall = block.T if r is None else torch.cat([r, block.T])
+            r = torch.linalg.qr(tall, mode="r").R
+        assert r is not None
+        self.r = r
+        self.gram = r.T @ r
+        self._coefficients: dict[str, Tensor] = {}
+        self._updates: dict[str, Tensor] = {}
+
+    def _blocks(self) -> Any:
+        for segment in self.segments:
+            for start in range(0, len(segment[0]), BLOCK):
+                yield torch.stack([row[start : start + BLOCK].double() for row in segment])
+
+    def coefficients(self, method: str) -> Tensor:
+        """(m,) float64 coefficients of the merged gradient."""
+        if method not in self._coefficients:
+            rows = self.r.T
+            rcond = cutoff(self.dtype)
+            match method:
+                case "config":
+                    update = reference.config(rows, rcond=rcond)
+                case "imtlg":
+                    update = reference.imtlg(rows, rcond=rcond)
+                case "pcgrad":
+                    update = reference.pcgrad(rows)
+                case _:
+                    update = reference.ppcgrad(rows)
+            self._coefficients[method] = torch.linalg.pinv(self.r) @ update
+        return self._coefficients[method]
+
+    def update(self, method: str) -> Tensor:
+        """(N,) float64 merged gradient."""
+        if method not in self._updates:
+            c = self.coefficients(method)
+            self._updates[method] = torch.cat([c @ block for block in self._blocks()])
+        return self._updates[method]
+
+    def bound(self, operation: str) -> float:
+        """8 eps sum_i |c_i| |g_i| / |update|; 8 eps on cosines for the Gram matrix; none for the mask."""
+        eps = torch.finfo(self.dtype).eps
+        if operation == "conflict mask":
+            return 0.0
+        if operation == "gram":
+            return max(8 * eps, LEAST_BOUND)
+        c = self.coefficients(METHOD_OF.get(operation, "config"))
+        spread = (c.abs() * self.r.norm(dim=0)).sum() / (self.r @ c).norm()
+        return max(8 * eps * float(spread), LEAST_BOUND)
+
+    def error(self, operation: str, result: Any) -> float:
+        """Distance of a result to the oracle's, relative to its length; inf where it is not finite."""
+        if operation == "conflict mask":
+            return float((result != (self.gram < 0)).double().mean())
+        if operation == "gram":
+            norms = self.r.norm(dim=0)
+            error = ((result.double() - self.gram).abs() / (norms[:, None] * norms)).max()
+        elif operation.endswith("coefficients"):
+            exact = self.coefficients(METHOD_OF[operation])
+            error = (self.r @ (result.double() - exact)).norm() / (self.r @ exact).norm()
+        else:  # combine is given ConFIG's coefficients
+            exact = self.update(METHOD_OF.get(operation, "config"))
+            error = (flat(result).double() - exact).norm() / exact.norm()
+        return float(error) if torch.isfinite(error) else float("inf")

@@ -1,0 +1,153 @@
+"""What is timed: the gradients of a setting, and every operation of this package on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..backends import load
+from ..grad_operator import ConFIG_update, IMTLGOperator, PCGradOperator, PPCGradOperator
+from ..gradients import Gradients, GradientsLike
+from ..methods import make_rule
+
+METHOD_OF = {
+    "ConFIG_update": "config",
+    "PCGradOperator": "pcgrad",
+    "PPCGradOperator": "ppcgrad",
+    "IMTLGOperator": "imtlg",
+    "ConFIG coefficients": "config",
+    "PCGrad coefficients": "pcgrad",
+    "PPCGrad coefficients": "ppcgrad",
+    "IMTL-G coefficients": "imtlg",
+}
+UPDATES = ("ConFIG_update", "PCGradOperator", "PPCGradOperator", "IMTLGOperator")
+PASSES = ("gram", "combine", *UPDATES)  # operations that read the gradients; the others see G alone
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One input: m gradients of n elements of a dtype, in one of the three input forms."""
+
+    m: int
+    n: int
+    dtype: str = "float32"
+    form: str = "vectors"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.n * self.torch_dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"m = {self.m}, N = {self.n:,}, {self.dtype}, {self.form}"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The gradients in the form asked for, and as flat segments of m rows each."""
+
+    grads: GradientsLike
+    segments: list[list[Tensor]]
+
+
+def moved_bytes(operation: str, setting: Setting) -> int | None:
+    """Bytes that an operation must read and write: two passes for an update; None for the m x m stage."""
+    match operation:
+        case "gram":
+            return setting.m * setting.row_bytes
+        case "combine":
+            return (setting.m + 1) * setting.row_bytes
+        case _ if operation in UPDATES:
+            return (2 * setting.m + 1) * setting.row_bytes
+    return None
+
+
+def make_inputs(setting: Setting, device: torch.device) -> Inputs:
+    """Gradients of which each conflicts with the first and with its neighbour, norms over two decades."""
+    random = torch.Generator(device).manual_seed(setting.m)
+    m, n, dtype = setting.m, setting.n, setting.torch_dtype
+    matrix = torch.empty(m, n, dtype=dtype, device=device) if setting.form == "tensor" else None
+    rows: list[Tensor] = []
+    first = before = torch.zeros(0, device=device)
+    for i in range(m):
+        normal = torch.randn(n, generator=random, device=device)
+        row = normal.clone()
+        if i:
+            row.sub_(first, alpha=0.3 + 0.4 * i / m).sub_(before, alpha=0.2)
+        else:
+            first = normal
+        before = normal
+        row = row.mul_(10 ** (2 * i / max(m - 1, 1) - 1)).to(dtype)
+        rows.append(row if matrix is None else matrix[i].copy_(row))
+    if setting.form != "parameters":
+        return Inputs(rows if matrix is None else matrix, [rows])
+    shapes = layer_shapes(n)
+    sizes = [math.prod(shape) for shape in shapes]
+    parameters = [
+        [piece.clone().view(shape) for piece, shape in zip(row.split(sizes), shapes, strict=True)]
+        for row in rows
+    ]
+    return Inputs(parameters, [[t.view(-1) for t in column] for column in zip(*parameters, strict=True)])
+
+
+def layer_shapes(n: int) -> list[tuple[int, ...]]:
+    """Parameters of eight square layers with biases, and what is left of n elements as one more vector."""
+    width = (math.isqrt(1 + n // 2) - 1) // 2
+    layers = [(width, width), (width,)] * 8 if width else []
+    rest = n - 8 * (width * width + width)
+    return [*layers, (rest,)] if rest else list(layers)
+
+
+def flat(result: Any) -> Tensor:
+    """An update in any form as one vector."""
+    if isinstance(result, Tensor):
+        return result
+    return torch.cat([tensor.reshape(-1) for tensor in result if tensor is not None])
+
+
+def our_calls(
+    setting: Setting, inputs: Inputs, backend: str, gram: Tensor, c: Tensor
+) -> dict[str, Callable[[], Any]]:
+    """Every operation as a call without arguments, to be made while ``backend`` is in use.
+
+    Args:
+        setting: of the inputs.
+        inputs: the gradients.
+        backend: whose step from G to coefficients is called; the public calls follow ``use_backend``.
+        gram: (m, m) float64, given to the m x m stage.
+        c: (m,) float64, given to combine.
+    """
+    grads = inputs.grads
+    rows = Gradients(grads)
+    server = load(backend)
+    operators = {
+        "PCGradOperator": PCGradOperator(),
+        "PPCGradOperator": PPCGradOperator(),
+        "IMTLGOperator": IMTLGOperator(),
+    }
+
+    def coefficients(method: str) -> Callable[[], Tensor]:
+        rule = make_rule(method, setting.m, gram.device)
+        return lambda: server.coefficients(gram, rule, rows)
+
+    def update(name: str) -> Callable[[], Any]:
+        calculate = operators[name].calculate_gradient
+        return lambda: calculate(grads)
+
+    return {
+        "gram": lambda: ops.gram(grads),
+        "conflict mask": lambda: ops.conflict_mask(gram),
+        **{name: coefficients(method) for name, method in METHOD_OF.items() if name not in UPDATES},
+        "combine": lambda: ops.combine(grads, c),
+        "ConFIG_update": lambda: ConFIG_update(grads),
+        **{name: update(name) for name in operators},
+    }

@@ -1,0 +1,80 @@
+"""``fastconfig bench``: parsed arguments -> a run, the tables, the JSON file and the picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from .. import environment
+from ..backends import BackendUnavailable
+from . import plot
+from .plan import Options, backends
+from .report import print_report, wide_console
+from .run import bench
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve the command line.
+
+    Returns:
+        0, or 1 if a result of this package differed from the oracle.
+
+    Raises:
+        SystemExit: with a message for arguments that cannot be served.
+    """
+    if arguments.plot and find_spec("matplotlib") is None:
+        arguments.fail("argument --plot: needs matplotlib, which is missing: pip install 'fastconfig[bench]'")
+    options = Options(
+        m=arguments.m,
+        n=arguments.n,
+        dtype=arguments.dtype,
+        form=arguments.form,
+        only=arguments.only,
+        backend=tuple(arguments.backend.split(",")) if arguments.backend else None,
+        device=arguments.device,
+        quick=arguments.quick,
+        memory=not arguments.no_memory,
+    )
+    if arguments.plot and options.only and "update" not in options.only:
+        arguments.fail("argument --plot: draws the whole update, which --only leaves out")
+    try:
+        backends(options, environment.find_device(options.device).type)
+    except (ValueError, BackendUnavailable) as error:
+        arguments.fail(str(error))
+    for name in ("json", "plot"):
+        _check_file(arguments, name)
+    console = wide_console()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(arguments.threads or threads)
+        numbers = bench(options, arguments.command, console)
+    finally:
+        torch.set_num_threads(threads)
+    print_report(numbers, console)
+    if arguments.json:
+        text = json.dumps(numbers, indent=1, allow_nan=False)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+        console.print(f"wrote {arguments.json}", soft_wrap=True, highlight=False)
+    if arguments.plot:
+        plot.draw(numbers, arguments.plot)
+        console.print(f"wrote {arguments.plot}", soft_wrap=True, highlight=False)
+    rows = [row for of_setting in numbers["settings"] for row in of_setting.get("results", ())]
+    return 0 if all(row["right"] for row in rows) else 1
+
+
+def _check_file(arguments: argparse.Namespace, name: str) -> None:
+    """Make the folder of a file that is written at the end, so that a long run is not in vain."""
+    path: Path | None = getattr(arguments, name)
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        arguments.fail(f"argument --{name}: got {str(path)!r}, want a file to write: {error.strerror}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        arguments.fail(f"argument --{name}: got {str(path)!r}, want a file to write")

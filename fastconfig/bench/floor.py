@@ -1,0 +1,122 @@
+"""The floor: how long this machine takes to read the gradients and to write the answer, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends.team import parallel_address
+from .cases import UPDATES, Inputs, Setting
+from .timing import Clock, Contestant, measure
+
+BANDWIDTH_BYTES = (1 << 16, 1 << 20, 1 << 24, 1 << 28)
+SHARE = 0.1  # seconds for each way of a bandwidth
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Medians of the fastest way to read all gradients once, and to write one vector of their length.
+
+    ``fresh_write_us`` is for a vector in memory that is new to the process, as every answer's is from the
+    size on at which the allocator takes it from the system; it is told, and is no part of the floor.
+    """
+
+    read_us: float
+    read_way: str
+    write_us: float
+    write_way: str
+    fresh_write_us: float
+
+    def of(self, operation: str) -> float | None:
+        """Microseconds below which an operation cannot get: an update reads twice and writes once."""
+        match operation:
+            case "gram":
+                return self.read_us
+            case "combine":
+                return self.read_us + self.write_us
+            case _ if operation in UPDATES:
+                return 2 * self.read_us + self.write_us
+        return None
+
+    def numbers(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def floor_contestants(setting: Setting, inputs: Inputs, device: torch.device, least: int) -> list[Contestant]:
+    """Every way to read the gradients once, and every way to write the answer."""
+    out = torch.empty(setting.n, dtype=setting.torch_dtype, device=device)
+    if device.type == "cpu":
+        read = [row for segment in inputs.segments for row in segment]
+    else:  # one launch instead of one a row
+        words = max(setting.m * setting.row_bytes // 4, 1)
+        read = [torch.ones(words, dtype=torch.float32, device=device)]
+    ways = [("read", way, call) for way, call in read_ways(read).items()]
+    ways += [("write", way, call) for way, call in write_ways(out).items()]
+    ways.append(("fresh write", "torch.zero_", lambda: torch.empty_like(out).zero_()))
+    return [Contestant(kind, way, call, least=least) for kind, way, call in ways]
+
+
+def fastest(contestants: list[Contestant]) -> Floor:
+    """From measured contestants, with others among them."""
+    read, write, fresh = (
+        min((c for c in contestants if c.operation == kind), key=lambda c: c.median)
+        for kind in ("read", "write", "fresh write")
+    )
+    return Floor(1e6 * read.median, read.name, 1e6 * write.median, write.name, 1e6 * fresh.median)
+
+
+def read_ways(tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
+    """Calls that read contiguous tensors once: compiled loops, ``torch.sum``, ``torch.dot``."""
+    ways: dict[str, Callable[[], Any]] = {}
+    if tensors[0].device.type == "cpu":
+        ways.update(_compiled("read", tensors))
+    if tensors[0].dtype in (torch.float32, torch.float64):
+        ways["torch.sum"] = lambda: [torch.sum(t) for t in tensors]
+        ways["torch.dot"] = lambda: [torch.dot(t, t) for t in tensors]
+    return ways
+
+
+def write_ways(out: Tensor) -> dict[str, Callable[[], Any]]:
+    """Calls that write a contiguous tensor once: compiled loops, ``zero_``, ``fill_``."""
+    ways = _compiled("write", [out]) if out.device.type == "cpu" else {}
+    return {**ways, "torch.zero_": out.zero_, "torch.fill_": lambda: out.fill_(1)}
+
+
+def _compiled(kind: str, tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
+    try:
+        from ..kernels import stream_numba
+    except ImportError:
+        return {}
+    run, body = stream_numba.run, getattr(stream_numba, f"{kind}_body").address
+    job = stream_numba.job_of([(t.data_ptr(), t.numel() * t.element_size()) for t in tensors])
+    parallel, threads = parallel_address(), torch.get_num_threads()
+    ways = {f"{kind} loop, 1 thread": lambda: (run(job, body, 1, 0), tensors)}
+    if parallel and threads > 1:
+        ways[f"{kind} loop, {threads} threads"] = lambda: (run(job, body, threads, parallel), tensors)
+    return ways
+
+
+def bandwidths(clock: Clock, device: torch.device, between: Callable[[], None]) -> list[dict[str, Any]]:
+    """GB/s of a pure read and of a copy (bytes read plus bytes written) for several sizes."""
+    found = []
+    for size in BANDWIDTH_BYTES:
+        source = torch.ones(size // 4, device=device)  # zeros might be one page of memory over and over
+        target = torch.empty_like(source)
+        reads = [Contestant("read", way, call) for way, call in read_ways([source]).items()]
+        copy = Contestant("copy", "copy_", partial(target.copy_, source))
+        measure([*reads, copy], clock, SHARE, between)
+        read = min(reads, key=lambda c: c.median)
+        found.append(
+            {
+                "bytes": size,
+                "read_gb_s": size / read.median / 1e9,
+                "read_way": read.name,
+                "copy_gb_s": 2 * size / copy.median / 1e9,
+            }
+        )
+    return found

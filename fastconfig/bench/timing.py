@@ -1,0 +1,181 @@
+"""Times of several contestants in one run: all take turns, so that a noisy moment meets all of them."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+SAMPLE_SECONDS = 3e-4  # short calls are repeated up to this: long against a clock tick, short against noise
+MOST_SAMPLES = 200
+WARM_BELOW = 0.005  # seconds: before a shorter call is timed it is made once more, since caches matter to it
+
+
+@dataclass
+class Contestant:
+    """Something to be timed.
+
+    Attributes:
+        operation: what it does, as in ``cases``; "read" or "write" for a floor.
+        name: who does it.
+        call: does it once.
+        backend: of this package's own operations.
+        least: samples at least.
+        around: entered around every run of calls.
+        samples: seconds a call.
+        calls: calls that a sample is the mean of.
+        compared: whether its result can be held against the oracle's.
+        note: how it was run.
+    """
+
+    operation: str
+    name: str
+    call: Callable[[], Any]
+    backend: str | None = None
+    least: int = 5
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    samples: list[float] = field(default_factory=list)
+    calls: int = 1
+    compared: bool = True
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    def quantile(self, share: float) -> float:
+        """Of the samples, nearest rank."""
+        ordered = sorted(self.samples)
+        return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
+
+
+class Clock(Protocol):
+    """How a call is timed on a kind of device."""
+
+    def once(self, contestant: Contestant) -> tuple[float, Any]:
+        """Seconds of one call, and its result."""
+
+    def prepare(self, contestant: Contestant) -> None:
+        """What has to be done before the first sample."""
+
+    def sample(self, contestant: Contestant) -> float:
+        """Seconds a call."""
+
+
+class HostClock:
+    """Calls on the CPU, back to back."""
+
+    def once(self, contestant: Contestant) -> tuple[float, Any]:
+        with contestant.around():
+            began = time.perf_counter()
+            result = contestant.call()
+            return time.perf_counter() - began, result
+
+    def prepare(self, contestant: Contestant) -> None:
+        pass
+
+    def sample(self, contestant: Contestant) -> float:
+        call, calls = contestant.call, range(contestant.calls)
+        with contestant.around():
+            if not contestant.samples or contestant.samples[-1] < WARM_BELOW:
+                call()  # others have been at the caches
+            began = time.perf_counter()
+            for _ in calls:
+                call()
+            return (time.perf_counter() - began) / len(calls)
+
+
+class DeviceClock:
+    """Calls on a CUDA device: a CUDA graph where the call can be captured, and always a cold L2."""
+
+    def __init__(self, device: torch.device) -> None:
+        size = torch.cuda.get_device_properties(device).L2_cache_size
+        self.flush = torch.empty(2 * size, dtype=torch.uint8, device=device)
+        self.runs: dict[int, Callable[[], Any]] = {}
+
+    def once(self, contestant: Contestant) -> tuple[float, Any]:
+        torch.cuda.synchronize()
+        with contestant.around():
+            began = time.perf_counter()
+            result = contestant.call()
+            torch.cuda.synchronize()
+            return time.perf_counter() - began, result
+
+    def prepare(self, contestant: Contestant) -> None:
+        contestant.calls = 1
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        try:
+            with contestant.around(), torch.cuda.stream(side):
+                contestant.call()
+                side.synchronize()
+                with torch.cuda.graph(graph, stream=side):
+                    contestant.call()
+        except RuntimeError:  # it synchronises with the host, say
+            torch.cuda.synchronize()
+            contestant.note = "eager"
+            self.runs[id(contestant)] = contestant.call
+        else:
+            contestant.note = "CUDA graph"
+            self.runs[id(contestant)] = graph.replay
+
+    def sample(self, contestant: Contestant) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with contestant.around():
+            self.flush.zero_()
+            start.record()
+            self.runs[id(contestant)]()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / 1000
+
+
+def measure(
+    contestants: Sequence[Contestant], clock: Clock, share: float, between: Callable[[], None]
+) -> None:
+    """Fill the samples of all contestants, in rounds.
+
+    Args:
+        contestants: all have been called before.
+        clock: of their device.
+        share: seconds for each, unless its least samples take longer.
+        between: called after every round, outside what is timed.
+    """
+    wanted = {}
+    for contestant in contestants:
+        seconds = clock.once(contestant)[0]
+        if seconds < WARM_BELOW:
+            seconds = min(seconds, clock.once(contestant)[0], clock.once(contestant)[0])
+        contestant.calls = max(1, round(SAMPLE_SECONDS / seconds))
+        clock.prepare(contestant)
+        affordable = round(share / (contestant.calls * seconds))
+        wanted[id(contestant)] = min(max(affordable, contestant.least), MOST_SAMPLES)
+    rounds = max(wanted.values(), default=0)
+    with no_collection():
+        for done in range(rounds):
+            turn = done % len(contestants)
+            for contestant in [*contestants[turn:], *contestants[:turn]]:
+                number = wanted[id(contestant)]
+                # slow ones take part in fewer rounds, spread over all of them
+                if (done + 1) * number // rounds > done * number // rounds:
+                    contestant.samples.append(clock.sample(contestant))
+            between()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Without garbage collection, which would land in somebody's time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

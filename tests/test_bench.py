@@ -1,0 +1,465 @@
+"""``fastconfig bench``: what it runs, checks, prints and writes. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from inputs import METHODS
+
+from fastconfig import cli
+from fastconfig.bench import cases, floor, memory, peers, plan, report, run, timing
+from fastconfig.bench.accuracy import Exact
+from fastconfig.bench.cases import METHOD_OF, Setting, make_inputs
+from fastconfig.bench.plan import Options
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+UPDATES = {
+    "config": "config-projection",
+    "pcgrad": "pcgrad",
+    "ppcgrad": "ppcgrad",
+    "imtlg": "imtlg",
+}
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few and as short samples as there can be."""
+    monkeypatch.setattr(floor, "BANDWIDTH_BYTES", (1 << 12,))
+    monkeypatch.setattr(floor, "SHARE", 1e-5)
+    monkeypatch.setattr(timing, "SAMPLE_SECONDS", 1e-6)
+    monkeypatch.setattr(Options, "share", 1e-5)
+    monkeypatch.setattr(Options, "least", 2)
+
+
+def bench(*arguments: str, out: Path) -> tuple[int, dict[str, Any]]:
+    path = out / "bench.json"
+    code = cli.main(["bench", "--no-memory", "--json", str(path), *arguments])
+    return code, json.loads(path.read_text())
+
+
+def rows_of(numbers: dict[str, Any], key: str = "results") -> list[dict[str, Any]]:
+    return [row for of_setting in numbers["settings"] for row in of_setting[key]]
+
+
+def stack(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(rows)
+
+
+def test_everything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "a folder" / "bench.png"
+    code, numbers = bench(
+        "--m", "2,3", "--n", "64,1e3", "--threads", "2", "--plot", str(picture), out=tmp_path
+    )
+    assert code == 0
+    assert torch.get_num_threads() == 1
+    assert numbers["command"].startswith("fastconfig bench --no-memory --json ")
+    assert numbers["versions"]["torch"] == torch.__version__
+    assert {"processor", "cores", "device", "load_before", "load_after"} < set(numbers["machine"])
+    assert numbers["machine"]["threads"] == 2
+    assert {"commit", "date", "seconds", "options", "peers", "format"} < set(numbers)
+    assert numbers["peers"]["plain torch"] == "installed"
+    assert {"bytes", "read_gb_s", "read_way", "copy_gb_s"} == set(numbers["bandwidth"][0])
+    assert [s["setting"] for s in numbers["settings"]] == [
+        {"m": m, "n": n, "dtype": "float32", "form": "vectors"} for m in (2, 3) for n in (64, 1000)
+    ]
+    for of_setting in numbers["settings"]:
+        assert of_setting["floor"]["read_us"] > 0
+        setting = Setting(**of_setting["setting"])
+        for row in of_setting["results"]:
+            assert row["right"], row
+            assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
+            assert row["samples"] >= 2
+            assert row["moved_bytes"] == cases.moved_bytes(row["operation"], setting)
+        named = {row["operation"] for row in of_setting["results"] if row["backend"] == "numba"}
+        assert set(cases.PASSES) <= named
+        assert ("conflict mask" in named) == (setting.n == 64)
+    text = capsys.readouterr().out
+    for wanted in ("plain torch", "over floor", "p20–p80", "GB/s", "command", "numba", "WRONG"):
+        assert (wanted in text) == (wanted != "WRONG")
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])
+def test_forms_and_dtypes(form: str, tmp_path: Path) -> None:
+    code, numbers = bench(
+        *("--m", "2", "--n", "300", "--form", form, "--dtype", "float64,bfloat16", "--only", "update,gram"),
+        out=tmp_path,
+    )
+    assert code == 0
+    assert {s["setting"]["dtype"] for s in numbers["settings"]} == {"float64", "bfloat16"}
+    assert {row["operation"] for row in rows_of(numbers)} == {*cases.UPDATES, "gram"}
+    plain = [row for row in rows_of(numbers, "peers") if row["name"] == "plain torch"]
+    assert {row["operation"] for row in plain} == {*cases.UPDATES, "gram"}
+
+
+def test_no_speed_up_for_a_wrong_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = cases.ConFIG_update
+    monkeypatch.setattr(cases, "ConFIG_update", lambda grads: 1.0001 * right(grads))
+    code, numbers = bench("--m", "3", "--n", "500", "--only", "update", out=tmp_path)
+    assert code == 1
+    for row in rows_of(numbers):
+        wrong = row["operation"] == "ConFIG_update"
+        assert row["right"] != wrong
+        assert bool(row["faster_than"]) != wrong
+        if wrong:
+            assert row["error"] == pytest.approx(1e-4, rel=1e-2)
+    text = capsys.readouterr().out
+    assert "refused" in text
+    assert "WRONG: ConFIG_update on numba, m = 3, N = 500, float32, vectors: error 1.0e-04" in text
+
+
+def test_a_result_that_goes_wrong_later_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, calls = cases.ConFIG_update, []
+
+    def sometimes(grads: Any) -> Any:
+        calls.append(1)
+        return right(grads) if len(calls) == 1 else torch.full_like(grads[0], torch.nan)
+
+    monkeypatch.setattr(cases, "ConFIG_update", sometimes)
+    code, numbers = bench("--m", "3", "--n", "500", "--only", "update", "--backend", "numba", out=tmp_path)
+    assert code == 1
+    row = next(row for row in rows_of(numbers) if row["operation"] == "ConFIG_update")
+    assert not row["right"]
+    assert row["error"] is None  # not finite
+
+
+def fake_peers(**merges: Callable[[Any], Any]) -> Callable[[], list[peers.Peer]]:
+    return lambda: [
+        peers.Peer("plain torch", "1", None, {"ConFIG_update": merges["plain"]}),
+        peers.Peer("torchjd", "1", None, {"PCGradOperator": merges["random"]}, ("PCGradOperator",)),
+        peers.Peer("conflictfree", missing="not installed"),
+    ]
+
+
+def test_a_peer_that_is_wrong_is_named_beside_the_ratio(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = fake_peers(plain=lambda rows: 2 * rows[0], random=lambda rows: rows[0])
+    monkeypatch.setattr(peers, "find_peers", found)
+    code, numbers = bench("--m", "3", "--n", "500", "--only", "update", out=tmp_path)
+    assert code == 0
+    wrong, random = rows_of(numbers, "peers")
+    assert wrong["right"] is False
+    assert wrong["error"] > wrong["bound"]
+    assert random["right"] is None
+    text = capsys.readouterr().out
+    assert f"× ({wrong['error']:.0e})" in text
+    assert "× (order)" in text
+    assert "conflictfree: not installed" in text
+
+
+def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(rows: Any) -> Any:
+        raise RuntimeError("no such thing\nand more")
+
+    monkeypatch.setattr(peers, "find_peers", fake_peers(plain=failing, random=stack))
+    monkeypatch.setattr(Options, "call_limit", 0.0)
+    _, numbers = bench("--m", "3", "--n", "500", "--only", "update", out=tmp_path)
+    reasons = {skip["name"]: skip["reason"] for skip in rows_of(numbers, "skipped")}
+    assert reasons["plain torch"] == "RuntimeError: no such thing"
+    assert reasons["torchjd"].endswith("s a call, over 0 s")
+    assert "skipped: plain torch ConFIG_update: RuntimeError" in capsys.readouterr().out
+
+
+def test_a_large_case_is_tried_on_a_small_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LARGE", 64)
+    monkeypatch.setattr(Options, "call_limit", 0.0)
+    seen: list[int] = []
+
+    def merge(rows: Any) -> Any:
+        seen.append(len(rows[0]))
+        return rows[0]
+
+    found = [peers.Peer("plain torch", "1", None, {"ConFIG_update": merge})]
+    setting = Setting(2, 640)
+    skipped: list[dict[str, Any]] = []
+    inputs = make_inputs(setting, CPU)
+    left = run.peer_contestants(setting, inputs, {"ConFIG_update"}, Options(), found, CPU, skipped)
+    assert left == []
+    assert set(seen) == {10}
+    assert "at N = 10: too slow for N = 640" in skipped[0]["reason"]
+
+
+def test_peers_that_are_missing_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    plain, *others = peers.find_peers()
+    assert plain.missing is None
+    assert {peer.missing for peer in others} == {"not installed"}
+
+
+@pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])
+def test_plain_torch_is_right_where_it_can_be(form: str) -> None:
+    setting = Setting(4, 700, "float64", form)
+    inputs = make_inputs(setting, CPU)
+    exact = Exact(setting, inputs)
+    plain = peers.find_peers()[0]
+    for operation, merge in plain.merges.items():
+        result = merge(inputs.grads)
+        if form == "parameters" and operation in cases.UPDATES:
+            assert [tuple(t.shape) for t in result] == cases.layer_shapes(700)
+        assert exact.error(operation, result) < 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 1000, 70_001])
+def test_layers_have_all_elements(n: int) -> None:
+    assert sum(int(np.prod(shape)) for shape in cases.layer_shapes(n)) == n
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+def test_exact_is_the_oracle_on_the_full_rows(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastconfig.bench.accuracy.BLOCK", 100)
+    setting = Setting(m, 1234, "float32", "parameters")
+    inputs = make_inputs(setting, CPU)
+    rows = torch.cat([torch.stack(segment) for segment in inputs.segments], dim=1)
+    exact = Exact(setting, inputs)
+    for operation, method in METHOD_OF.items():
+        if operation not in cases.UPDATES:
+            continue
+        oracle = METHODS[UPDATES[method]].oracle(rows)
+        assert (exact.update(method) - oracle).norm() <= 1e-12 * oracle.norm()
+        assert exact.error(operation, oracle) <= 1e-12
+        assert exact.error(operation, 1.5 * oracle) == pytest.approx(0.5)
+        assert exact.error(operation, torch.nan * oracle) == float("inf")
+    full = rows.double()
+    assert exact.error("gram", full @ full.T) <= 1e-12
+    assert exact.error("conflict mask", full @ full.T < 0) == 0
+    if m > 1:
+        assert exact.error("conflict mask", torch.ones(m, m, dtype=torch.bool)) > 0
+        assert (full @ full.T < 0).any()
+
+
+def test_the_bound_is_that_of_the_accuracy_tests() -> None:
+    from inputs import rounding_bound
+
+    setting = Setting(4, 900)
+    inputs = make_inputs(setting, CPU)
+    exact = Exact(setting, inputs)
+    wanted = rounding_bound(torch.stack(inputs.segments[0]), exact.update("config"))
+    assert exact.bound("ConFIG_update") == pytest.approx(wanted, rel=1e-6)
+
+
+class Turns:
+    """A clock that notes whose turn it is."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self.turns: list[str] = []
+
+    def once(self, contestant: timing.Contestant) -> tuple[float, Any]:
+        return self.seconds[contestant.name], None
+
+    def prepare(self, contestant: timing.Contestant) -> None:
+        pass
+
+    def sample(self, contestant: timing.Contestant) -> float:
+        self.turns.append(contestant.name)
+        return self.seconds[contestant.name]
+
+
+def test_contestants_take_turns_and_slow_ones_fewer() -> None:
+    clock = Turns({"quick": 1e-3, "slow": 1e-1})
+    contestants = [timing.Contestant("x", name, lambda: None, least=4) for name in clock.seconds]
+    timing.measure(contestants, clock, 0.02, lambda: None)
+    assert clock.turns.count("quick") == 20
+    assert clock.turns.count("slow") == 4
+    gaps = "".join(name[0] for name in clock.turns).split("s")
+    assert max(len(gap) for gap in gaps) <= 6  # spread over all rounds
+
+
+def test_quantiles_are_of_the_samples() -> None:
+    contestant = timing.Contestant("x", "x", lambda: None, samples=[5.0, 1.0, 4.0, 2.0, 3.0])
+    assert (contestant.quantile(0.2), contestant.median, contestant.quantile(0.8)) == (1.0, 3.0, 4.0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_floor_reads_and_writes_everything(threads: int) -> None:
+    stream = pytest.importorskip("fastconfig.kernels.stream_numba")
+    from fastconfig.backends.team import parallel_address
+
+    words = torch.randint(-(2**62), 2**62, (stream.CHUNK // 8 * 2 + 8 * 13,))
+    parallel = parallel_address()
+    threads = threads if parallel else 1
+    job = stream.job_of([(words.data_ptr(), 8 * len(words))])
+    stream.run(job, stream.read_body.address, threads, parallel)
+    folds = [int(np.bitwise_xor.reduce(part)) for part in np.split(words.numpy(), [32768, 65536])]
+    assert len(folds) == job[stream.CHUNKS] == 3
+    if threads == 1:
+        assert job[stream.SINK] == folds[0] ^ folds[1] ^ folds[2]
+    job = stream.job_of([(words.data_ptr(), 8 * len(words))])
+    stream.run(job, stream.write_body.address, threads, parallel)
+    assert not words.any()
+
+
+def test_extra_memory_is_what_a_call_takes_beyond_its_result() -> None:
+    size = 40 << 20
+
+    def call() -> torch.Tensor:
+        scratch = torch.ones(size // 4)
+        return scratch[: size // 40].clone()
+
+    extra = memory.extra_bytes(call, CPU)
+    if extra is None:
+        pytest.skip("this system does not tell")
+    assert abs(extra - size) <= 1 << 20  # the system counts pages in batches
+
+
+def test_an_update_takes_less_than_a_megabyte_beyond_its_result() -> None:
+    requests = [
+        {
+            "setting": {"m": 3, "n": 1_000_000, "dtype": "float32", "form": "vectors"},
+            "operation": "ConFIG_update",
+            "name": name,
+            "backend": backend,
+            "device": "cpu",
+            "threads": 2,
+        }
+        for name, backend in (("fastconfig", "numba"), ("plain torch", None))
+    ]
+    ours, plain = memory.extra_memory(requests)
+    if ours is None:
+        pytest.skip("this system does not tell")
+    assert ours <= 1_000_000
+    assert plain is not None
+    assert plain >= 11_000_000  # the stack
+
+
+def test_without_options_the_whole_matrix_runs() -> None:
+    chosen = plan.settings(Options())
+    main = [s for s in chosen if (s.dtype, s.form) == ("float32", "vectors")]
+    assert {(s.m, s.n) for s in main} == {(m, 10**k) for m in (2, 3, 8, 16, 32) for k in (3, 4, 5, 6, 7)}
+    assert {s.dtype for s in chosen} == {"float32", "float64", "bfloat16", "float16"}
+    assert {s.form for s in chosen} == {"tensor", "vectors", "parameters"}
+
+
+def test_filters_choose_settings_and_operations() -> None:
+    options = Options(m=(5,), n=(70, 90), dtype=("float64",), only=("gram", "mask"))
+    assert plan.settings(options) == [Setting(5, 70, "float64"), Setting(5, 90, "float64")]
+    order = ["numba", "pytorch"]
+    assert plan.operations(options, Setting(5, 70, "float64"), "numba", order) == ["gram", "conflict mask"]
+    assert plan.operations(options, Setting(5, 90, "float64"), "numba", order) == ["gram"]
+    assert plan.operations(options, Setting(5, 70, "float64"), "pytorch", order) == ["gram"]
+
+
+def test_named_backends_do_everything(tmp_path: Path) -> None:
+    code, numbers = bench("--m", "2", "--n", "50", "--backend", "pytorch", out=tmp_path)
+    assert code == 0
+    assert {row["backend"] for row in rows_of(numbers)} == {"pytorch"}
+    assert {row["operation"] for row in rows_of(numbers)} == {*cases.PASSES, "conflict mask", *METHOD_OF}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--m", "2,x"], "argument --m: got 'x', want a whole number of at least 1"),
+        (["--m", "0"], "argument --m: got '0', want a whole number of at least 1"),
+        (["--n", "1.5"], "argument --n: got '1.5', want"),
+        (["--n", "inf"], "argument --n: got 'inf', want"),
+        (["--threads", "-1"], "argument --threads: got '-1', want"),
+        (["--dtype", "float8"], "argument --dtype: got 'float8', want some of float32, float64"),
+        (["--form", "list"], "argument --form: got 'list', want some of tensor, vectors, parameters"),
+        (["--only", "update,all"], "argument --only: got 'all', want some of update, gram"),
+        (["--backend", "magic"], "got 'magic', want one of"),
+        (["--device", "cuda:99"], "got 'cuda:99'"),
+        (["--plot", "x.png", "--only", "gram"], "argument --plot: draws the whole update"),
+        (["--json", "/dev/null/x.json"], "argument --json: got '/dev/null/x.json', want a file to write"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["bench", *arguments])
+    assert exit_info.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from fastconfig.cli import main\n"
+        "try: main(['bench', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "sys.exit(str({'torch', 'numba', 'matplotlib', 'rich'} & set(sys.modules) or ''))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not ran.stderr.strip()
+    assert "--quick" in ran.stdout
+
+
+def test_commit_is_known_in_a_checkout_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "fastconfig" / "bench" / "run.py"))
+    assert run.commit() is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (0.001, "0.00"), (1.234, "1.23"), (12.34, "12.3"), (12345.6, "12,346")]
+)
+def test_figures(value: float | None, text: str) -> None:
+    assert report.figure(value) == text
+
+
+@pytest.fixture
+def readme_table() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_readme_table_is_what_the_script_makes(readme_table: ModuleType) -> None:
+    newest = readme_table.newest()
+    if newest is None:
+        pytest.skip("no results yet")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme_table.generated(readme, newest) == readme
+
+
+def test_readme_table_of_a_run(readme_table: ModuleType, tmp_path: Path) -> None:
+    _, numbers = bench("--m", "2,3", "--n", "200", "--only", "update", out=tmp_path)
+    row = numbers["settings"][0]["results"][0]
+    ratio = row["faster_than"]["plain torch"]
+    text = readme_table.table(numbers, "results/x.json")
+    (line,) = (line for line in text.splitlines() if line.startswith("| 2 | 200 |"))
+    assert f"| {row['time_over_floor']:.2f} |" in line
+    assert f"| {f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.1f}'} |" in line
+    assert readme_table.inserted("a <!-- bench:begin -->old<!-- bench:end --> b", text) == (
+        f"a <!-- bench:begin -->\n{text}\n<!-- bench:end --> b"
+    )
+    with pytest.raises(ValueError, match="bench:begin"):
+        readme_table.inserted("no markers", text)
+    row["right"], row["faster_than"] = False, {}
+    assert "| refused |" in readme_table.table(numbers, "results/x.json")
+
+
+def test_newest_result_goes_by_its_date(readme_table: ModuleType, tmp_path: Path) -> None:
+    assert readme_table.newest(tmp_path) is None
+    for name, date in (("a", "2026-02-01T00:00:00Z"), ("b", "2026-01-01T00:00:00Z")):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"date": date}))
+    assert readme_table.newest(tmp_path).name == "a.json"
