@@ -19,7 +19,8 @@ class Rule:
 def coefficients(gram: int, c: int, batch: int, m: int, rule: Rule, rcond: float) -> None: ...
 def scan(
     rows: list[Any], types: tuple[type, ...], dtypes: tuple[Any, ...], strided: Any, /
-) -> tuple[int, Any, Any] | None: ...
+) -> tuple[Any, list[Any]] | None: ...
+def advise_huge(tensor: Any, size: int, /) -> None: ...
 def run(
     run: int,
     steps: int,
@@ -38,11 +39,13 @@ def run(
     rcond: float,
     /,
 ) -> None: ...
-def run_vectors(
+def run_plain(
     run: int,
+    steps: int,
     rows: list[Any],
     out: Any,
-    n: int,
+    gram: int,
+    c: int,
     rule: int,
     size: int,
     threads: int,

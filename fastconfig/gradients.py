@@ -17,6 +17,7 @@ except ImportError:  # not built: the checks below do the same, slower
 
 
 _TYPES = (Tensor, torch.nn.Parameter)
+_CPU = torch.device("cpu")
 ParameterRow: TypeAlias = Sequence[Tensor | None]
 GradientsLike: TypeAlias = Tensor | Sequence[Tensor] | Sequence[ParameterRow]
 #: One vector (N,), a batch of them (B, N), or one tensor a parameter (None where no row had a gradient).
@@ -41,7 +42,7 @@ class Gradients:
         dtype, device: those of every tensor in it.
         device_type: ``device.type``.
         rows: what was given, as one tensor or as a list.
-        plain: whether the rows are contiguous vectors on the CPU, which need no table of strides.
+        plain: whether all tensors are contiguous, on the CPU, and of torch's own types.
     """
 
     __slots__ = (
@@ -80,16 +81,22 @@ class Gradients:
 
     def _from_sequence(self, grads: Any, argument: str) -> None:
         try:
-            rows = list(grads)  # ours: the caller's may change while a kernel reads
+            rows = list(grads)  # ours, also below: the caller's may change while a kernel reads
         except TypeError:
             _refuse(argument, f"a {type(grads).__name__}", "a tensor or a sequence of gradients")
         self.batch = None
         self.m = len(rows)
+        if rows and isinstance(rows[0], list):
+            rows = [tuple(row) if isinstance(row, list) else row for row in rows]
         found = scan(rows, _TYPES, DTYPES, torch.strided) if scan is not None else None
         if found is not None:
-            self.form, self.rows, self.plain = "vectors", rows, True
-            self.n, self.dtype, self.device = found
-            self.device_type = "cpu"
+            self.rows, self.plain, self.device, self.device_type = rows, True, _CPU, "cpu"
+            self.dtype, shapes = found
+            if isinstance(rows[0], Tensor):
+                self.form, self.n = "vectors", shapes[0][0]
+            else:
+                self.form, self.shapes = "parameters", shapes
+                self.n = sum(shape.numel() for shape in shapes if shape is not None)
             return
         if self.m == 0:
             raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
@@ -197,11 +204,14 @@ class Gradients:
 
     def new_update(self) -> Update:
         """An uninitialised result in the form, dtype and device of the gradients."""
-        if self.plain:
-            return torch.empty(self.n, dtype=self.dtype)
         if self.form != "parameters":
+            if self.plain:
+                return torch.empty(self.n, dtype=self.dtype)
             shape = (self.n,) if self.batch is None else (self.batch, self.n)
             return torch.empty(shape, dtype=self.dtype, device=self.device)
+        if self.plain:
+            dtype = self.dtype
+            return [None if shape is None else torch.empty(shape, dtype=dtype) for shape in self.shapes]
         columns = self._columns()
         return [None if shape is None else _new_like(next(columns)) for shape in self.shapes]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ _KINDS = {
     torch.bfloat16: ir_numba.BF16,
     torch.float16: ir_numba.F16,
 }
+_HUGE = 8 << 20  # bytes of a result whose first touch is dear enough to ask for large pages
 _UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in _KINDS.items()}
 
 
@@ -49,7 +51,7 @@ class NumbaBackend:
 
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         if grads.plain:
-            _run_vectors(grads, rule, out)
+            _run(GRAM + COMBINE, grads, out, 0, 0, rule)
             return
         m = grads.m
         problems = 1 if grads.batch is None else grads.batch
@@ -73,31 +75,36 @@ def _entries(dtype: torch.dtype) -> tuple[int, int, int, int, int]:
     return (run_address(), parallel_address(), *bodies(_KINDS[dtype]), dtype.itemsize)
 
 
-def _run_vectors(grads: Gradients, rule: Rule, out: Update) -> None:
-    """The whole update of plain vectors in one call."""
-    n, dtype, rows = grads.n, grads.dtype, grads.rows
-    run, parallel, gram_body, combine_body, size = _entries(dtype)
-    threads = threads_for(grads.m * n * size)
-    _C.run_vectors(
-        run,
-        rows,  # type: ignore[arg-type]
-        out,
-        n,
-        rule.native_address,
-        size,
-        threads,
-        parallel,
-        gram_body,
-        combine_body,
-        rule.cutoff(dtype),
-    )
-
-
 def _run(
     steps: int, grads: Gradients, out: Update | None, gram: int, c: int, rule: Rule | None = None
 ) -> None:
-    """``steps`` of update_numba.py; ``gram`` and ``c`` are addresses of float64 memory."""
-    run, parallel, gram_body, combine_body, size = _entries(grads.dtype)
+    """``steps`` of update_numba.py; ``gram`` and ``c`` are addresses of float64 memory, or 0 if plain."""
+    dtype, m = grads.dtype, grads.m
+    run, parallel, gram_body, combine_body, size = _entries(dtype)
+    bytes_read = m * grads.n * size
+    threads = threads_for(bytes_read)
+    address, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
+    if bytes_read >= m * _HUGE and out is not None:
+        for tensor in grads.split(out):
+            _C.advise_huge(tensor, tensor.numel() * size)
+    if grads.plain:
+        rows: list[Any] = grads.rows  # type: ignore[assignment]
+        _C.run_plain(
+            run,
+            steps,
+            rows,
+            out,
+            gram,
+            c,
+            address,
+            size,
+            threads,
+            parallel,
+            gram_body,
+            combine_body,
+            rcond,
+        )
+        return
     table, problems, segments = _table(grads, out)
     _C.run(
         run,
@@ -105,16 +112,16 @@ def _run(
         table.buffer_info()[0],
         problems,
         segments,
-        grads.m,
+        m,
         gram,
         c,
-        0 if rule is None else rule.native_address,
+        address,
         size,
-        threads_for(grads.m * grads.n * size),
+        threads,
         parallel,
         gram_body,
         combine_body,
-        0.0 if rule is None else rule.cutoff(grads.dtype),
+        rcond,
     )
 
 

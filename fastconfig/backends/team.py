@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-SERIAL_BELOW = 4 << 20  # bytes of input under which waking a team costs more than it gains
+SERIAL_BELOW = 1 << 19  # bytes of input under which waking a team costs more than it gains
 
 _forked = False
 
