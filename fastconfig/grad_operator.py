@@ -65,7 +65,7 @@ def ConFIG_update_double(
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     pair: Any = [grad_1, grad_2]
-    grads = Gradients(grad_1, "grad_1") if grad_2 is None else Gradients(pair)
+    grads = Gradients(grad_1, "grad_1") if grad_2 is None else Gradients(pair, ("grad_1", "grad_2"))
     if grads.m != 2:
         raise ValueError(f"grad_1: got {grads.m} gradients and no grad_2, want 2 in all")
     return _config_update(grads, weight_model, length_model, losses)

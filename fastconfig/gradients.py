@@ -63,8 +63,12 @@ class Gradients:
     shapes: list[torch.Size | None]
     batch: int | None
 
-    def __init__(self, grads: GradientsLike, argument: str = "grads") -> None:
+    def __init__(self, grads: GradientsLike, argument: str | Sequence[str] = "grads") -> None:
         """Check and describe ``grads``.
+
+        Args:
+            grads: in one of the three forms.
+            argument: what error messages call it; or one name for each gradient.
 
         Raises:
             TypeError: for what is no tensor, of another dtype, or not dense; naming ``argument``.
@@ -79,11 +83,11 @@ class Gradients:
         if not self.plain:
             self.device_type = self.device.type
 
-    def _from_sequence(self, grads: Any, argument: str) -> None:
+    def _from_sequence(self, grads: Any, argument: str | Sequence[str]) -> None:
         try:
             rows = list(grads)  # ours, also below: the caller's may change while a kernel reads
         except TypeError:
-            _refuse(argument, f"a {type(grads).__name__}", "a tensor or a sequence of gradients")
+            _refuse(str(argument), f"a {type(grads).__name__}", "a tensor or a sequence of gradients")
         self.batch = None
         self.m = len(rows)
         if rows and isinstance(rows[0], list):
@@ -100,54 +104,51 @@ class Gradients:
             return
         if self.m == 0:
             raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
+        names = [f"{argument}[{i}]" for i in range(self.m)] if isinstance(argument, str) else argument
         if isinstance(rows[0], Tensor):
-            self._from_vectors(rows, argument)
+            self._from_vectors(rows, names)
         else:
-            self._from_parameters(rows, argument)
+            self._from_parameters(rows, names)
 
-    def _from_tensor(self, grads: Tensor, argument: str) -> None:
+    def _from_tensor(self, grads: Tensor, argument: str | Sequence[str]) -> None:
         shape = grads.shape
         if len(shape) not in (2, 3):
             raise ValueError(f"{argument}: got shape {tuple(shape)}, want (m, N) or (B, m, N)")
         if shape[-2] == 0:
             raise ValueError(f"{argument}: got shape {tuple(shape)} (m = 0), want at least one gradient")
-        _check_dense(grads, argument)
+        _check_dense(grads, str(argument))
         self.form, self.rows = "tensor", grads
         self.batch = shape[0] if len(shape) == 3 else None
         self.m, self.n = shape[-2:]
         self.dtype, self.device = grads.dtype, grads.device
 
-    def _from_vectors(self, grads: list[Any], argument: str) -> None:
+    def _from_vectors(self, grads: list[Any], names: Sequence[str]) -> None:
         first = grads[0]
         shape = first.shape
         if len(shape) != 1:
-            raise ValueError(f"{argument}[0]: got shape {tuple(shape)}, want a vector (N,)")
-        _check_dense(first, f"{argument}[0]")
+            raise ValueError(f"{names[0]}: got shape {tuple(shape)}, want a vector (N,)")
+        _check_dense(first, names[0])
         dtype, device = first.dtype, first.device
-        for i, row in enumerate(grads):
+        for name, row in zip(names, grads, strict=True):
             if not isinstance(row, Tensor):
-                _refuse(f"{argument}[{i}]", _name(row), "a tensor (N,) like the others")
+                _refuse(name, _name(row), "a tensor (N,) like the others")
             if row.shape != shape:
-                raise ValueError(
-                    f"{argument}[{i}]: got shape {tuple(row.shape)}, want {tuple(shape)} like {argument}[0]"
-                )
+                raise ValueError(f"{name}: got shape {tuple(row.shape)}, want {tuple(shape)} like {names[0]}")
             if row.dtype is not dtype or row.device != device or row.layout is not torch.strided:
-                _refuse_mixed(row, first, f"{argument}[{i}]", f"{argument}[0]")
+                _refuse_mixed(row, first, name, names[0])
         self.form, self.rows = "vectors", grads
         self.n = shape[0]
         self.dtype, self.device = dtype, device
 
-    def _from_parameters(self, grads: list[Any], argument: str) -> None:
-        for i, row in enumerate(grads):
+    def _from_parameters(self, grads: list[Any], names: Sequence[str]) -> None:
+        for i, (name, row) in enumerate(zip(names, grads, strict=True)):
             if not isinstance(row, Sequence) or isinstance(row, str):
                 wanted = (
                     "a sequence of tensors, one a parameter" if i else "a tensor or a sequence of tensors"
                 )
-                _refuse(f"{argument}[{i}]", _name(row), wanted)
+                _refuse(name, _name(row), wanted)
             if len(row) != len(grads[0]):
-                raise ValueError(
-                    f"{argument}[{i}]: got {len(row)} parameters, want {len(grads[0])} like {argument}[0]"
-                )
+                raise ValueError(f"{name}: got {len(row)} parameters, want {len(grads[0])} like {names[0]}")
         first: Tensor | None = None
         first_name = ""
         self.shapes = []
@@ -156,7 +157,7 @@ class Gradients:
             for i, tensor in enumerate(column):
                 if tensor is None:
                     continue
-                name = f"{argument}[{i}][{p}]"
+                name = f"{names[i]}[{p}]"
                 if not isinstance(tensor, Tensor):
                     _refuse(name, _name(tensor), "a tensor or None")
                 if first is None:
@@ -177,7 +178,9 @@ class Gradients:
                     _refuse_mixed(tensor, first, name, first_name)
             self.shapes.append(shape)
         if first is None:
-            raise ValueError(f"{argument}: got None for every parameter, want at least one tensor")
+            raise ValueError(
+                f"{names[0]} and all others: got None for every parameter, want at least one tensor"
+            )
         self.form, self.rows = "parameters", grads
         self.n = sum(shape.numel() for shape in self.shapes if shape is not None)
         self.dtype, self.device = first.dtype, first.device

@@ -119,9 +119,12 @@ class _Projected(LengthModel):
         target = target_vector if unit_target_vector is None else unit_target_vector
         if target is None:
             raise ValueError("target_vector: got None, and no unit_target_vector; want one of them")
-        from .ops import gram
+        from .gradients import Gradients
+        from .ops import gram_of
 
-        products = gram([*gradients, target.to(gradients[0].dtype)])  # one read, no unit vector formed
+        rows = [*gradients, target.to(gradients[0].dtype)]  # one read, no unit vector formed
+        name = "target_vector" if unit_target_vector is None else "unit_target_vector"
+        products = gram_of(Gradients(rows, [*(f"gradients[{i}]" for i in range(len(rows) - 1)), name]))
         norms = products.diagonal().sqrt()
         target_norm = norms[-1]
         along = torch.where(target_norm > 0, products[-1, :-1] / target_norm, 0)

@@ -143,6 +143,18 @@ def coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
     return torch.where(norms.isfinite().all(-1, keepdim=True), x * inverse, torch.nan)
 
 
+@torch.no_grad()
+def compiled_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
+    """:func:`coefficients` by csrc/coefficients.hpp, for Gram matrices and rules in CPU memory."""
+    from . import _C
+
+    gram = gram.contiguous()
+    c = torch.empty(gram.shape[:-1], dtype=torch.float64)
+    m = gram.shape[-1]
+    _C.coefficients(gram.data_ptr(), c.data_ptr(), c.numel() // m, m, rule.native, rule.cutoff(dtype))
+    return c
+
+
 def _config(cosines: Tensor, norms: Tensor, rule: Rule, rcond: float) -> Tensor:
     alive = (norms > 0).to(norms.dtype)
     w = alive if rule.weights is None else rule.weights * alive

@@ -25,8 +25,12 @@ def gram(grads: GradientsLike) -> Tensor:
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    rows = Gradients(grads)
-    return choose(rows).gram(rows)
+    return gram_of(Gradients(grads))
+
+
+def gram_of(grads: Gradients) -> Tensor:
+    """:func:`gram` of gradients that are checked already."""
+    return choose(grads).gram(grads)
 
 
 def conflict_mask(gram: Tensor) -> Tensor:
@@ -89,7 +93,8 @@ def coefficients(
         reduction=reduction,
         rcond=rcond,
     )
-    return methods.coefficients(gram, rule, dtype)
+    run = methods.compiled_coefficients if gram.device.type == "cpu" else methods.coefficients
+    return run(gram, rule, dtype)
 
 
 def combine(grads: GradientsLike, c: Tensor) -> Update:

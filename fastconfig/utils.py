@@ -162,9 +162,10 @@ def get_cos_similarity(vector1: Tensor, vector2: Tensor) -> Tensor:
     Returns:
         0-d tensor in the dtype of the vectors.
     """
-    from .ops import gram
+    from .gradients import Gradients
+    from .ops import gram_of
 
-    products = gram([vector1, vector2])
+    products = gram_of(Gradients([vector1, vector2], ("vector1", "vector2")))
     squared = products[0, 0].sqrt() * products[1, 1].sqrt()
     return torch.where(squared == 0, squared, products[0, 1] / squared).to(vector1.dtype)
 
@@ -223,9 +224,10 @@ def estimate_conflict(gradients: Tensor) -> Tensor:
     Returns:
         (m,) in the dtype of the gradients; zero for a zero gradient, and if the sum is zero.
     """
-    from .ops import gram
+    from .gradients import Gradients
+    from .ops import gram_of
 
-    products = gram(gradients)
+    products = gram_of(Gradients(gradients, "gradients"))
     norms = products.diagonal().sqrt()
     with_sum = products.sum(1)
     squared = with_sum.sum()

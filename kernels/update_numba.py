@@ -17,6 +17,7 @@ from numba import cfunc, literally, njit, types
 
 from .combine_numba import combine_columns
 from .gram_numba import entry_words, gram_columns
+from .ir_numba import LANES
 from .vectors_numba import (
     address,
     call_body,
@@ -49,7 +50,7 @@ def compiled(decorator: Any, signature: Any, function: Any, variant: str) -> Any
     The cache goes by name. With the sources in it, a change in any of these files counts, where Numba
     looks at one; with the variant, processes that compile two variants at once cannot take each other's.
     """
-    function.__qualname__ = f"{function.__name__}_{variant}_{_SOURCES}"
+    function.__qualname__ = f"{function.__name__}_{variant}_{LANES}_{_SOURCES}"
     try:
         return decorator(signature, cache=True)(function)
     except (RuntimeError, OSError):  # no folder that can be written to

@@ -127,3 +127,32 @@ def test_a_device_without_float64_is_served_on_the_cpu(monkeypatch: pytest.Monke
 
     assert float64_device(torch.device("mps")) == torch.device("cpu")
     assert float64_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
+
+
+def test_processors_without_avx512_have_kernels_too() -> None:
+    code = """
+import llvmlite.binding as llvm
+features = llvm.get_host_cpu_features()
+features["avx512f"] = False
+llvm.get_host_cpu_features = lambda: features
+import torch
+from fastconfig import ConFIG_update, reference
+from fastconfig.kernels import ir_numba
+for m in (2, 3, 5, 9):
+    rows = torch.randn(m, 10007)
+    exact = reference.config(rows)
+    error = (ConFIG_update(list(rows)).double() - exact).norm() / exact.norm()
+    print(ir_numba.LANES, bool(error < 1e-6))
+"""
+    run = python(code, FASTCONFIG_BACKEND="numba")
+    assert run.stdout.split() == ["4", "True"] * 4, run.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_a_tensor_without_memory_of_its_own_is_refused() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        rows = torch.randn(2, 10)
+    with use_backend("numba"), pytest.raises(TypeError, match="got a FakeTensor without memory of its own"):
+        ConFIG_update(rows)

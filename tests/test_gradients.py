@@ -233,7 +233,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         r"grads\[0\]\[1\]: got a int, want a tensor or None",
     ),
-    "all None": ([[None], [None]], ValueError, r"grads: got None for every parameter"),
+    "all None": ([[None], [None]], ValueError, r"grads\[0\] and all others: got None for every parameter"),
     "mixed forms": ([[VECTOR], VECTOR], TypeError, r"grads\[1\]: got a Tensor, want a sequence"),
     "sparse parameter": (
         [[VECTOR], [VECTOR.to_sparse()]],
@@ -261,7 +261,7 @@ def test_refusals(case: str) -> None:
 def test_refusals_of_the_double_form() -> None:
     with pytest.raises(ValueError, match="grad_1: got 3 gradients"):
         ConFIG_update_double(torch.ones(3, 4))
-    with pytest.raises(ValueError, match=r"grads\[1\]: got shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"grad_2: got shape \(5,\), want \(4,\) like grad_1"):
         ConFIG_update_double(VECTOR, torch.ones(5))
 
 

@@ -8,8 +8,7 @@ from inputs import equiangular, low_rank, scaled
 from torch import Tensor
 
 from fastconfig import methods, ops
-from fastconfig.backends.numba_cpu import compiled_coefficients
-from fastconfig.methods import LENGTHS, make_rule
+from fastconfig.methods import LENGTHS, compiled_coefficients, make_rule
 
 CPU = torch.device("cpu")
 

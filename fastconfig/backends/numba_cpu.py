@@ -13,7 +13,7 @@ from .. import _C
 from ..gradients import Gradients, Update
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
-from ..methods import Rule
+from ..methods import Rule, compiled_coefficients
 from .team import parallel_address, threads_for
 
 _KINDS = {
@@ -58,15 +58,6 @@ class NumbaBackend:
         scratch = torch.empty(problems * (m + 1) * m, dtype=torch.float64)  # G, then c
         gram = scratch.data_ptr()
         _run(GRAM + COMBINE, grads, out, gram, gram + 8 * problems * m * m, rule)
-
-
-def compiled_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
-    """csrc/coefficients.hpp on (..., m, m) float64 in CPU memory; as ``methods.coefficients``."""
-    gram = gram.detach().contiguous()
-    c = torch.empty(gram.shape[:-1], dtype=torch.float64)
-    m = gram.shape[-1]
-    _C.coefficients(gram.data_ptr(), c.data_ptr(), c.numel() // m, m, rule.native, rule.cutoff(dtype))
-    return c
 
 
 @cache
@@ -135,9 +126,17 @@ def _table(grads: Gradients, out: Update | None) -> tuple[array[int], int, int]:
     for segment, target in zip(grads.segments, targets, strict=True):
         length = next(row for row in segment if row is not None).numel()
         words += [length, target]
-        words += [0 if row is None else row.data_ptr() for row in segment]
+        words += [0 if row is None else _address(row) for row in segment]
         words += [1 if row is None else row.stride(0) for row in segment]
     return array("q", words), 1, len(targets)
+
+
+def _address(row: Tensor) -> int:
+    """Where a row's elements lie; 0 would count as a missing gradient."""
+    address = row.data_ptr()
+    if not address and row.numel():
+        raise TypeError(f"grads: got a {type(row).__name__} without memory of its own, want plain tensors")
+    return address
 
 
 def _tensor_table(grads: Gradients, rows: Tensor, out: Update | None) -> tuple[array[int], int, int]:
@@ -147,7 +146,7 @@ def _tensor_table(grads: Gradients, rows: Tensor, out: Update | None) -> tuple[a
     stride, step = rows.stride()[-2:]
     words: list[int] = []
     for problem in range(problems):
-        first = rows.data_ptr() + problem * between
+        first = _address(rows) + problem * between
         words += [n, out.data_ptr() + problem * n * size if isinstance(out, Tensor) else 0]
         words += [first + i * stride * size for i in range(m)]
         words += [step] * m
