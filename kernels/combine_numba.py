@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import literally, njit
 
-from .gram_numba import pack, present_rows
+from .gram_numba import pack_rows, present_rows
 from .ir_numba import ITEMSIZE, LANES
 from .vectors_numba import address, copy_element, fence, peek_double, peek_int, weighted_sum
 
@@ -49,11 +49,7 @@ def combine_columns(entry: int, first: int, last: int, m: int, c: int, stream: i
             if len(packed) == 0:
                 packed = np.empty((alive + 1) * BLOCK)
             result = address(packed) + 8 * BLOCK * alive
-            for i in range(alive):
-                step = peek_int(entry + 8 * (2 + m + present[i]))
-                rows[i] = address(packed) + 8 * BLOCK * i
-                source = peek_int(entry + 8 * (2 + present[i])) + start * step * size
-                pack(source, step, count, rows[i], size)
+            pack_rows(entry, m, present, alive, start, count, rows, address(packed), BLOCK, size)
             weighted_sum(address(rows), alive, 0, padded, address(weights), result, 0, kind)
             for k in range(count):
                 copy_element(result + k * size, out + (start + k) * size, size)

@@ -58,6 +58,27 @@ def pack(source: int, step: int, count: int, target: int, size: int) -> None:
 
 
 @njit(nogil=True)
+def pack_rows(
+    entry: int,
+    m: int,
+    present: Any,
+    alive: int,
+    start: int,
+    count: int,
+    rows: Any,
+    packed: int,
+    width: int,
+    size: int,
+) -> None:
+    """Pack ``count`` columns of the rows that are present, ``width`` doubles apart; ``rows`` says where."""
+    for i in range(alive):
+        step = peek_int(entry + 8 * (2 + m + present[i]))
+        rows[i] = packed + 8 * width * i
+        source = peek_int(entry + 8 * (2 + present[i])) + start * step * size
+        pack(source, step, count, rows[i], size)
+
+
+@njit(nogil=True)
 def block_products(
     rows: int, alive: int, first: int, count: int, wide: int, stride: int, sums: int, ahead: int, kind: int
 ) -> None:
@@ -139,11 +160,7 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
             padded = (count + LANES - 1) // LANES * LANES
             if len(packed) == 0:
                 packed = np.empty(alive * width)
-            for i in range(alive):
-                step = peek_int(entry + 8 * (2 + m + present[i]))
-                rows[i] = address(packed) + 8 * width * i
-                source = peek_int(entry + 8 * (2 + present[i])) + start * step * size
-                pack(source, step, count, rows[i], size)
+            pack_rows(entry, m, present, alive, start, count, rows, address(packed), width, size)
         if alive <= DIRECT:
             triangle(address(rows), alive, padded, address(sums), kind)
         else:

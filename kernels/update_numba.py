@@ -29,11 +29,8 @@ from .vectors_numba import (
     poke_int,
 )
 
-SHORTEST, MOST, ALIGN = (
-    8192,
-    64,
-    1024,
-)  # columns of a chunk at least; chunks at most; columns a multiple of
+SHORTEST, ALIGN = 8192, 1024  # columns of a chunk: at least, and a multiple of
+MOST = 64  # chunks of a problem
 STREAM = 1 << 21  # bytes of a result from which on it is written past the caches
 
 # words of a job: what the threads of one pass share

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,42 +77,12 @@ def _run(
     if bytes_read >= m * _HUGE and out is not None:
         for tensor in grads.split(out):
             _C.advise_huge(tensor, tensor.numel() * size)
+    rest = (gram, c, address, size, threads, parallel, gram_body, combine_body, rcond)
     if grads.plain:
-        rows: list[Any] = grads.rows  # type: ignore[assignment]
-        _C.run_plain(
-            run,
-            steps,
-            rows,
-            out,
-            gram,
-            c,
-            address,
-            size,
-            threads,
-            parallel,
-            gram_body,
-            combine_body,
-            rcond,
-        )
+        _C.run_plain(run, steps, grads.rows, out, *rest)  # type: ignore[arg-type]
         return
     table, problems, segments = _table(grads, out)
-    _C.run(
-        run,
-        steps,
-        table.buffer_info()[0],
-        problems,
-        segments,
-        m,
-        gram,
-        c,
-        address,
-        size,
-        threads,
-        parallel,
-        gram_body,
-        combine_body,
-        rcond,
-    )
+    _C.run(run, steps, table.buffer_info()[0], problems, segments, m, *rest)
 
 
 def _table(grads: Gradients, out: Update | None) -> tuple[array[int], int, int]:
