@@ -52,7 +52,7 @@ class Settings:
         measure_every: steps between two looks at angles and at the operators' answers, untimed.
     """
 
-    steps: int = 5000
+    steps: int = 4000
     device: str = "cpu"
     seed: int = 0
     interior: int = 512
