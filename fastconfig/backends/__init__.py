@@ -7,8 +7,6 @@ import logging
 import os
 from types import TracebackType
 
-import torch
-
 from ..gradients import Gradients
 from .base import Backend, BackendUnavailable
 
@@ -152,11 +150,3 @@ def _load(name: str) -> Backend | str:
 def _nothing_serves(device_type: str) -> str:
     reasons = "; ".join(f"{name}: {why}" for name, why in explain(device_type) if why)
     return f"no backend serves device {device_type!r} here: {reasons}"
-
-
-def device_types() -> list[str]:
-    """The kinds of device of this machine that a backend may serve."""
-    kinds = ["cpu"]
-    if torch.cuda.is_available():
-        kinds.append("cuda")
-    return kinds
