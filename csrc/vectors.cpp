@@ -6,23 +6,17 @@
 #include <cstdint>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "coefficients.hpp"
+#include "dlpack.hpp"
 
 namespace fastconfig {
 namespace {
 
+const dlpack::ExchangeApi* exchange = nullptr;  // torch's, once attached
+
 struct Names {
   PyObject* shape = PyUnicode_InternFromString("shape");
-  PyObject* dtype = PyUnicode_InternFromString("dtype");
-  PyObject* layout = PyUnicode_InternFromString("layout");
-  PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
-  PyObject* is_contiguous = PyUnicode_InternFromString("is_contiguous");
-  PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
-  PyObject* numel = PyUnicode_InternFromString("numel");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
 };
 
 const Names& names() {
@@ -44,42 +38,56 @@ class Reference {
   PyObject* object_;
 };
 
-bool is_true(PyObject* tensor, PyObject* attribute) {
-  const Reference value(PyObject_GetAttr(tensor, attribute));
-  return value && value.get() == Py_True;
-}
-
-bool same(PyObject* tensor, PyObject* attribute, PyObject* wanted) {
-  const Reference value(PyObject_GetAttr(tensor, attribute));
-  return value && (value.get() == wanted || PyObject_RichCompareBool(value.get(), wanted, Py_EQ) == 1);
-}
-
 bool holds(PyObject* tuple, const void* object) {
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(tuple); ++k)
     if (PyTuple_GET_ITEM(tuple, k) == object) return true;
   return false;
 }
 
-// What all tensors of a call have in common.
-struct Common {
-  PyObject* types;     // exact types, tuple
-  PyObject* dtypes;    // tuple
-  PyObject* strided;   // torch.strided
-  PyObject* dtype;     // owned once found
-};
+// The order of fastconfig.numbers.DTYPES, and of the kinds in kernels/ir_numba.py.
+int kind_of(const dlpack::DataType& dtype) {
+  if (dtype.lanes != 1) return -1;
+  if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return 2;
+  if (dtype.code != dlpack::kFloat) return -1;
+  return dtype.bits == 32 ? 0 : dtype.bits == 64 ? 1 : dtype.bits == 16 ? 3 : -1;
+}
 
-// A contiguous CPU tensor of one of the types, of the common dtype (which the first one sets).
-bool plain(PyObject* tensor, Common& common) {
-  if (!holds(common.types, Py_TYPE(tensor)) || !is_true(tensor, names().is_cpu)) return false;
-  if (common.dtype == nullptr) {
-    common.dtype = PyObject_GetAttr(tensor, names().dtype);
-    if (common.dtype == nullptr || !holds(common.dtypes, common.dtype)) return false;
-  } else if (!same(tensor, names().dtype, common.dtype)) {
+int64_t numel(const dlpack::Tensor& tensor) {
+  int64_t count = 1;
+  for (int32_t d = 0; d < tensor.ndim; ++d) count *= tensor.shape[d];
+  return count;
+}
+
+bool contiguous(const dlpack::Tensor& tensor) {
+  int64_t expected = 1;
+  for (int32_t d = tensor.ndim - 1; d >= 0; --d) {
+    if (tensor.shape[d] == 0) return true;
+    if (tensor.shape[d] != 1 && tensor.strides[d] != expected) return false;
+    expected *= tensor.shape[d];
+  }
+  return true;
+}
+
+bool same_shape(const dlpack::Tensor& a, const dlpack::Tensor& b) {
+  if (a.ndim != b.ndim) return false;
+  for (int32_t d = 0; d < a.ndim; ++d)
+    if (a.shape[d] != b.shape[d]) return false;
+  return true;
+}
+
+char* data(const dlpack::Tensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
+
+// Whether an object is a contiguous CPU tensor of one of the types with memory of its own, and what it is like.
+bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
+  if (!holds(types, Py_TYPE(object))) return false;
+  if (exchange->from_object(object, &tensor) != 0) {
+    PyErr_Clear();  // sparse, a transform's wrapper, ...
     return false;
   }
-  if (!same(tensor, names().layout, common.strided)) return false;
-  const Reference contiguous(PyObject_CallMethodNoArgs(tensor, names().is_contiguous));
-  return contiguous && contiguous.get() == Py_True;
+  if (tensor.device.type != dlpack::kCpu || kind_of(tensor.dtype) < 0 || !contiguous(tensor)) return false;
+  if (tensor.data == nullptr && numel(tensor) != 0) return false;
+  const Reference negative(PyObject_CallMethodNoArgs(object, names().is_neg));
+  return negative && negative.get() == Py_False;
 }
 
 bool is_row(PyObject* object) { return PyList_Check(object) || PyTuple_Check(object); }
@@ -88,69 +96,86 @@ PyObject* item(PyObject* row, Py_ssize_t i) {  // of a list or tuple; borrowed
   return PyList_Check(row) ? PyList_GET_ITEM(row, i) : PyTuple_GET_ITEM(row, i);
 }
 
-// The shape that all tensors of a column share (None if all are None), owned; null if one is not plain, or with a
-// Python error. Where ``vectors``, the rows are the tensors.
-PyObject* column_shape(PyObject* rows, Py_ssize_t p, bool vectors, Common& common) {
-  PyObject* shape = nullptr;
+// Tensors that share a shape: the m of one column. Those that are None are left out.
+struct Column {
+  PyObject* first = nullptr;  // borrowed
+  dlpack::Tensor tensor{};
+};
+
+// Looks at column p of the rows, which are tensors themselves where ``vectors``; false if they are not plain, or differ
+// in shape, or in dtype from ``kind`` (negative: not known yet).
+bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, int& kind, Column& column) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); ++i) {
-    PyObject* tensor = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
-    if (tensor == Py_None && !vectors) continue;
-    if (!plain(tensor, common)) {
-      Py_XDECREF(shape);
-      return nullptr;
-    }
-    if (shape == nullptr) {
-      shape = PyObject_GetAttr(tensor, names().shape);
-      if (shape == nullptr) return nullptr;
-    } else if (!same(tensor, names().shape, shape)) {
-      Py_DECREF(shape);
-      return nullptr;
+    PyObject* object = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
+    if (object == Py_None && !vectors) continue;
+    dlpack::Tensor tensor{};
+    if (!view(object, types, tensor)) return false;
+    if (kind < 0) kind = kind_of(tensor.dtype);
+    if (kind_of(tensor.dtype) != kind) return false;
+    if (column.first == nullptr) {
+      column.first = object;
+      column.tensor = tensor;
+    } else if (!same_shape(tensor, column.tensor)) {
+      return false;
     }
   }
-  if (shape == nullptr) {
-    Py_INCREF(Py_None);
-    return Py_None;
-  }
-  return shape;
+  return true;
 }
 
-// scan(rows, types, dtypes, strided) -> (dtype, [shape or None, ...]) if rows, a list, holds contiguous CPU tensors of
-// exactly one of the types and one of the dtypes: m vectors of one shape, or m lists or tuples of as many tensors,
-// whose shapes agree, or None. Otherwise None.
+// scan(rows, types) -> (kind, n, [shape or None, ...] or None) if rows, a list, holds contiguous CPU tensors of exactly
+// one of the types and one dtype: m vectors of one shape, or m lists or tuples of as many tensors, whose shapes agree,
+// or None. kind counts in fastconfig.numbers.DTYPES, n is the number of elements. Otherwise None.
 PyObject* scan(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 4 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1]) || !PyTuple_Check(arguments[2])) {
-    PyErr_SetString(PyExc_TypeError, "scan takes a list of rows, a tuple of types, a tuple of dtypes, strided");
+  if (count != 2 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1])) {
+    PyErr_SetString(PyExc_TypeError, "scan takes a list of rows and a tuple of types");
     return nullptr;
   }
-  PyObject* rows = arguments[0];
+  PyObject *rows = arguments[0], *types = arguments[1];
   const Py_ssize_t m = PyList_GET_SIZE(rows);
-  if (m == 0) Py_RETURN_NONE;
-  const bool vectors = !is_row(PyList_GET_ITEM(rows, 0));
-  const Py_ssize_t columns = vectors ? 1 : Py_SIZE(PyList_GET_ITEM(rows, 0));
-  for (Py_ssize_t i = 0; !vectors && i < m; ++i)
+  if (m == 0 || exchange == nullptr) Py_RETURN_NONE;
+  int kind = -1;
+  if (!is_row(PyList_GET_ITEM(rows, 0))) {
+    Column column;
+    const bool fits = read_column(rows, 0, true, types, kind, column) && column.tensor.ndim == 1;
+    if (PyErr_Occurred()) return nullptr;
+    if (!fits) Py_RETURN_NONE;
+    return Py_BuildValue("iLO", kind, static_cast<long long>(column.tensor.shape[0]), Py_None);
+  }
+  const Py_ssize_t columns = Py_SIZE(PyList_GET_ITEM(rows, 0));
+  for (Py_ssize_t i = 0; i < m; ++i)
     if (!is_row(PyList_GET_ITEM(rows, i)) || Py_SIZE(PyList_GET_ITEM(rows, i)) != columns) Py_RETURN_NONE;
-
-  Common common{arguments[1], arguments[2], arguments[3], nullptr};
   const Reference shapes(PyList_New(0));
+  int64_t n = 0;
   bool fits = bool(shapes);
   for (Py_ssize_t p = 0; fits && p < columns; ++p) {
-    const Reference shape(column_shape(rows, p, vectors, common));
-    fits = shape && (!vectors || PyTuple_GET_SIZE(shape.get()) == 1) && PyList_Append(shapes.get(), shape.get()) == 0;
+    Column column;
+    fits = read_column(rows, p, false, types, kind, column);
+    if (fits && column.first == nullptr) {
+      fits = PyList_Append(shapes.get(), Py_None) == 0;
+    } else if (fits) {
+      const Reference shape(PyObject_GetAttr(column.first, names().shape));
+      fits = shape && PyList_Append(shapes.get(), shape.get()) == 0;
+      n += numel(column.tensor);
+    }
   }
-  const Reference dtype(common.dtype);
   if (PyErr_Occurred()) return nullptr;
-  if (!fits || !dtype) Py_RETURN_NONE;
-  return PyTuple_Pack(2, dtype.get(), shapes.get());
+  if (!fits || kind < 0) Py_RETURN_NONE;
+  return Py_BuildValue("iLO", kind, static_cast<long long>(n), shapes.get());
+}
+
+// attach(capsule): torch.Tensor.__dlpack_c_exchange_api__; without it scan always answers None.
+PyObject* attach(PyObject*, PyObject* capsule) {
+  const void* pointer = PyCapsule_GetPointer(capsule, dlpack::kCapsule);
+  if (pointer == nullptr) return nullptr;
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(pointer);
+  while (api != nullptr && api->version.major != 1) api = api->previous;
+  if (api != nullptr && api->from_object != nullptr) exchange = api;
+  Py_RETURN_NONE;
 }
 
 bool as_int(PyObject* object, int64_t& value) {
   value = PyLong_AsLongLong(object);
   return !(value == -1 && PyErr_Occurred());
-}
-
-bool address(PyObject* tensor, int64_t& value) {
-  const Reference pointer(PyObject_CallMethodNoArgs(tensor, names().data_ptr));
-  return pointer && as_int(pointer.get(), value);
 }
 
 using Run = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, int64_t,
@@ -178,27 +203,28 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-bool elements(PyObject* tensor, int64_t& value) {
-  const Reference number(PyObject_CallMethodNoArgs(tensor, names().numel));
-  return number && as_int(number.get(), value);
-}
+int64_t integer(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)); }
 
-// Append the table entry of a column (kernels/gram_numba.py); a column without tensors has none.
+// Append the table entry of a column (kernels/gram_numba.py); a column without tensors, or elements, has none.
 bool append_entry(std::vector<int64_t>& table, PyObject* rows, Py_ssize_t p, bool vectors, PyObject* out) {
   const Py_ssize_t m = PyList_GET_SIZE(rows);
   const size_t entry = table.size();
   table.resize(entry + 2 + 2 * m, 0);
-  bool any = false;
+  dlpack::Tensor tensor{};
   for (Py_ssize_t i = 0; i < m; ++i) {
-    PyObject* tensor = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
+    PyObject* object = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
     table[entry + 2 + m + i] = 1;
-    if (tensor == Py_None) continue;
-    if (!any && !elements(tensor, table[entry])) return false;
-    if (!address(tensor, table[entry + 2 + i])) return false;
-    any = true;
+    if (object == Py_None) continue;
+    if (exchange->from_object(object, &tensor) != 0) return false;
+    table[entry] = numel(tensor);
+    table[entry + 2 + i] = integer(data(tensor));
   }
-  if (any && out != Py_None && !address(out, table[entry + 1])) return false;
-  if (!any || table[entry] == 0) table.resize(entry);
+  if (table[entry] == 0) {
+    table.resize(entry);
+  } else if (out != Py_None) {
+    if (exchange->from_object(out, &tensor) != 0) return false;
+    table[entry + 1] = integer(data(tensor));
+  }
   return true;
 }
 
@@ -206,7 +232,7 @@ bool append_entry(std::vector<int64_t>& table, PyObject* rows, Py_ssize_t p, boo
 // kernels for rows that scan has accepted. out: a tensor, a list of them (or None) in the order of the columns, or None;
 // gram and c: addresses, or 0 for memory of its own.
 PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 13 || !PyList_Check(arguments[2]) || PyList_GET_SIZE(arguments[2]) == 0) {
+  if (count != 13 || exchange == nullptr || !PyList_Check(arguments[2]) || PyList_GET_SIZE(arguments[2]) == 0) {
     PyErr_SetString(PyExc_TypeError, "run_plain takes 13 arguments, the third a list of rows");
     return nullptr;
   }
@@ -230,9 +256,6 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   for (Py_ssize_t p = 0; p < columns; ++p)
     if (!append_entry(table, rows, p, vectors, PyList_Check(out) ? PyList_GET_ITEM(out, p) : out)) return nullptr;
   std::vector<double> scratch(v[0] == 0 ? m * (m + 1) : 0);
-  const auto integer = [](const void* pointer) {
-    return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer));
-  };
   const int64_t gram = v[0] == 0 ? integer(scratch.data()) : v[0];
   const int64_t c = v[1] == 0 ? integer(scratch.data() + m * m) : v[1];
   const auto segments = static_cast<int64_t>(table.size() / (2 + 2 * m));
@@ -244,26 +267,11 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-// advise_huge(tensor): ask for large pages for its memory, which has not been touched yet; each one spares 511 faults.
-PyObject* advise_huge(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  int64_t start, size;
-  if (count != 2 || !address(arguments[0], start) || !as_int(arguments[1], size)) {
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "advise_huge takes a tensor and its bytes");
-    return nullptr;
-  }
-#if defined(__linux__)
-  constexpr int64_t kHuge = 1 << 21;
-  const int64_t first = (start + kHuge - 1) / kHuge * kHuge, last = (start + size) / kHuge * kHuge;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: may fail
-#endif
-  Py_RETURN_NONE;
-}
-
 PyMethodDef methods[] = {
+    {"attach", &attach, METH_O, nullptr},
     {"scan", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&scan)), METH_FASTCALL, nullptr},
     {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&run)), METH_FASTCALL, nullptr},
     {"run_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&run_plain)), METH_FASTCALL, nullptr},
-    {"advise_huge", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&advise_huge)), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from .numbers import DTYPES, dtype_names
+from .results import KEPT_FROM, new_result
 
 try:
-    from ._C import scan
-except ImportError:  # not built: the checks below do the same, slower
+    from ._C import attach, scan
+
+    attach(torch.Tensor.__dlpack_c_exchange_api__)
+except (ImportError, AttributeError):  # not built, or torch before 2.10: the checks below do the same, slower
     scan = None  # type: ignore[assignment]
 
 
 _TYPES = (Tensor, torch.nn.Parameter)
 _CPU = torch.device("cpu")
+_SMALL = KEPT_FROM // 8  # elements that are below KEPT_FROM in any dtype
 ParameterRow: TypeAlias = Sequence[Tensor | None]
 GradientsLike: TypeAlias = Tensor | Sequence[Tensor] | Sequence[ParameterRow]
 #: One vector (N,), a batch of them (B, N), or one tensor a parameter (None where no row had a gradient).
@@ -92,15 +96,15 @@ class Gradients:
         self.m = len(rows)
         if rows and isinstance(rows[0], list):
             rows = [tuple(row) if isinstance(row, list) else row for row in rows]
-        found = scan(rows, _TYPES, DTYPES, torch.strided) if scan is not None else None
+        found = scan(rows, _TYPES) if scan is not None else None
         if found is not None:
             self.rows, self.plain, self.device, self.device_type = rows, True, _CPU, "cpu"
-            self.dtype, shapes = found
-            if isinstance(rows[0], Tensor):
-                self.form, self.n = "vectors", shapes[0][0]
+            kind, self.n, shapes = found
+            self.dtype = DTYPES[kind]
+            if shapes is None:
+                self.form = "vectors"
             else:
                 self.form, self.shapes = "parameters", shapes
-                self.n = sum(shape.numel() for shape in shapes if shape is not None)
             return
         if self.m == 0:
             raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
@@ -208,13 +212,13 @@ class Gradients:
     def new_update(self) -> Update:
         """An uninitialised result in the form, dtype and device of the gradients."""
         if self.form != "parameters":
-            if self.plain:
+            if self.plain and self.n < _SMALL:
                 return torch.empty(self.n, dtype=self.dtype)
             shape = (self.n,) if self.batch is None else (self.batch, self.n)
-            return torch.empty(shape, dtype=self.dtype, device=self.device)
+            return _new(shape, self.dtype, self.device)
         if self.plain:
             dtype = self.dtype
-            return [None if shape is None else torch.empty(shape, dtype=dtype) for shape in self.shapes]
+            return [None if shape is None else new_result(shape, dtype) for shape in self.shapes]
         columns = self._columns()
         return [None if shape is None else _new_like(next(columns)) for shape in self.shapes]
 
@@ -282,7 +286,13 @@ def _new_like(column: list[Tensor | None]) -> Tensor:
     first = next(tensor for tensor in column if tensor is not None)
     if _one_memory_order(column) and not first.is_contiguous():
         return torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device=first.device)
-    return torch.empty(first.shape, dtype=first.dtype, device=first.device)
+    return _new(first.shape, first.dtype, first.device)
+
+
+def _new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return new_result(shape, dtype)
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _check_dense(tensor: Tensor, name: str) -> None:

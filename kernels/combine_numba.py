@@ -8,9 +8,19 @@ from __future__ import annotations
 import numpy as np
 from numba import literally, njit
 
-from .gram_numba import pack_rows, present_rows
+from .gram_numba import is_contiguous, pack_rows, present_rows, row_address
 from .ir_numba import ITEMSIZE, LANES
-from .vectors_numba import address, copy_element, fence, peek_double, peek_int, weighted_sum
+from .vectors_numba import (
+    address,
+    copy_element,
+    fence,
+    keep,
+    peek_double,
+    peek_int,
+    poke_double,
+    poke_int,
+    weighted_sum,
+)
 
 BLOCK = 512  # columns of strided rows that are packed at a time
 
@@ -20,37 +30,40 @@ def combine_columns(entry: int, first: int, last: int, m: int, c: int, stream: i
     """Write a segment's columns [first, last); ``stream`` past the caches, where the address allows it."""
     literally(kind)
     size = ITEMSIZE[kind]
-    present = np.empty(m, np.int64)
-    rows = np.empty(m, np.int64)
-    weights = np.empty(m)
-    alive, contiguous = present_rows(entry, m, present)
+    contiguous = is_contiguous(entry, m)
+    width = LANES if contiguous else BLOCK
+    memory = np.empty(3 * m + (m + 1) * width)
+    weights = address(memory)
+    present = weights + 8 * m
+    rows = present + 8 * m
+    packed = rows + 8 * m
+    result = packed + 8 * width * m
+    alive = present_rows(entry, m, present)
     broken = False
     for i in range(m):
         broken |= np.isnan(peek_double(c + 8 * i))
     for i in range(alive):  # NaN also where the gradient that broke has no such parameter
-        weights[i] = np.nan if broken else peek_double(c + 8 * present[i])
+        weight = np.nan if broken else peek_double(c + 8 * peek_int(present + 8 * i))
+        poke_double(weights + 8 * i, weight)
     out = peek_int(entry + 8)
     stream = 1 if stream and (out + first * size) % 64 == 0 else 0
-    packed = np.empty(0)
     start = first
     while start < last:
         count = last - start
+        target = out + start * size
         if contiguous and count >= LANES:
             count = count // LANES * LANES
             for i in range(alive):
-                rows[i] = peek_int(entry + 8 * (2 + present[i]))
-            target = out + start * size
-            weighted_sum(address(rows), alive, start, count, address(weights), target, stream, kind)
+                poke_int(rows + 8 * i, row_address(entry, present, i))
+            weighted_sum(rows, alive, start, count, weights, target, stream, kind)
             if stream:
                 fence()
         else:
-            count = min(count, BLOCK)
+            count = min(count, width)
             padded = (count + LANES - 1) // LANES * LANES
-            if len(packed) == 0:
-                packed = np.empty((alive + 1) * BLOCK)
-            result = address(packed) + 8 * BLOCK * alive
-            pack_rows(entry, m, present, alive, start, count, rows, address(packed), BLOCK, size)
-            weighted_sum(address(rows), alive, 0, padded, address(weights), result, 0, kind)
+            pack_rows(entry, m, present, alive, start, count, rows, packed, width, size)
+            weighted_sum(rows, alive, 0, padded, weights, result, 0, kind)
             for k in range(count):
-                copy_element(result + k * size, out + (start + k) * size, size)
+                copy_element(result + k * size, target + k * size, size)
         start += count
+    keep(memory)

@@ -10,8 +10,6 @@ missing gradient), m steps in elements.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import literally, njit
 
@@ -20,10 +18,12 @@ from .vectors_numba import (
     address,
     copy_element,
     diagonal,
+    horizontal,
     keep,
     peek_double,
     peek_int,
     poke_double,
+    poke_int,
     tile,
     triangle,
 )
@@ -36,46 +36,60 @@ def entry_words(m: int) -> int:
 
 
 @njit(nogil=True)
-def present_rows(entry: int, m: int, present: Any) -> tuple[int, bool]:
-    """How many gradients a segment has, and whether all are contiguous; writes which."""
-    alive, contiguous = 0, True
+def is_contiguous(entry: int, m: int) -> bool:
+    """Whether all gradients that a segment has are."""
+    for i in range(m):
+        if peek_int(entry + 8 * (2 + i)) != 0 and peek_int(entry + 8 * (2 + m + i)) != 1:
+            return False
+    return True
+
+
+@njit(nogil=True)
+def present_rows(entry: int, m: int, present: int) -> int:
+    """How many gradients a segment has; writes which."""
+    alive = 0
     for i in range(m):
         if peek_int(entry + 8 * (2 + i)) != 0:
-            present[alive] = i
+            poke_int(present + 8 * alive, i)
             alive += 1
-            contiguous &= peek_int(entry + 8 * (2 + m + i)) == 1
-    return alive, contiguous
+    return alive
+
+
+@njit(nogil=True)
+def row_address(entry: int, present: int, i: int) -> int:
+    """Where the i-th row that is present starts."""
+    return peek_int(entry + 8 * (2 + peek_int(present + 8 * i)))
 
 
 @njit(nogil=True)
 def pack(source: int, step: int, count: int, target: int, size: int) -> None:
     """Copy elements to contiguous memory, padded with zeros to a multiple of LANES."""
+    padded = (count + LANES - 1) // LANES * LANES
+    for word in range(padded * size // 8):
+        poke_int(target + 8 * word, 0)
     for k in range(count):
         copy_element(source + k * step * size, target + k * size, size)
-    zero = np.zeros(1)
-    for k in range(count, (count + LANES - 1) // LANES * LANES):
-        copy_element(address(zero), target + k * size, size)
 
 
 @njit(nogil=True)
 def pack_rows(
     entry: int,
     m: int,
-    present: Any,
+    present: int,
     alive: int,
     start: int,
     count: int,
-    rows: Any,
+    rows: int,
     packed: int,
     width: int,
     size: int,
 ) -> None:
     """Pack ``count`` columns of the rows that are present, ``width`` doubles apart; ``rows`` says where."""
     for i in range(alive):
-        step = peek_int(entry + 8 * (2 + m + present[i]))
-        rows[i] = packed + 8 * width * i
-        source = peek_int(entry + 8 * (2 + present[i])) + start * step * size
-        pack(source, step, count, rows[i], size)
+        step = peek_int(entry + 8 * (2 + m + peek_int(present + 8 * i)))
+        source = row_address(entry, present, i) + start * step * size
+        pack(source, step, count, packed + 8 * width * i, size)
+        poke_int(rows + 8 * i, packed + 8 * width * i)
 
 
 @njit(nogil=True)
@@ -108,27 +122,17 @@ def block_products(
 
 
 @njit(nogil=True)
-def horizontal(vector: int) -> float:
-    """Sum of one vector's doubles; clears them."""
-    total = 0.0
-    for lane in range(LANES):
-        total += peek_double(vector + 8 * lane)
-        poke_double(vector + 8 * lane, 0.0)
-    return total
-
-
-@njit(nogil=True)
-def flush(vectors: Any, present: Any, alive: int, partial: int, m: int) -> None:
+def flush(sums: int, present: int, alive: int, partial: int, m: int) -> None:
     """Add the sums, in the order of block_products, to the packed upper triangle ``partial``."""
-    sums = address(vectors)
     group = alive if alive <= DIRECT else GROUP
     for apart in range(2):  # groups with themselves, then with each other
         for i in range(0, alive, group):
             for j in range(i + group * apart, alive if apart else i + 1, group):
                 for a in range(i, min(i + group, alive)):
+                    p = peek_int(present + 8 * a)
+                    row = partial + 8 * (p * m - p * (p - 1) // 2 - p)
                     for b in range(j if apart else a, min(j + group, alive)):
-                        p, q = present[a], present[b]
-                        target = partial + 8 * (p * m - p * (p - 1) // 2 + q - p)
+                        target = row + 8 * peek_int(present + 8 * b)
                         poke_double(target, peek_double(target) + horizontal(sums))
                         sums += 8 * LANES
 
@@ -139,14 +143,19 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
     literally(kind)
     size = ITEMSIZE[kind]
     width = 256 if m <= 8 else 128  # columns of a block that stays in L1 with its next one
-    present = np.empty(m, np.int64)
-    rows = np.empty(m, np.int64)
-    ahead = np.empty(m + PREFETCHED - 1, np.int64)
-    alive, contiguous = present_rows(entry, m, present)
-    sums = np.zeros(alive * (alive + 1) // 2 * LANES)
-    memory = np.empty(alive * width + 8 if alive > DIRECT else 0)
-    wide = (address(memory) + 63) // 64 * 64  # vectors that straddle cache lines cost twice
-    packed = np.empty(0)
+    contiguous = is_contiguous(entry, m)
+    pack_width = LANES if contiguous else width
+    pairs = m * (m + 1) // 2
+    memory = np.empty(LANES * pairs + m * ((width if m > DIRECT else 0) + pack_width + 3) + PREFETCHED + 8)
+    sums = (address(memory) + 63) // 64 * 64  # vectors that straddle cache lines cost twice
+    wide = sums + 8 * LANES * pairs
+    packed = wide + (8 * m * width if m > DIRECT else 0)
+    present = packed + 8 * m * pack_width
+    rows = present + 8 * m
+    ahead = rows + 8 * m
+    alive = present_rows(entry, m, present)
+    for k in range(LANES * pairs):
+        poke_double(sums + 8 * k, 0.0)
     start = first
     while start < last:
         count = last - start
@@ -154,23 +163,20 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
             count = count // LANES * LANES
             padded = count
             for i in range(alive):
-                rows[i] = peek_int(entry + 8 * (2 + present[i])) + start * size
+                poke_int(rows + 8 * i, row_address(entry, present, i) + start * size)
         else:
-            count = min(count, width)
+            count = min(count, pack_width)
             padded = (count + LANES - 1) // LANES * LANES
-            if len(packed) == 0:
-                packed = np.empty(alive * width)
-            pack_rows(entry, m, present, alive, start, count, rows, address(packed), width, size)
+            pack_rows(entry, m, present, alive, start, count, rows, packed, pack_width, size)
         if alive <= DIRECT:
-            triangle(address(rows), alive, padded, address(sums), kind)
+            triangle(rows, alive, padded, sums, kind)
         else:
             for block in range(0, padded, width):
                 n = min(width, padded - block)
                 for i in range(alive + PREFETCHED - 1):
-                    ahead[i] = rows[min(i, alive - 1)] + min(block + width, padded - 1) * size
-                block_products(
-                    address(rows), alive, block, n, wide, 8 * width, address(sums), address(ahead), kind
-                )
+                    row = peek_int(rows + 8 * min(i, alive - 1))
+                    poke_int(ahead + 8 * i, row + min(block + width, padded - 1) * size)
+                block_products(rows, alive, block, n, wide, 8 * width, sums, ahead, kind)
         start += count
     flush(sums, present, alive, partial, m)
     keep(memory)

@@ -24,13 +24,16 @@ from .vectors_numba import (
     call_coefficients,
     call_team,
     fetch_add,
+    keep,
+    peek_double,
     peek_int,
     poke_double,
     poke_int,
 )
 
-SHORTEST, ALIGN = 8192, 1024  # columns of a chunk: at least, and a multiple of
-MOST = 64  # chunks of a problem
+SHORTEST, ALIGN = 1 << 15, 256  # elements of a chunk: about that many at least; its columns: a multiple of
+MOST, EVEN = 64, 4  # chunks of a problem: at most, and a multiple of, so that threads get the same share
+PARTIALS_SIZE = 1 << 19  # bytes of the chunks' Gram matrices, about
 STREAM = 1 << 21  # bytes of a result from which on it is written past the caches
 
 # words of a job: what the threads of one pass share
@@ -113,21 +116,42 @@ def run_pass(job: int, body: int, threads: int, parallel: int) -> None:
 
 
 @njit(nogil=True)
-def prepare(job: Any, table: int, segments: int, m: int, size: int) -> None:
-    """Describe a problem's columns and chunks."""
+def count_columns(table: int, segments: int, m: int) -> int:
+    """Elements of one gradient."""
     columns = 0
     for segment in range(segments):
         columns += peek_int(table + 8 * entry_words(m) * segment)
-    most = MOST if m <= 32 else MOST // 2  # partial Gram matrices: at most half a MiB up to m = 64
-    chunk = max(SHORTEST, (columns + most - 1) // most)
-    chunk = (chunk + ALIGN - 1) // ALIGN * ALIGN
-    job[TABLE], job[SEGMENTS], job[M], job[COLUMNS] = table, segments, m, columns
-    job[CHUNK], job[CHUNKS] = chunk, (columns + chunk - 1) // chunk
-    job[STREAMED] = 1 if columns * size >= STREAM else 0
+    return columns
 
 
 @njit(nogil=True)
-def add_partials(partials: Any, chunks: int, m: int, gram: int) -> None:
+def chunk_columns(columns: int, m: int) -> int:
+    """Columns of a chunk."""
+    most = min(MOST, PARTIALS_SIZE // (8 * triangle_size(m))) // EVEN * EVEN
+    chunks = (columns * m // SHORTEST + EVEN - 1) // EVEN * EVEN
+    chunks = max(1, min(chunks, max(EVEN, most)))
+    columns_each = (columns + chunks - 1) // chunks
+    return max(1, (columns_each + ALIGN - 1) // ALIGN) * ALIGN
+
+
+@njit(nogil=True)
+def prepare(job: int, table: int, segments: int, m: int, size: int) -> int:
+    """Describe a problem's columns and chunks; how many of these."""
+    columns = count_columns(table, segments, m)
+    chunk = chunk_columns(columns, m)
+    chunks = (columns + chunk - 1) // chunk
+    poke_int(job + 8 * TABLE, table)
+    poke_int(job + 8 * SEGMENTS, segments)
+    poke_int(job + 8 * M, m)
+    poke_int(job + 8 * COLUMNS, columns)
+    poke_int(job + 8 * CHUNK, chunk)
+    poke_int(job + 8 * CHUNKS, chunks)
+    poke_int(job + 8 * STREAMED, 1 if columns * size >= STREAM else 0)
+    return chunks
+
+
+@njit(nogil=True)
+def add_partials(partials: int, chunks: int, m: int, gram: int) -> None:
     """Both halves of ``gram`` from the partial triangles, in the order of the chunks."""
     size = triangle_size(m)
     k = 0
@@ -135,7 +159,7 @@ def add_partials(partials: Any, chunks: int, m: int, gram: int) -> None:
         for j in range(i, m):
             total = 0.0
             for chunk in range(chunks):
-                total += partials[chunk * size + k]
+                total += peek_double(partials + 8 * (chunk * size + k))
             poke_double(gram + 8 * (i * m + j), total)
             poke_double(gram + 8 * (j * m + i), total)
             k += 1
@@ -184,25 +208,29 @@ def run(
     (problems, m); both together take ``c`` from ``coefficients``, fastconfig_coefficients of csrc.
     ``size`` is that of an element in bytes, ``parallel`` GOMP_parallel.
     """
-    job = np.empty(WORDS, np.int64)
+    if problems == 0:
+        return
+    columns = count_columns(table, segments, m)  # of every problem
+    memory = np.empty(WORDS + (columns // chunk_columns(columns, m) + 1) * triangle_size(m))
+    job = address(memory)
+    partials = job + 8 * WORDS
     table_step, gram_step = 8 * entry_words(m) * segments, 8 * m * m
     if steps & GRAM:
-        partials = np.empty(0)
         for problem in range(problems):
-            prepare(job, table + table_step * problem, segments, m, size)
-            if problem == 0:
-                partials = np.empty(job[CHUNKS] * triangle_size(m))
-            partials[:] = 0.0
-            job[PARTIALS] = address(partials)
-            run_pass(address(job), gram_body, threads, parallel)
-            add_partials(partials, job[CHUNKS], m, gram + gram_step * problem)
+            chunks = prepare(job, table + table_step * problem, segments, m, size)
+            for k in range(chunks * triangle_size(m)):
+                poke_double(partials + 8 * k, 0.0)
+            poke_int(job + 8 * PARTIALS, partials)
+            run_pass(job, gram_body, threads, parallel)
+            add_partials(partials, chunks, m, gram + gram_step * problem)
     if steps == GRAM + COMBINE:
         call_coefficients(coefficients, gram, c, problems, m, rule, rcond)
     if steps & COMBINE:
         for problem in range(problems):
             prepare(job, table + table_step * problem, segments, m, size)
-            job[C] = c + 8 * m * problem
-            run_pass(address(job), combine_body, threads, parallel)
+            poke_int(job + 8 * C, c + 8 * m * problem)
+            run_pass(job, combine_body, threads, parallel)
+    keep(memory)
 
 
 @cache

@@ -220,6 +220,26 @@ def weighted_sum(typing_context, rows, m, first, count, c, out, stream, kind):
 
 
 @intrinsic
+def horizontal(typing_context, address):
+    """Sum of the vector of doubles at ``address``, pairwise."""
+
+    def generate(context, builder, signature, arguments):
+        value = builder.load(pointer(builder, arguments[0], VECTOR), align=8 * LANES)
+        lanes = LANES
+        while lanes > 1:
+            lanes //= 2
+            undefined = ir.Constant(value.type, ir.Undefined)
+            low, high = (
+                ir.Constant(ir.VectorType(I32, lanes), list(range(k, k + lanes))) for k in (0, lanes)
+            )
+            halves = [builder.shuffle_vector(value, undefined, half) for half in (low, high)]
+            value = builder.fadd(*halves)
+        return builder.extract_element(value, I32(0))
+
+    return types.float64(types.int64), generate
+
+
+@intrinsic
 def fence(typing_context):
     """Streamed stores become visible to other threads."""
 

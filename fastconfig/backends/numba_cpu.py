@@ -21,7 +21,6 @@ _KINDS = {
     torch.bfloat16: ir_numba.BF16,
     torch.float16: ir_numba.F16,
 }
-_HUGE = 8 << 20  # bytes of a result whose first touch is dear enough to ask for large pages
 _UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in _KINDS.items()}
 
 
@@ -71,12 +70,8 @@ def _run(
     """``steps`` of update_numba.py; ``gram`` and ``c`` are addresses of float64 memory, or 0 if plain."""
     dtype, m = grads.dtype, grads.m
     run, parallel, gram_body, combine_body, size = _entries(dtype)
-    bytes_read = m * grads.n * size
-    threads = threads_for(bytes_read)
+    threads = threads_for(m * grads.n * size)
     address, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
-    if bytes_read >= m * _HUGE and out is not None:
-        for tensor in grads.split(out):
-            _C.advise_huge(tensor, tensor.numel() * size)
     rest = (gram, c, address, size, threads, parallel, gram_body, combine_body, rcond)
     if grads.plain:
         _C.run_plain(run, steps, grads.rows, out, *rest)  # type: ignore[arg-type]
