@@ -28,6 +28,8 @@ from .vectors_numba import (
     triangle,
 )
 
+WIDTH = 128  # columns of a block that stays in L1 with its next one
+
 
 @njit(nogil=True)
 def entry_words(m: int) -> int:
@@ -142,7 +144,7 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
     """partial += products of a segment's columns [first, last)."""
     literally(kind)
     size = ITEMSIZE[kind]
-    width = 256 if m <= 8 else 128  # columns of a block that stays in L1 with its next one
+    width = WIDTH
     contiguous = is_contiguous(entry, m)
     pack_width = LANES if contiguous else width
     pairs = m * (m + 1) // 2

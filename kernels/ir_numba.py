@@ -129,11 +129,17 @@ def element(builder: Any, address: Any, index: Any, itemsize: int) -> Any:
     return builder.add(address, builder.mul(index, I64(itemsize)))
 
 
-def accumulate(builder: Any, sums: Sequence[Any], address: Any) -> None:
-    """Add vectors to those that lie at ``address``, one after the other."""
-    for k, value in enumerate(sums):
-        target = pointer(builder, offset(builder, address, 8 * LANES * k), VECTOR)
-        builder.store(builder.fadd(builder.load(target, align=8), value), target, align=8)
+def vectors_at(builder: Any, address: Any, count: int) -> list[Any]:
+    """Vectors of doubles that lie one after the other, aligned."""
+    places = [pointer(builder, offset(builder, address, 8 * LANES * k), VECTOR) for k in range(count)]
+    return [builder.load(place, align=8 * LANES) for place in places]
+
+
+def store_at(builder: Any, vectors: Sequence[Any], address: Any) -> None:
+    """Write vectors of doubles one after the other, aligned."""
+    for k, value in enumerate(vectors):
+        place = pointer(builder, offset(builder, address, 8 * LANES * k), VECTOR)
+        builder.store(value, place, align=8 * LANES)
 
 
 def literal(value: Any) -> int:

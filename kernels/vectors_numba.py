@@ -27,7 +27,6 @@ from .ir_numba import (
     PREFETCHED,
     UNROLL,
     VECTOR,
-    accumulate,
     call,
     element,
     fma,
@@ -38,7 +37,9 @@ from .ir_numba import (
     pointer,
     splat,
     store,
+    store_at,
     switch,
+    vectors_at,
 )
 
 
@@ -70,11 +71,12 @@ def triangle(typing_context, rows, m, count, sums, kind):
             wide = builder.sdiv(count_, I64(LANES * sets))
             wide = builder.mul(wide, I64(LANES * sets))
             zeros = [ir.Constant(VECTOR, None)] * n
-            held = loop(builder, I64(0), wide, LANES * sets, zeros * sets, unrolled)
+            held = vectors_at(builder, sums_, n) + zeros * (sets - 1)
+            held = loop(builder, I64(0), wide, LANES * sets, held, unrolled)
             total = held[:n]
             for k in range(1, sets):
                 total = [builder.fadd(s, t) for s, t in zip(total, held[k * n : k * n + n], strict=True)]
-            accumulate(builder, loop(builder, wide, count_, LANES, total, columns), sums_)
+            store_at(builder, loop(builder, wide, count_, LANES, total, columns), sums_)
 
         switch(builder, m_, range(1, DIRECT + 1), emit)
         return context.get_dummy_value()
@@ -110,8 +112,8 @@ def diagonal(typing_context, rows, m, first, count, target, stride, sums, ahead,
                     store(builder, value, element(builder, where, at, 8), F64)
                 return [fma(builder, x[i], x[j], s) for (i, j), s in zip(pairs, held, strict=True)]
 
-            zeros = [ir.Constant(VECTOR, None)] * len(pairs)
-            accumulate(builder, loop(builder, I64(0), count_, LANES, zeros, columns), sums_)
+            held = vectors_at(builder, sums_, len(pairs))
+            store_at(builder, loop(builder, I64(0), count_, LANES, held, columns), sums_)
 
         switch(builder, m_, range(1, GROUP + 1), emit)
         return context.get_dummy_value()
@@ -142,8 +144,8 @@ def tile(typing_context, left, right, n, stride, count, sums, ahead, step):
                 products = [(i, j) for i in range(GROUP) for j in range(n)]
                 return [fma(builder, x[i], y[j], s) for (i, j), s in zip(products, held, strict=True)]
 
-            zeros = [ir.Constant(VECTOR, None)] * (GROUP * n)
-            accumulate(builder, loop(builder, I64(0), count_, LANES, zeros, columns), sums_)
+            held = vectors_at(builder, sums_, GROUP * n)
+            store_at(builder, loop(builder, I64(0), count_, LANES, held, columns), sums_)
 
         switch(builder, n_, range(1, GROUP + 1), emit)
         return context.get_dummy_value()
