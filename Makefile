@@ -5,6 +5,9 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+GPU_PYTHON ?= python3
+GPU_JSON ?= benchmarks/results/gpu.json
+GPU_ARGS ?=
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -12,13 +15,15 @@ READY := $(VENV)/.ready
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test lint format clean
+.PHONY: help demo bench test lint format clean gpu gpu-wheels
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a network with ConFIG and draw the result (DEMO_ARGS='--steps 500')"
 	@echo "make bench   time everything beside a memory floor and the peers (BENCH_ARGS='--quick --plot bench.png')"
 	@echo "make test    lint, then the tests (PYTEST_ARGS='-k gram -x', JOBS=2)"
+	@echo "make gpu     build, test and measure on a CUDA GPU, without network (GPU_JSON=gpu.json, GPU_ARGS='--quick')"
+	@echo "make gpu-wheels  fetch what make gpu needs beside torch and triton into wheels/, where there is a network"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove the virtual environment and everything built"
@@ -42,8 +47,15 @@ format: $(READY)
 	@"$(VENV)/bin/ruff" check --fix .
 	@"$(VENV)/bin/ruff" format .
 
+gpu:
+	@"$(GPU_PYTHON)" benchmarks/gpu.py --json "$(GPU_JSON)" $(GPU_ARGS)
+
+gpu-wheels: $(READY)
+	@"$(PY)" -m pip download -qq --disable-pip-version-check --no-deps -d wheels pytest pluggy iniconfig packaging \
+		pytest-xdist execnet pygments rich markdown-it-py mdurl conflictfree torchjd
+
 clean:
-	@rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf "$(VENV)" .venv-gpu wheels build dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):

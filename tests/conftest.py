@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ import torch
 
 import fastconfig
 
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 torch.set_num_threads(1)  # test processes run side by side
 
 

@@ -65,7 +65,9 @@ def test_use_backend_holds_until_changed_and_within_a_block() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="name: got 'cuda9', want one of 'auto', 'numba', 'pytorch'"):
+    with pytest.raises(
+        ValueError, match="name: got 'cuda9', want one of 'auto', 'numba', 'triton', 'pytorch'"
+    ):
         use_backend("cuda9")
     with pytest.raises(ValueError, match="backend: got 'cuda9'"):
         backends.load("cuda9")
@@ -74,7 +76,7 @@ def test_unknown_names() -> None:
         FASTCONFIG_BACKEND="cuda9",
     )
     assert run.returncode == 1
-    assert "FASTCONFIG_BACKEND: got 'cuda9', want one of 'auto', 'numba', 'pytorch'" in run.stderr
+    assert "FASTCONFIG_BACKEND: got 'cuda9', want one of 'auto', 'numba', 'triton', 'pytorch'" in run.stderr
 
 
 def test_environment_chooses() -> None:

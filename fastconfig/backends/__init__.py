@@ -16,12 +16,14 @@ AUTO = "auto"
 # name -> (module, class); a backend is imported on first use
 _REGISTRY = {
     "numba": ("fastconfig.backends.numba_cpu", "NumbaBackend"),
+    "triton": ("fastconfig.backends.triton_gpu", "TritonBackend"),
     "pytorch": ("fastconfig.backends.pytorch", "PyTorchBackend"),
 }
 # in order of preference; any other device: pytorch
-_PREFERENCE = {"cpu": ("numba", "pytorch")}
+_PREFERENCE = {"cpu": ("numba", "pytorch"), "cuda": ("triton", "pytorch")}
 
 _loaded: dict[str, Backend | str] = {}  # a backend, or why it cannot be had
+_told: set[tuple[str, str]] = set()  # backends and reasons that were logged
 _serving: dict[str, list[Backend]] = {}  # device type -> what auto may take
 _requested: str | None = None  # None until first asked: then FASTCONFIG_BACKEND or auto
 _log = logging.getLogger("fastconfig")
@@ -46,6 +48,25 @@ def choose(grads: Gradients) -> Backend:
         if backend.unsupported(grads) is None:
             return backend
     raise BackendUnavailable(_nothing_serves(device))
+
+
+def withdraw(name: str, reason: str) -> None:
+    """Serve nothing by this backend any more: it turned out not to run here.
+
+    Raises:
+        BackendUnavailable: if it was asked for by name.
+    """
+    _loaded[name] = reason
+    _serving.clear()
+    if _requested == name:
+        raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
+    _tell_once(name, reason)
+
+
+def _tell_once(name: str, reason: str) -> None:
+    if (name, reason) not in _told:
+        _told.add((name, reason))
+        _log.warning("backend %r cannot run here and is passed over: %s", name, reason)
 
 
 def load(name: str) -> Backend:
@@ -130,7 +151,7 @@ def _find_serving(device_type: str) -> list[Backend]:
     for name in _candidates(device_type):
         backend = _load(name)
         if isinstance(backend, str):
-            _log.warning("backend %r cannot run here and is passed over: %s", name, backend)
+            _tell_once(name, backend)
         else:
             serving.append(backend)
     _serving[device_type] = serving

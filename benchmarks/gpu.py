@@ -1,0 +1,89 @@
+"""``make gpu``: build, test and measure on a machine with a CUDA GPU and no network; one JSON comes out.
+
+Makes a virtual environment on top of the Python that runs this, which has torch, triton, numba, pybind11 and
+scikit-build-core; adds the wheels that lie in ``wheels/`` (pytest, rich, the peers: ``make gpu-wheels``
+fetches them elsewhere); builds the package; runs all tests, those of test_triton.py and test_gpu.py on the
+device; then ``fastconfig bench`` with a cold L2 and CUDA graphs.
+
+    python benchmarks/gpu.py --json benchmarks/results/gpu.json [--steps build,test,bench] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = ("build", "test", "bench")
+# what the device is judged by; small N shows the launches, large N the bandwidth
+MATRIX = ("--m", "2,3,8,32", "--n", "1e4,1e5,1e6,1e7,1e8", "--dtype", "float32,bfloat16")
+QUICK = ("--m", "3,8", "--n", "1e4,1e7", "--quick")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build, test and measure on a CUDA GPU.")
+    parser.add_argument("--json", type=Path, required=True, help="the file to write")
+    parser.add_argument("--steps", default=",".join(STEPS), help=f"some of {', '.join(STEPS)}")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv-gpu")
+    parser.add_argument("--quick", action="store_true", help="few sizes, few samples")
+    arguments = parser.parse_args()
+    steps = arguments.steps.split(",")
+    if unknown := set(steps) - set(STEPS):
+        parser.error(f"argument --steps: got {', '.join(sorted(unknown))}, want some of {', '.join(STEPS)}")
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode:
+        sys.exit(f"benchmarks/gpu.py: {sys.executable} has no PyTorch that sees a CUDA device")
+    python = arguments.venv / "bin" / "python"
+    if "build" in steps or not python.exists():
+        build(arguments.venv, python)
+    tests = test(python) if "test" in steps else None
+    numbers = bench(python, arguments.json, arguments.quick) if "bench" in steps else {}
+    numbers["tests"] = tests
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {arguments.json}")
+    return int(tests is not None and tests["exit"] != 0)
+
+
+def build(venv: Path, python: Path) -> None:
+    """The package and whatever ``wheels/`` holds, from this machine's own torch and compilers."""
+    run = [sys.executable, "-m", "venv", "--system-site-packages", venv]
+    subprocess.run(run, check=True)
+    install = [python, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+    wheels = sorted((ROOT / "wheels").glob("*.whl"))
+    if wheels:
+        subprocess.run([*install, *wheels], check=True)
+    subprocess.run([*install, "--no-build-isolation", "-e", ROOT], check=True)
+
+
+def test(python: Path) -> dict[str, object]:
+    """All tests; how many passed, and the last lines if any did not."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    order = ["tests/test_gpu.py", "tests/test_triton.py", "tests"]
+    many = subprocess.run([python, "-c", "import xdist"], stderr=subprocess.DEVNULL).returncode == 0
+    workers = ["-n", str(min(8, os.cpu_count() or 1))] if many else []
+    command = [python, "-m", "pytest", "-q", "--maxfail=20", *workers, *order, "-p", "no:cacheprovider"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    print(run.stdout[-6000:], run.stderr[-2000:])
+    counts = {
+        kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|error|skipped)", run.stdout)
+    }
+    last = "" if run.returncode == 0 else run.stdout[-4000:]
+    return {"command": "pytest " + " ".join(order), "exit": run.returncode, **counts, "last": last}
+
+
+def bench(python: Path, target: Path, quick: bool) -> dict[str, object]:
+    """The benchmark's own JSON."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = [python, "-m", "fastconfig", "bench", "--device", "cuda", *(QUICK if quick else MATRIX)]
+    subprocess.run([*command, "--json", target], cwd=ROOT, check=False)
+    return json.loads(target.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""Where a program of a Triton kernel finds its columns: rows by stride or by address, vectors of 16 bytes.
+
+Columns are cut into chunks of T * V, a thread's V side by side. MODE says where rows come from:
+
+DENSE      one tensor: base + problem * batch_step + i * row_step, unit stride, on multiples of 16 bytes;
+STRIDED    one tensor, any stride and alignment, element by element;
+TABLE      a table in device memory, unit stride, on multiples of 16 bytes;
+SCATTERED  a table, any stride and alignment, element by element.
+
+The table, int64 words: the number of chunks up to the end of every segment; then per segment its length,
+the address of the result, m row addresses (0 is a missing gradient), m steps in elements.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+DENSE, STRIDED, TABLE, SCATTERED = 0, 1, 2, 3
+_DENSE = tl.constexpr(DENSE)
+_STRIDED = tl.constexpr(STRIDED)
+_TABLE = tl.constexpr(TABLE)
+_SCATTERED = tl.constexpr(SCATTERED)
+
+
+@triton.jit
+def find_segment(table, segments, chunk):
+    """The segment that a chunk lies in, by bisection."""
+    low = 0
+    high = segments - 1
+    while low < high:
+        middle = (low + high) // 2
+        if chunk < tl.load(table + middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@triton.jit
+def locate(table, segments, chunk, n, m, WIDTH: tl.constexpr, MODE: tl.constexpr):
+    """Entry, first column and length of the segment that a chunk lies in."""
+    if MODE < _TABLE:
+        entry = table
+        start = chunk * tl.full((), WIDTH, tl.int64)
+        length = n
+    else:
+        segment = find_segment(table, segments, chunk)
+        entry = table + segments + segment * (2 + 2 * m)
+        before = tl.load(table + segment - 1, mask=segment > 0, other=0)
+        start = (chunk - before) * WIDTH
+        length = tl.load(entry)
+    return entry, start, length
+
+
+@triton.jit
+def origin_of(base, problem, batch_step, MODE: tl.constexpr):
+    """Where a problem's rows start; with a table, only the type matters."""
+    if MODE < _TABLE:
+        base += problem.to(tl.int64) * batch_step
+    if MODE == _DENSE:
+        base = tl.multiple_of(base, 16)  # here, where the value is made: a hint on an argument is lost
+    return base
+
+
+@triton.jit
+def row_of(origin, entry, row_step, column_step, i, m, MODE: tl.constexpr):
+    """A row's address as a pointer, its step in elements, and whether there is such a row."""
+    if MODE < _TABLE:
+        pointer = origin + i * row_step
+        present = True
+    else:
+        address = tl.load(entry + 2 + i)
+        pointer = address.to(origin.dtype)
+        present = address != 0
+    if MODE == _SCATTERED:
+        step = tl.load(entry + 2 + m + i)
+    else:
+        step = column_step
+    if (MODE == _DENSE) | (MODE == _TABLE):
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer, step, present
+
+
+@triton.jit
+def result_of(base, out, entry, problem, n, MODE: tl.constexpr):
+    """Where a segment's result goes."""
+    if MODE < _TABLE:
+        pointer = out + problem.to(tl.int64) * n
+    else:
+        pointer = tl.load(entry + 1).to(base.dtype)
+    if (MODE == _DENSE) | (MODE == _TABLE):
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def columns_of(start, T: tl.constexpr, V: tl.constexpr):
+    """(T, V) columns from ``start`` on."""
+    return start + tl.arange(0, T)[:, None] * V + tl.arange(0, V)[None, :]
+
+
+@triton.jit
+def whole_vectors(start, n, T: tl.constexpr, V: tl.constexpr):
+    """(T, V): vectors that lie in the row as a whole; one mask a vector, so that it is loaded at once."""
+    whole = start + tl.arange(0, T) * V + V <= n
+    return tl.broadcast_to(whole[:, None], (T, V))
+
+
+@triton.jit
+def load_columns(pointer, present, step, start, n, T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr):
+    """(T, V) elements of a row; zeros beyond its end and where there is no such row."""
+    if MODE >= _TABLE:
+        n = tl.where(present, n, 0)
+    columns = columns_of(start, T, V)
+    if (MODE == _STRIDED) | (MODE == _SCATTERED):
+        x = tl.load(pointer + columns * step, mask=columns < n, other=0.0)
+    else:
+        pointers = pointer + columns
+        whole = whole_vectors(start, n, T, V)
+        x = tl.load(pointers, mask=whole, other=0.0)
+        if (start + T * V > n) & (n % V != 0):
+            rest = tl.load(pointers, mask=(columns < n) & (columns >= n // V * V), other=0.0)
+            x = tl.where(whole, x, rest)
+    return x
+
+
+@triton.jit
+def store_columns(pointer, x, start, n, T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr):
+    """Write what lies in the row, rounded to its dtype; half precision through float32."""
+    columns = columns_of(start, T, V)
+    if pointer.dtype.element_ty.primitive_bitwidth == 16:
+        x = x.to(tl.float32)
+    x = x.to(pointer.dtype.element_ty)
+    if (MODE == _STRIDED) | (MODE == _SCATTERED):
+        tl.store(pointer + columns, x, mask=columns < n)
+    else:
+        pointers = pointer + columns
+        tl.store(pointers, x, mask=whole_vectors(start, n, T, V))
+        if (start + T * V > n) & (n % V != 0):
+            tl.store(pointers, x, mask=(columns < n) & (columns >= n // V * V))
+
+
+@triton.jit(do_not_specialize=["start", "count", "a", "b", "c", "d", "e", "f", "g", "h"])
+def write_words(
+    table, start, count,
+    a: tl.int64, b: tl.int64, c: tl.int64, d: tl.int64, e: tl.int64, f: tl.int64, g: tl.int64, h: tl.int64,
+):  # fmt: skip
+    """Eight words of a table, from the launch's own arguments: what a CUDA graph can replay."""
+    i = tl.arange(0, 8)
+    words = tl.where(i == 0, a, tl.where(i == 1, b, tl.where(i == 2, c, tl.where(i == 3, d, e))))
+    words = tl.where(i == 5, f, tl.where(i == 6, g, tl.where(i == 7, h, words)))
+    tl.store(table + start + i, words, mask=start + i < count)

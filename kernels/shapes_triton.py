@@ -1,0 +1,116 @@
+"""Launch shapes of the Triton kernels: one place, a pure function of what is known without a GPU.
+
+Reasoned, not yet measured on a GPU. A thread takes 16 bytes of a row at a time, 256 threads a program; where
+rows have strides or odd addresses, neighbouring threads take neighbouring elements. Programs are as many as
+keep some 20 KiB a multiprocessor in flight and no more: every program of the second launch adds up all their
+partials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SMALL = 8  # gradients up to which one launch adds, solves and combines (combine_triton.finish)
+MOST = 64  # gradients that the kernels take
+CHAIN = 16  # most float32 products in a row before they are added up in float64
+_THREADS = 256
+_ADDED = 2048  # float64 numbers that a program adds up at a time
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of all launches of one call.
+
+    Attributes:
+        width: columns of a chunk.
+        threads, vector: tile of a row; ``vector`` columns a thread, ``threads * vector`` at a time.
+        rows: m, rounded up to the size of a tile.
+        block: partial Gram matrices that a program adds up at a time.
+        depth: columns of a tile in the matrix products of more than SMALL gradients.
+        programs: of the gram pass and of the combine pass, a problem.
+        warps: of the gram pass, the combine pass, and of the m x m stage.
+    """
+
+    width: int
+    threads: int
+    vector: int
+    rows: int
+    block: int
+    depth: int
+    programs: tuple[int, int]
+    warps: tuple[int, int, int]
+
+
+def shape(
+    m: int, chunks: int, problems: int, itemsize: int, whole: bool, float64: bool, processors: int
+) -> Shape:
+    """The launch shape.
+
+    Args:
+        m: gradients, 1..MOST.
+        chunks: of ``chunk_width(itemsize)`` columns, in one problem.
+        problems: independent problems.
+        itemsize: bytes of an element.
+        whole: whether rows are contiguous and on multiples of 16 bytes.
+        float64: whether the device computes float64 at a usable rate.
+        processors: multiprocessors of the device.
+    """
+    rows = tile_rows(m)
+    small = m <= SMALL
+    vector = 16 // itemsize if whole else 1
+    depth = CHAIN if not float64 else 64 if rows <= 16 else 32
+    each = max(1, processors // max(1, problems))
+    # in a product of tiles, a vector a thread at least, so that loads stay 16 bytes wide
+    warps = 8 if small else max(1, min(4 if rows <= 16 else 8, rows * depth // vector // 32))
+    gram = min(chunks, each * (2 if small else 8 // warps))
+    combine = min(chunks, each * 4)
+    return Shape(
+        width=chunk_width(itemsize),
+        threads=_THREADS,
+        vector=vector,
+        rows=rows,
+        block=_ADDED // (rows * rows) if small else _ADDED // rows,
+        depth=depth,
+        programs=(max(1, gram), max(1, combine)),
+        warps=(warps, 8, solve_warps(m)),
+    )
+
+
+def one_launch(m: int, chunks: int, problems: int, elementwise: bool, processors: int) -> bool:
+    """Whether the rows stay on chip: a chunk a program, and two programs a multiprocessor run at once.
+
+    Up to 4 gradients (update_triton.KEPT), whose tiles take fewer than 128 registers a thread.
+    """
+    return m <= 4 and problems == 1 and not elementwise and 0 < chunks <= 2 * processors
+
+
+def tile_rows(m: int) -> int:
+    """m, rounded up to 4, 8, 16, 32 or 64."""
+    return max(4, 1 << (m - 1).bit_length())
+
+
+def solve_warps(m: int) -> int:
+    """Warps of the m x m stage on its own."""
+    return 1 if m <= 16 else 4 if m <= 32 else 8
+
+
+def rows_block(shape: Shape) -> int:
+    """Partial Gram matrices of which a program adds up one row at a time."""
+    return max(1, _ADDED // shape.rows)
+
+
+def chunk_width(itemsize: int) -> int:
+    """Columns of a chunk: 16 bytes a thread."""
+    return _THREADS * 16 // itemsize
+
+
+def float64_is_usable(backend: str, capability: tuple[int, int]) -> bool:
+    """Whether a device computes float64 at a usable rate: 1/2 or so of float32's, not 1/32 or 1/64.
+
+    Args:
+        backend: "cuda" or "hip", as Triton calls it.
+        capability: compute capability of a CUDA device.
+    """
+    if backend == "hip":
+        return True
+    return capability in ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))

@@ -1,0 +1,150 @@
+"""Compile the Triton kernels ahead of time, without a GPU, and report what came out.
+
+    python compile_triton.py ARCH DTYPE    (80, 90 or 120; float32, float64, bfloat16, float16, or shared)
+
+Prints one JSON object a variant that the launch table can choose: registers, bytes spilled, and the widths in
+bits of its loads from global memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fastconfig.backends.triton_gpu import _OPTIONS, COOPERATIVE, TritonBackend
+from fastconfig.kernels import coefficients_triton as small
+from fastconfig.kernels import combine_triton, gram_triton, partials_triton, rows_triton, update_triton
+from fastconfig.kernels import shapes_triton as shapes
+
+POINTERS = {"float32": "*fp32", "float64": "*fp64", "bfloat16": "*bf16", "float16": "*fp16"}
+ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+MODES = (rows_triton.DENSE, rows_triton.STRIDED, rows_triton.TABLE, rows_triton.SCATTERED)
+ROWS = {
+    "n": "i64",
+    "chunks": "i32",
+    "segments": "i32",
+    "batch_step": "i64",
+    "row_step": "i64",
+    "column_step": "i64",
+}
+RULE = dict.fromkeys(("weights_step", "method", "length", "track_id", "mean", "has_weights"), "i32")
+Variant = tuple[Any, dict[str, str], dict[str, Any], int]
+
+
+def of_dtype(dtype: str, usable: bool) -> Iterator[Variant]:
+    """Kernels that read the gradients, where the device computes float64 at a usable rate or not."""
+    seen: set[str] = set()
+    for mode in MODES:
+        whole = mode in (rows_triton.DENSE, rows_triton.TABLE)
+        for m in range(1, TritonBackend().most + 1):
+            shape = shapes.shape(m, 1 << 20, 1, ITEMSIZE[dtype], whole, usable, 132)
+            for variant in _of_shape(shape, m, mode, POINTERS[dtype], usable or dtype == "float64"):
+                key = repr((variant[0].__name__, variant[1:]))
+                if key not in seen:
+                    seen.add(key)
+                    yield variant
+
+
+def _of_shape(shape: shapes.Shape, m: int, mode: int, pointer: str, float64: bool) -> Iterator[Variant]:
+    rows = {"base": pointer, "table": "*i64"}
+    tile = {"WIDTH": shape.width, "T": shape.threads, "V": shape.vector}
+    block = {"MP": shape.rows, "PB": shape.block, "MODE": mode}
+    gram = rows | {"partials": "*fp64"} | ROWS | {"problems": "i32"}
+    for products, repair in ((float64, False),) if float64 else ((False, False), (True, True)):
+        flags = block | {"FLOAT64": products, "REPAIR": repair}
+        if m <= shapes.SMALL:
+            yield gram_triton.gram_small, gram, {"m": m} | tile | flags, shape.warps[0]
+        else:
+            deep = {"WIDTH": shape.width, "K": shape.depth, "V": shape.vector}
+            yield gram_triton.gram_tiles, gram | {"m": "i32"}, deep | flags, shape.warps[0]
+    combine = rows | {"out": pointer, "c": "*fp64"} | ROWS | {"m": "i32"}
+    yield combine_triton.combine, combine, tile | {"MODE": mode}, shape.warps[1]
+    if m <= shapes.SMALL:
+        finish = rows | {"out": pointer, "partials": "*fp64", "scratch": "*fp64", "weights": "*fp64"}
+        finish |= ROWS | {"m": "i32", "programs": "i32"} | RULE | {"rcond": "fp32"}
+        yield combine_triton.finish, finish, tile | block | {"FLOAT64": float64}, shape.warps[1]
+    elementwise = mode in (rows_triton.STRIDED, rows_triton.SCATTERED)
+    if COOPERATIVE and float64 and shapes.one_launch(m, 1, 1, elementwise, 132):
+        whole = rows | {"out": pointer, "partials": "*fp64", "arrived": "*i32", "weights": "*fp64"}
+        whole |= {k: v for k, v in (ROWS | RULE).items() if k not in ("chunks", "weights_step")} | {
+            "rcond": "fp32"
+        }
+        yield update_triton.whole, whole, tile | block | {"m": m}, 8
+
+
+def shared(float64: bool) -> Iterator[Variant]:
+    """Kernels that see Gram matrices only."""
+    words = dict.fromkeys("abcdefgh", "i64")
+    yield rows_triton.write_words, {"table": "*i64", "start": "i32", "count": "i32"} | words, {}, 4
+    for rows in (4, 8, 16, 32, 64):
+        shape = shapes.shape(rows, 1 << 20, 1, 4, True, float64, 132)
+        sums = {"partials": "*fp64", "gram": "*fp64"} | dict.fromkeys(("problems", "programs", "m"), "i32")
+        constants = {"MP": rows, "PB": shapes.rows_block(shape), "FLOAT64": float64}
+        yield partials_triton.sum_rows, sums | {"n": "i64"}, constants, 4
+        solve = {"gram": "*fp64", "c": "*fp64", "weights": "*fp64", "order": "*i64"}
+        solve |= RULE | {"order_step": "i32", "rcond": "fp32", "m": "i32"}
+        for ordered in (False, True):
+            yield small.coefficients, solve, {"MP": rows, "ORDERED": ordered}, shape.warps[2]
+
+
+def compiled(variant: Variant, arch: int) -> dict[str, Any]:
+    """What ptxas made of a variant."""
+    function, types, constants, warps = variant
+    arguments = [name for name in function.arg_names if name in types]
+    assert len(arguments) == len(types), set(types) - set(arguments)
+    signature = {name: types.get(name, "constexpr") for name in function.arg_names}
+    if triton.__version__.startswith("3.2."):
+        plain = {name: kind for name, kind in signature.items() if kind != "constexpr"}
+        source = ASTSource(function, plain, constants)
+    else:
+        source = ASTSource(
+            function, signature, {(function.arg_names.index(k),): v for k, v in constants.items()}
+        )
+    options = {"num_warps": warps, **_OPTIONS}
+    if function is update_triton.whole:
+        options["launch_cooperative_grid"] = True
+    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    ptx = kernel.asm["ptx"]
+    loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.[bsuf](\d+)", ptx)
+    widths = {int(count or 1) * int(bits) for count, bits in loads}
+    widths |= {8 * int(size, 0) for size in re.findall(r"cp\.async[\w.]*global[^;]*?, (0x[\da-f]+|\d+)", ptx)}
+    return {
+        "kernel": function.__name__,
+        "constants": constants,
+        "widths": sorted(widths),
+        **_resources(kernel.asm["cubin"]),
+    }
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers, and bytes of local memory: what the registers could not hold."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", report)}
+    return {"registers": found["REG"], "spilled": found["STACK"] + found["LOCAL"]}
+
+
+if __name__ == "__main__":
+    assert isinstance(gram_triton.gram_small, triton.JITFunction), "TRITON_INTERPRET must not be set"
+    arch = int(sys.argv[1])
+    usable = shapes.float64_is_usable("cuda", divmod(arch, 10))
+    if sys.argv[2] == "shared":
+        chosen = shared(usable)
+    else:
+        chosen = of_dtype(sys.argv[2], usable)
+    for each in chosen:
+        print(json.dumps(compiled(each, arch)), flush=True)

@@ -1,0 +1,144 @@
+"""What only a CUDA device can show: no synchronisation, CUDA graphs, large inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastconfig import (
+    ConFIG_update,
+    IMTLGOperator,
+    PCGradOperator,
+    PPCGradOperator,
+    backends,
+    ops,
+    use_backend,
+)
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+BACKENDS = (
+    [name for name, reason in backends.explain("cuda") if reason is None] if torch.cuda.is_available() else []
+)
+OPERATORS: dict[str, Callable[[Any], Any]] = {
+    "config": ConFIG_update,
+    "pcgrad": PCGradOperator().calculate_gradient,
+    "ppcgrad": PPCGradOperator().calculate_gradient,
+    "imtlg": IMTLGOperator().calculate_gradient,
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with use_backend(request.param):
+        yield request.param
+
+
+def gradients(form: str, m: int, n: int) -> Any:
+    rows = torch.randn(m, n, device="cuda")
+    if form == "tensor":
+        return rows
+    if form == "vectors":
+        return [row.clone() for row in rows]
+    return [[piece.clone() for piece in row.split([n // 3, n // 3, n - 2 * (n // 3)])] for row in rows]
+
+
+def flat(update: Tensor | list[Tensor]) -> Tensor:
+    return update if isinstance(update, Tensor) else torch.cat([piece.reshape(-1) for piece in update])
+
+
+def matrix(grads: Any) -> Tensor:
+    return grads if isinstance(grads, Tensor) else torch.stack([flat(row) for row in grads])
+
+
+def refill(grads: Any) -> None:
+    for tensor in [grads] if isinstance(grads, Tensor) else grads:
+        for piece in [tensor] if isinstance(tensor, Tensor) else tensor:
+            piece.normal_()
+
+
+def test_triton_serves_cuda_tensors_by_itself() -> None:
+    assert backends.choose(ops.Gradients(torch.randn(2, 5, device="cuda"))).name == "triton"
+
+
+@pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])
+@pytest.mark.parametrize("m", [2, 3, 8, 9, 32])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_no_synchronisation(operator: str, m: int, form: str, backend: str) -> None:
+    grads = gradients(form, m, 10_007)
+    wanted = flat(OPERATORS[operator](grads)).clone()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        update = OPERATORS[operator](grads)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(flat(update), wanted)
+
+
+@pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])
+@pytest.mark.parametrize("m", [2, 3, 8, 9, 32])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_cuda_graphs_replay_with_other_gradients(operator: str, m: int, form: str) -> None:
+    grads = gradients(form, m, 10_007)
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        OPERATORS[operator](grads)
+        side.synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            update = flat(OPERATORS[operator](grads))
+    for _ in range(3):
+        refill(grads)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(update, flat(OPERATORS[operator](grads)))
+
+
+@pytest.mark.parametrize("m", [2, 3, 8, 9, 32])
+def test_the_same_bits_a_hundred_times(m: int, backend: str) -> None:
+    grads = gradients("vectors", m, 100_003)
+    first = ConFIG_update(grads)
+    assert all(torch.equal(ConFIG_update(grads), first) for _ in range(100))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("m", [2, 3, 8, 32])
+def test_ten_million_elements(m: int, dtype: torch.dtype, backend: str) -> None:
+    rows = torch.randn(m, 10_000_019, device="cuda").to(dtype)
+    gram = ops.gram(rows)
+    exact = sum(block.double() @ block.double().T for block in rows.split(1 << 18, dim=1))
+    assert (gram - exact).norm() <= 1e-12 * exact.norm()
+    update, c = ConFIG_update(rows), ops.coefficients(gram, dtype=dtype)
+    for block, piece in zip(rows.split(1 << 18, dim=1), update.split(1 << 18), strict=True):
+        wanted = c @ block.double()
+        assert (piece.double() - wanted).norm() <= torch.finfo(dtype).eps * wanted.norm()
+
+
+def test_more_elements_than_32_bits_count() -> None:
+    n = (1 << 31) + 5
+    if torch.cuda.mem_get_info()[0] < 8 * n:
+        pytest.skip("needs 16 GiB of free device memory")
+    rows = torch.zeros(2, n, dtype=torch.bfloat16, device="cuda")
+    rows[0, -1], rows[1, -1], rows[1, 0] = 3, 4, 5
+    with use_backend("triton"):
+        gram = ops.gram(rows)
+        update = ConFIG_update(rows)
+    assert gram.tolist() == [[9, 12], [12, 41]]
+    wanted = ConFIG_update(rows[:, [0, -1]].double())
+    assert (update[[0, -1]].double() - wanted).norm() <= 2 * torch.finfo(torch.bfloat16).eps * wanted.norm()
+    assert not update[1:-1].any()
+
+
+def test_another_stream() -> None:
+    grads = gradients("vectors", 3, 1_000_003)
+    wanted = ConFIG_update(grads)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        update = ConFIG_update(grads)
+    side.synchronize()
+    assert torch.equal(update, wanted)

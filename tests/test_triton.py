@@ -1,0 +1,401 @@
+"""The Triton kernels against the float64 oracle: on a GPU if there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from inputs import METHODS, equiangular, half_bound, low_rank, relative_error, rounding_bound, scaled
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from triton.errors import TritonError
+
+from fastconfig import ConFIG_update, PCGradOperator, backends, ops, reference, use_backend
+from fastconfig.backends import triton_gpu
+from fastconfig.backends.base import BackendUnavailable
+from fastconfig.gradients import Gradients
+from fastconfig.kernels import gram_triton
+from fastconfig.kernels.shapes_triton import MOST, SMALL, float64_is_usable, shape
+
+# the interpreter computes with NumPy, which warns of what a GPU does in silence: Inf, NaN
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+LARGEST = triton_gpu.TritonBackend().most
+SIZES = [m for m in (*range(1, 34), 64) if m <= LARGEST]
+FEW = [m for m in (1, 2, 3, 8, 9, 33) if m <= LARGEST]
+# of a chunk of float32 columns: below, at, above, and several with a rest
+LENGTHS = [1, 7, 1023, 1024, 1025, 3001]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton serves, and every buffer that a kernel is to write holds NaN before."""
+    empty = torch.empty
+
+    def poison(*shape: Any, **options: Any) -> Tensor:
+        tensor = empty(*shape, **options)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poison)
+    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))  # a failure withdraws the backend
+    monkeypatch.setattr(backends, "_serving", {})
+    monkeypatch.setattr(backends, "_told", set())
+    with use_backend("triton"):
+        yield
+
+
+def on_device(rows: Tensor) -> Tensor:
+    return rows.to(DEVICE)
+
+
+def check(rows: Tensor, names: list[str] | None = None, **settings: Any) -> None:
+    """The bounds of the CPU path, see test_accuracy.py."""
+    for name in names or METHODS:
+        exact = METHODS[name].oracle(rows)
+        update = METHODS[name].ours(list(on_device(rows))).cpu()
+        assert update.dtype == rows.dtype
+        if rows.dtype == torch.float64:
+            bound = 1e-12
+        elif rows.dtype == torch.float32:
+            bound = rounding_bound(rows, exact)
+        else:
+            bound = half_bound(exact, rows.dtype)
+        assert relative_error(update, exact) <= bound, name
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gram(n: int, dtype: torch.dtype) -> None:
+    for m in FEW:
+        rows = torch.randn(m, n).to(dtype)
+        full = rows.double()
+        gram = ops.gram(on_device(rows)).cpu()
+        assert torch.isfinite(gram).all()
+        assert torch.equal(gram, gram.T)
+        norms = full.norm(dim=1)
+        # float64 sums of n products: at most n eps, by blocks far less
+        assert ((gram - full @ full.T).abs() <= 1e-14 * norms * norms[:, None]).all()
+
+
+@pytest.mark.parametrize("m", SIZES)
+def test_every_number_of_gradients(m: int) -> None:
+    rows = scaled(torch.randn(m, 1025).double(), decades=2).float()
+    check(rows, ["config-projection", "pcgrad", "ppcgrad", "imtlg"] if m in FEW else ["config-projection"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_methods(method: str, dtype: torch.dtype) -> None:
+    for m in (3, min(9, LARGEST)):
+        rows = equiangular(m, 1501, 0.3) if dtype.itemsize == 2 else scaled(equiangular(m, 1501, -0.1), 2)
+        check((100 * rows).to(dtype), [method])
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_lengths(n: int) -> None:
+    for m in (2, 3):
+        if n >= m:
+            check(torch.randn(m, n), ["config-projection", "pcgrad"])
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Any]] = {
+    "tensor": lambda rows: rows,
+    "columns": lambda rows: rows.T.contiguous().T,
+    "every second": lambda rows: rows.repeat_interleave(2, dim=1)[:, ::2],
+    "strided vectors": lambda rows: [row.repeat_interleave(3)[::3] for row in rows],
+    "odd addresses": lambda rows: [torch.cat([row[:1], row])[1:] for row in rows],
+    "expanded": lambda rows: torch.stack(list(rows)).unsqueeze(0).expand(2, -1, -1),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, dtype: torch.dtype) -> None:
+    for m, n in ((1, 1), (3, 1000), (min(9, LARGEST), 2049)):
+        rows = on_device(torch.randn(m, n).to(dtype))
+        wanted = ConFIG_update(list(rows))
+        close(ConFIG_update(LAYOUTS[layout](rows)), wanted)
+        assert torch.isfinite(wanted).all()
+
+
+def close(update: Tensor, wanted: Tensor) -> None:
+    # the same coefficients up to the order of the sums in G, one rounding each
+    assert update.dtype == wanted.dtype
+    assert torch.isfinite(update).all()
+    difference = (update.double() - wanted.double()).norm()
+    assert difference <= max(torch.finfo(wanted.dtype).eps, 1e-12) * update.double().norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parameters(dtype: torch.dtype) -> None:
+    shapes = [(5, 3), (7,), (), (40, 41), (1100,)]
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    for m in (3, min(9, LARGEST)):
+        rows = on_device(torch.randn(m, sum(sizes)).to(dtype))
+        grads: list[list[Tensor | None]] = [
+            [piece.reshape(shape) for piece, shape in zip(row.split(sizes), shapes, strict=True)]
+            for row in rows
+        ]
+        for i, p in ((0, 0), (1, 3), (2, 4)):
+            grads[i][p] = None
+            start = sum(sizes[:p])
+            rows[i, start : start + sizes[p]] = 0
+        update = ConFIG_update(grads)
+        assert [piece.shape for piece in update] == [torch.Size(shape) for shape in shapes]
+        close(torch.cat([piece.reshape(-1) for piece in update]), ConFIG_update(rows))
+
+
+@pytest.mark.parametrize("method", ["config-projection", "config-geometric", "pcgrad", "imtlg"])
+@pytest.mark.parametrize(("m", "n"), [(2, 1), (2, 701), (3, 516), (9, 516)])
+def test_batches(method: str, m: int, n: int) -> None:
+    if m > LARGEST:
+        return
+    rows = on_device(torch.randn(2, m, n).double())
+    for batch in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1), rows[1:1]):
+        update = METHODS[method].ours(batch)
+        assert update.shape == (len(batch), n)
+        for problem, result in zip(batch.cpu(), update.cpu(), strict=True):
+            if n >= m:
+                assert relative_error(result, METHODS[method].oracle(problem)) <= 1e-12
+
+
+def test_no_elements() -> None:
+    for grads in (torch.empty(3, 0, device=DEVICE), [torch.empty(0, device=DEVICE)] * 2):
+        assert ConFIG_update(grads).shape == (0,)
+    assert not ops.gram(torch.empty(3, 0, device=DEVICE)).any()
+
+
+def test_zero_duplicate_and_opposed_rows() -> None:
+    rows = torch.randn(5, 1500)
+    rows[1] = 0
+    rows[3] = 0.7 * rows[0]
+    names = [name for name in METHODS if name != "config-specific"]
+    check(rows, names)
+    rows[3] = -0.4 * rows[0]
+    check(rows, ["config-projection", "config-minimum", "ppcgrad", "pcgrad"])
+    row = on_device(torch.randn(1500))
+    assert not ConFIG_update([row, -0.3 * row]).any()
+    assert not ConFIG_update([torch.zeros_like(row)] * 3).any()
+
+
+@pytest.mark.parametrize(("m", "rank"), [(3, 2), (8, 5), (20, 13)])
+def test_dependent_rows(m: int, rank: int) -> None:
+    if m <= LARGEST:
+        check(low_rank(m, 1300, rank), ["config-projection", "pcgrad", "ppcgrad"])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("m", [2, 9])
+def test_a_broken_gradient_breaks_the_update(value: float, m: int) -> None:
+    if m > LARGEST:
+        return
+    for method in ("config-projection", "pcgrad", "ppcgrad", "imtlg"):
+        rows = on_device(torch.randn(m, 1500))
+        rows[1, 1234] = value
+        assert torch.isnan(METHODS[method].ours(list(rows))).all()
+
+
+def test_norms_from_1e_30_to_1e30() -> None:
+    rows = torch.randn(4, 1500) * torch.tensor([[1e-30], [1e-10], [1e10], [1e30]])
+    for name in ("config-projection", "config-geometric", "imtlg"):
+        exact = METHODS[name].oracle(rows)
+        update = METHODS[name].ours(list(on_device(rows))).cpu()
+        assert relative_error(update, exact) <= rounding_bound(rows, exact)
+
+
+def test_weights() -> None:
+    rows = torch.randn(4, 1200)
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+    gram = ops.gram(on_device(rows))
+    rule = backends.load("triton")
+    assert rule.name == "triton"
+    from fastconfig.methods import make_rule
+
+    grads = Gradients(list(on_device(rows)))
+    made = make_rule("config", 4, DEVICE, weights=weights)
+    out = grads.new_update()
+    rule.update(grads, made, out)
+    exact = reference.config(rows, weights=weights)
+    assert relative_error(out.cpu(), exact) <= rounding_bound(rows, exact)
+    alone = ops.combine(list(on_device(rows)), rule.coefficients(gram, made, grads))
+    close(alone, out)
+
+
+@pytest.mark.parametrize("m", [3, 8, 17])
+def test_pcgrad_takes_the_order_it_is_given(m: int) -> None:
+    if m > LARGEST:
+        return
+    rows = torch.randn(2, m, 300).double()
+    order = torch.rand(2, m, m).argsort(-1)
+    update = PCGradOperator().calculate_gradient(on_device(rows), order=order.to(DEVICE)).cpu()
+    for problem in range(2):
+        exact = reference.pcgrad(rows[problem], order=order[problem])
+        assert relative_error(update[problem], exact) <= 1e-12
+    with use_backend("pytorch"):
+        close(PCGradOperator().calculate_gradient(rows, order=order), update)
+
+
+def test_the_same_bits_every_time() -> None:
+    for m in (3, min(9, LARGEST)):
+        rows = list(on_device(torch.randn(m, 5003)))
+        first = ConFIG_update(rows)
+        for _ in range(100 if DEVICE.type == "cuda" else 3):
+            assert torch.equal(ConFIG_update(rows), first)
+
+
+def test_more_gradients_than_the_kernels_take() -> None:
+    check(torch.randn(MOST + 1, 200), ["config-projection", "pcgrad"])
+
+
+class TestFloat32Products:
+    """What devices with little float64 do."""
+
+    @pytest.fixture(autouse=True)
+    def chains(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FASTCONFIG_TRITON_FLOAT64", "0")
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_gram(self, dtype: torch.dtype) -> None:
+        # at most 16 products in a row in float32
+        chain = 1e-14 if dtype == torch.float64 else 16 * torch.finfo(torch.float32).eps / 2
+        for m in FEW:
+            rows = torch.randn(m, 3001).to(dtype)
+            full = rows.double()
+            norms = full.norm(dim=1)
+            gram = ops.gram(on_device(rows)).cpu()
+            assert torch.isfinite(gram).all()
+            assert ((gram - full @ full.T).abs() <= chain * norms * norms[:, None]).all()
+
+    @pytest.mark.parametrize("m", [2, 3, 8, 9])
+    def test_methods(self, m: int) -> None:
+        if m > LARGEST:
+            return
+        # condition of C below 10, of the coefficients below 100
+        rows = scaled(equiangular(m, 2500, 0.2), decades=2).float()
+        for name, method in METHODS.items():
+            exact = method.oracle(rows)
+            update = method.ours(list(on_device(rows))).cpu()
+            bound = 100 * 16 * torch.finfo(torch.float32).eps / 2 + rounding_bound(rows, exact)
+            assert relative_error(update, exact) <= bound, name
+
+    @pytest.mark.parametrize("m", [4, 9])
+    @pytest.mark.parametrize("scale", [1e-30, 1e30])
+    def test_products_that_float32_cannot_hold_are_taken_again(self, m: int, scale: float) -> None:
+        if m > LARGEST:
+            return
+        full = scaled(torch.randn(m, 2500).double(), decades=4) * scale ** torch.rand(m, 1)
+        full[0] *= scale / full[0].norm()
+        rows = full.float()
+        full = rows.double()
+        norms = full.norm(dim=1)
+        gram = ops.gram(list(on_device(rows))).cpu()
+        assert ((gram - full @ full.T).abs() <= 1e-14 * norms * norms[:, None]).all()
+        exact = METHODS["config-projection"].oracle(rows)
+        update = ConFIG_update(list(on_device(rows))).cpu()
+        assert relative_error(update, exact) <= rounding_bound(rows, exact)
+
+    def test_duplicates_still_count_as_one(self) -> None:
+        rows = torch.randn(4, 2500)
+        rows[2] = rows[0]
+        exact = METHODS["config-projection"].oracle(rows)
+        update = ConFIG_update(list(on_device(rows))).cpu()
+        assert relative_error(update, exact) <= 1e-4  # 16 products in float32, condition below 100
+
+
+@pytest.mark.parametrize("m", [3, 9])
+def test_a_table_written_by_kernels(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what a CUDA graph captures
+    if m > LARGEST:
+        return
+    rows = list(on_device(torch.randn(m, 1500)))
+    wanted = ConFIG_update(rows)
+    monkeypatch.setattr(
+        triton_gpu.TritonBackend, "table", lambda self, words, device: triton_gpu._captured(words, device)
+    )
+    assert torch.equal(ConFIG_update(rows), wanted)
+
+
+@pytest.mark.skipif(not triton_gpu.COOPERATIVE, reason="no cooperative launch in this Triton")
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+def test_one_launch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    whole = triton_gpu._Call.whole
+    monkeypatch.setattr(triton_gpu._Call, "whole", lambda *given: (launched.append(given), whole(*given)))
+    monkeypatch.setenv("FASTCONFIG_TRITON_ONE_LAUNCH", "1")
+    # the interpreter runs programs one after another: a barrier of several would wait for ever
+    lengths = (m, 1023, 1024) if DEVICE.type == "cpu" else (m, 1023, 100_003)
+    for n in lengths:
+        rows = torch.randn(m, n)
+        for name in ("config-projection", "config-minimum", "pcgrad", "ppcgrad", "imtlg"):
+            exact = METHODS[name].oracle(rows)
+            update = METHODS[name].ours([row.to(DEVICE).clone() for row in rows]).cpu()
+            assert relative_error(update, exact) <= rounding_bound(rows, exact)
+    tensor = torch.randn(m, 512)
+    exact = METHODS["config-projection"].oracle(tensor)
+    assert relative_error(ConFIG_update(on_device(tensor)).cpu(), exact) <= rounding_bound(tensor, exact)
+    assert len(launched) == 5 * len(lengths) + 1
+
+
+class Broken:
+    """A kernel that does not compile."""
+
+    def __getitem__(self, grid: object) -> Any:
+        raise TritonError("no room")
+
+
+def test_a_kernel_that_does_not_compile_leaves_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = torch.randn(3, 500)
+    exact = METHODS["config-projection"].oracle(rows)
+    monkeypatch.setattr(gram_triton, "gram_small", Broken())
+    monkeypatch.setitem(backends._PREFERENCE, DEVICE.type, ("triton", "pytorch"))
+    with use_backend("auto"), caplog.at_level(logging.WARNING, "fastconfig"):
+        for _ in range(3):
+            assert relative_error(ConFIG_update(list(on_device(rows))).cpu(), exact) <= 1e-6
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend 'triton' cannot run here and is passed over: TritonError: no room"
+    ]
+    assert backends.explain(DEVICE.type)[0] == ("triton", "TritonError: no room")
+
+
+def test_a_kernel_that_does_not_compile_raises_if_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gram_triton, "gram_small", Broken())
+    with pytest.raises(BackendUnavailable, match=r"'triton' cannot run here: TritonError: no room"):
+        ConFIG_update(on_device(torch.randn(3, 50)))
+
+
+def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_gpu, "VERSION", (3, 1))
+    with pytest.raises(RuntimeError, match=r"want 3\.2 or newer"):
+        triton_gpu.TritonBackend()
+
+
+def test_float64_where_it_is_usable() -> None:
+    usable = {(8, 0), (9, 0), (10, 0)}
+    little = {(7, 5), (8, 6), (8, 9), (10, 3), (12, 0)}
+    assert all(float64_is_usable("cuda", capability) for capability in usable)
+    assert not any(float64_is_usable("cuda", capability) for capability in little)
+
+
+@pytest.mark.parametrize("m", range(1, MOST + 1))
+def test_launch_shapes(m: int) -> None:
+    for itemsize in (2, 4, 8):
+        for whole in (True, False):
+            for chunks, problems in ((0, 1), (1, 1), (1000, 1), (3, 7), (10**6, 1000)):
+                plan = shape(m, chunks, problems, itemsize, whole, True, 132)
+                assert m <= plan.rows <= max(4, 2 * m - 1)
+                assert plan.width % (plan.threads * plan.vector) == 0
+                assert all(1 <= programs <= max(1, chunks) for programs in plan.programs)
+                assert not whole or plan.vector * itemsize == 16
+                # a second launch reads all partials in every program: at most a quarter of a MiB of them
+                assert m > SMALL or 8 * m * m * plan.programs[0] <= 1 << 18

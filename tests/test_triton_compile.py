@@ -1,0 +1,58 @@
+"""Every Triton kernel that the launch table can choose compiles for three GPUs: no spills, 16-byte loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from fastconfig.kernels.rows_triton import DENSE, TABLE
+
+# (GPU, kernel, dtype, m, mode): bytes that 255 registers do not hold
+KNOWN_SPILLS = {(80, "gram_small", "float16", 8, DENSE): 8}
+HOT = ("gram_small", "gram_tiles", "combine", "finish")
+DTYPES = ("float32", "float64", "bfloat16", "float16", "shared")
+# minutes for each GPU: all dtypes for one of them, unless asked for more
+WHOLE = os.environ.get("FASTCONFIG_TEST_COMPILE") == "all"
+JOBS = [
+    (arch, dtype)
+    for arch in (90, 80, 120)
+    for dtype in DTYPES
+    if WHOLE or arch == 90 or dtype in ("float32", "shared")
+]
+
+
+@pytest.mark.parametrize(("arch", "dtype"), JOBS)
+def test_kernels_compile(arch: int, dtype: str, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    script = Path(__file__).with_name("compile_triton.py")
+    run = subprocess.run(
+        [sys.executable, script, str(arch), dtype], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    reports = [json.loads(line) for line in run.stdout.splitlines()]
+    assert reports
+    wrong = [
+        report
+        for report in reports
+        if report["spilled"] > known_spill(arch, dtype, report) or not loads_whole_vectors(report)
+    ]
+    assert not wrong, wrong
+
+
+def known_spill(arch: int, dtype: str, report: dict) -> int:
+    constants = report["constants"]
+    return KNOWN_SPILLS.get((arch, report["kernel"], dtype, constants.get("m"), constants.get("MODE")), 0)
+
+
+def loads_whole_vectors(report: dict) -> bool:
+    """Whether a kernel that may load 16 bytes at a time does."""
+    hot = report["kernel"] in HOT and report["constants"]["MODE"] in (DENSE, TABLE)
+    return not hot or 128 in report["widths"]
