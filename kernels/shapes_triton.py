@@ -29,6 +29,7 @@ class Shape:
         depth: columns of a tile in the matrix products of more than SMALL gradients.
         programs: of the gram pass and of the combine pass, a problem.
         warps: of the gram pass, the combine pass, and of the m x m stage.
+        repair_warps: of a gram pass that takes products again in float64.
     """
 
     width: int
@@ -39,6 +40,7 @@ class Shape:
     depth: int
     programs: tuple[int, int]
     warps: tuple[int, int, int]
+    repair_warps: int
 
 
 def shape(
@@ -61,8 +63,9 @@ def shape(
     depth = CHAIN if not float64 else 64 if rows <= 16 else 32
     each = max(1, processors // max(1, problems))
     # in a product of tiles, a vector a thread at least, so that loads stay 16 bytes wide
-    warps = 8 if small else max(1, min(4 if rows <= 16 else 8, rows * depth // vector // 32))
-    gram = min(chunks, each * (2 if small else 8 // warps))
+    most = 4 if rows <= 16 else 8 if rows <= 32 or whole else 16
+    warps = 8 if small else max(1, min(most, rows * depth // vector // 32))
+    gram = min(chunks, each * (2 if small else max(1, 8 // warps)))
     combine = min(chunks, each * 4)
     return Shape(
         width=chunk_width(itemsize),
@@ -73,6 +76,7 @@ def shape(
         depth=depth,
         programs=(max(1, gram), max(1, combine)),
         warps=(warps, 8, solve_warps(m)),
+        repair_warps=max(warps, 4),
     )
 
 
@@ -91,7 +95,7 @@ def tile_rows(m: int) -> int:
 
 def solve_warps(m: int) -> int:
     """Warps of the m x m stage on its own."""
-    return 1 if m <= 16 else 4 if m <= 32 else 8
+    return 1 if m <= 16 else 4 if m <= 32 else 16
 
 
 def rows_block(shape: Shape) -> int:

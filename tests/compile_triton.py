@@ -21,7 +21,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fastconfig.backends.triton_gpu import _OPTIONS, COOPERATIVE, TritonBackend
+from fastconfig.backends.triton_gpu import TritonBackend
+from fastconfig.backends.triton_launch import COOPERATIVE, OPTIONS
 from fastconfig.kernels import coefficients_triton as small
 from fastconfig.kernels import combine_triton, gram_triton, partials_triton, rows_triton, update_triton
 from fastconfig.kernels import shapes_triton as shapes
@@ -62,11 +63,12 @@ def _of_shape(shape: shapes.Shape, m: int, mode: int, pointer: str, float64: boo
     gram = rows | {"partials": "*fp64"} | ROWS | {"problems": "i32"}
     for products, repair in ((float64, False),) if float64 else ((False, False), (True, True)):
         flags = block | {"FLOAT64": products, "REPAIR": repair}
+        warps = shape.repair_warps if repair else shape.warps[0]
         if m <= shapes.SMALL:
-            yield gram_triton.gram_small, gram, {"m": m} | tile | flags, shape.warps[0]
+            yield gram_triton.gram_small, gram, {"m": m} | tile | flags, warps
         else:
             deep = {"WIDTH": shape.width, "K": shape.depth, "V": shape.vector}
-            yield gram_triton.gram_tiles, gram | {"m": "i32"}, deep | flags, shape.warps[0]
+            yield gram_triton.gram_tiles, gram | {"m": "i32"}, deep | flags, warps
     combine = rows | {"out": pointer, "c": "*fp64"} | ROWS | {"m": "i32"}
     yield combine_triton.combine, combine, tile | {"MODE": mode}, shape.warps[1]
     if m <= shapes.SMALL:
@@ -110,7 +112,7 @@ def compiled(variant: Variant, arch: int) -> dict[str, Any]:
         source = ASTSource(
             function, signature, {(function.arg_names.index(k),): v for k, v in constants.items()}
         )
-    options = {"num_warps": warps, **_OPTIONS}
+    options = {"num_warps": warps, **OPTIONS}
     if function is update_triton.whole:
         options["launch_cooperative_grid"] = True
     kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)

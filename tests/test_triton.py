@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 from triton.errors import TritonError
 
 from fastconfig import ConFIG_update, PCGradOperator, backends, ops, reference, use_backend
-from fastconfig.backends import triton_gpu
+from fastconfig.backends import triton_gpu, triton_launch
 from fastconfig.backends.base import BackendUnavailable
 from fastconfig.gradients import Gradients
 from fastconfig.kernels import gram_triton
@@ -317,17 +317,19 @@ def test_a_table_written_by_kernels(m: int, monkeypatch: pytest.MonkeyPatch) -> 
     rows = list(on_device(torch.randn(m, 1500)))
     wanted = ConFIG_update(rows)
     monkeypatch.setattr(
-        triton_gpu.TritonBackend, "table", lambda self, words, device: triton_gpu._captured(words, device)
+        triton_gpu.TritonBackend,
+        "table",
+        lambda self, words, device: triton_launch.captured_table(words, device),
     )
     assert torch.equal(ConFIG_update(rows), wanted)
 
 
-@pytest.mark.skipif(not triton_gpu.COOPERATIVE, reason="no cooperative launch in this Triton")
+@pytest.mark.skipif(not triton_launch.COOPERATIVE, reason="no cooperative launch in this Triton")
 @pytest.mark.parametrize("m", [1, 2, 3, 4])
 def test_one_launch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     launched = []
-    whole = triton_gpu._Call.whole
-    monkeypatch.setattr(triton_gpu._Call, "whole", lambda *given: (launched.append(given), whole(*given)))
+    whole = triton_launch.Call.whole
+    monkeypatch.setattr(triton_launch.Call, "whole", lambda *given: (launched.append(given), whole(*given)))
     monkeypatch.setenv("FASTCONFIG_TRITON_ONE_LAUNCH", "1")
     # the interpreter runs programs one after another: a barrier of several would wait for ever
     lengths = (m, 1023, 1024) if DEVICE.type == "cpu" else (m, 1023, 100_003)

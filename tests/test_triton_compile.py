@@ -54,5 +54,6 @@ def known_spill(arch: int, dtype: str, report: dict) -> int:
 
 def loads_whole_vectors(report: dict) -> bool:
     """Whether a kernel that may load 16 bytes at a time does."""
-    hot = report["kernel"] in HOT and report["constants"]["MODE"] in (DENSE, TABLE)
+    constants = report["constants"]
+    hot = report["kernel"] in HOT and constants["MODE"] in (DENSE, TABLE) and not constants.get("REPAIR")
     return not hot or 128 in report["widths"]

@@ -1,0 +1,323 @@
+"""The launches behind triton_gpu.py: what each kernel is told, and where it writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import triton
+from torch import Tensor
+
+from ..gradients import Gradients, Update
+from ..kernels import coefficients_triton, combine_triton, gram_triton, partials_triton, update_triton
+from ..kernels.rows_triton import DENSE, SCATTERED, STRIDED, TABLE, write_words
+from ..kernels.shapes_triton import (
+    SMALL,
+    Shape,
+    chunk_width,
+    float64_is_usable,
+    one_launch,
+    rows_block,
+    shape,
+    solve_warps,
+    tile_rows,
+)
+from ..methods import LENGTHS, METHODS, Rule
+
+VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
+COOPERATIVE = VERSION >= (3, 3)  # launches whose programs all run at once
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# multiply-adds whatever a version's default; registers without the assembler's own, lower limits, which spill
+OPTIONS = {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": 255})
+_CHAIN_CUTOFF = 1e-7  # smallest eigenvalue that float32 chains of products resolve
+
+
+class Call:
+    """The launches of one call over one set of gradients."""
+
+    def __init__(
+        self, grads: Gradients, out: Update | None, table: Callable[[list[int], torch.device], Tensor]
+    ) -> None:
+        self.grads = grads
+        self.device = grads.device
+        self.problems = 1 if grads.batch is None else grads.batch
+        self.float64 = grads.dtype is torch.float64 or uses_float64(self.device)
+        width = chunk_width(grads.dtype.itemsize)
+        self.out = out if isinstance(out, Tensor) else None
+        rows = grads.rows
+        if isinstance(rows, Tensor):
+            strides = (rows.stride(0) if rows.dim() == 3 else 0, *rows.stride()[-2:])
+            self.mode = DENSE if _is_dense(rows, strides) else STRIDED
+            self.base = rows
+            self.table, self.segments, self.steps = None, 1, strides
+            self.chunks = -(-grads.n // width)
+        else:
+            words, self.segments, self.mode, self.base = _words(grads, out, width)
+            self.chunks = words[self.segments - 1] if self.segments else 0
+            self.table, self.steps = table(words, self.device), (0, 0, 1)
+        self.shape: Shape = shape(
+            grads.m,
+            self.chunks,
+            self.problems,
+            grads.dtype.itemsize,
+            self.mode in (DENSE, TABLE),
+            uses_float64(self.device),
+            _processors(self.device),
+        )
+
+    def partials(self) -> Tensor:
+        """First launch: Gram matrices of the programs' chunks; a second set where float32 may fail."""
+        m, s = self.grads.m, self.shape
+        sets = 1 if self.float64 else 2
+        size = (sets, self.problems, s.programs[0], m, m)
+        partials = torch.empty(size, dtype=torch.float64, device=self.device)
+        self._gram(partials, self.float64, False)
+        if not self.float64:
+            self._gram(partials, True, True)
+        return partials
+
+    def _gram(self, partials: Tensor, float64: bool, repair: bool) -> None:
+        s, m = self.shape, self.grads.m
+        grid = (s.programs[0], self.problems)
+        where = self._where(partials)
+        options = {
+            "MODE": self.mode,
+            "FLOAT64": float64,
+            "REPAIR": repair,
+            "num_warps": s.repair_warps if repair else s.warps[0],
+            **OPTIONS,
+        }
+        if m <= SMALL:
+            gram_triton.gram_small[grid](
+                *where, self.problems, m, s.width, s.threads, s.vector, s.rows, s.block, **options
+            )
+        else:
+            gram_triton.gram_tiles[grid](
+                *where, self.problems, m, s.width, s.depth, s.vector, s.rows, s.block, **options
+            )
+
+    def _where(self, target: Tensor) -> tuple[object, ...]:
+        """What every kernel is told of the rows, with its own result in between."""
+        table = target if self.table is None else self.table
+        return (self.base, table, target, self.grads.n, self.chunks, self.segments, *self.steps)
+
+    def gram(self, partials: Tensor) -> Tensor:
+        m, s = self.grads.m, self.shape
+        batch = () if self.grads.batch is None else (self.grads.batch,)
+        gram = torch.empty(*batch, m, m, dtype=torch.float64, device=self.device)
+        partials_triton.sum_rows[(m, self.problems)](
+            partials,
+            gram,
+            self.problems,
+            s.programs[0],
+            m,
+            self.grads.n,
+            s.rows,
+            rows_block(s),
+            self.float64,
+            **OPTIONS,
+        )
+        return gram
+
+    def combine(self, c: Tensor) -> None:
+        s = self.shape
+        base, table, _, *rest = self._where(c)
+        combine_triton.combine[(s.programs[1], self.problems)](
+            base,
+            table,
+            self._target(c),
+            c,
+            *rest,
+            self.grads.m,
+            s.width,
+            s.threads,
+            s.vector,
+            self.mode,
+            num_warps=s.warps[1],
+            **OPTIONS,
+        )
+
+    def finish(self, partials: Tensor, rule: Rule) -> None:
+        """Second launch of the fused update."""
+        s, m = self.shape, self.grads.m
+        size = (self.problems, s.programs[1], m)
+        scratch = torch.empty(size, dtype=torch.float64, device=self.device)
+        base, table, _, *rest = self._where(partials)
+        weights, weights_step = _weights(rule, partials)
+        combine_triton.finish[(s.programs[1], self.problems)](
+            base,
+            table,
+            self._target(partials),
+            partials,
+            scratch,
+            weights,
+            *rest,
+            m,
+            s.programs[0],
+            weights_step,
+            *_codes(rule),
+            cutoff(self.grads, rule),
+            s.width,
+            s.threads,
+            s.vector,
+            s.rows,
+            s.block,
+            self.mode,
+            self.float64,
+            num_warps=s.warps[1],
+            **OPTIONS,
+        )
+
+    def fits_one_launch(self) -> bool:
+        """Whether the whole update may be one launch, and is asked for: FASTCONFIG_TRITON_ONE_LAUNCH=1."""
+        asked = os.environ.get("FASTCONFIG_TRITON_ONE_LAUNCH") == "1" and self.float64 and COOPERATIVE
+        elementwise = self.mode in (STRIDED, SCATTERED)
+        processors = _processors(self.device)
+        return asked and one_launch(self.grads.m, self.chunks, self.problems, elementwise, processors)
+
+    def whole(self, rule: Rule) -> None:
+        """The update in one cooperative launch."""
+        s, m = self.shape, self.grads.m
+        partials = torch.empty(self.chunks, m, m, dtype=torch.float64, device=self.device)
+        base, table, _, n, _, *rest = self._where(partials)
+        cooperative = {} if INTERPRETED else {"launch_cooperative_grid": True}
+        update_triton.whole[(self.chunks, 1)](
+            base,
+            table,
+            self._target(partials),
+            partials,
+            torch.zeros(1, dtype=torch.int32, device=self.device),
+            _weights(rule, partials)[0],
+            n,
+            *rest,
+            *_codes(rule),
+            cutoff(self.grads, rule),
+            m,
+            s.width,
+            s.threads,
+            s.vector,
+            s.rows,
+            s.block,
+            self.mode,
+            num_warps=8,
+            **cooperative,
+            **OPTIONS,
+        )
+
+    def _target(self, instead: Tensor) -> Tensor:
+        """The result, where it is one tensor; otherwise the table says."""
+        return instead if self.out is None else self.out
+
+
+def solve(gram: Tensor, rule: Rule, rcond: float) -> Tensor:
+    """Coefficients (..., m) of Gram matrices (..., m, m): one launch, a program a problem."""
+    m = gram.shape[-1]
+    c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
+    weights, weights_step = _weights(rule, gram)
+    order = rule.order
+    coefficients_triton.coefficients[(c.numel() // m,)](
+        gram,
+        c,
+        weights,
+        gram if order is None else order,
+        weights_step,
+        0 if order is None or order.dim() == 2 else m * m,
+        *_codes(rule),
+        rcond,
+        m,
+        tile_rows(m),
+        order is not None,
+        num_warps=solve_warps(m),
+        **OPTIONS,
+    )
+    return c
+
+
+def _codes(rule: Rule) -> tuple[int, int, int, int, int]:
+    """method, length, track_id, mean and has_weights as the kernels count them."""
+    weighted = rule.weights is not None
+    return (
+        METHODS.index(rule.method),
+        LENGTHS.index(rule.length),
+        rule.track_id,
+        int(rule.mean),
+        int(weighted),
+    )
+
+
+def _weights(rule: Rule, instead: Tensor) -> tuple[Tensor, int]:
+    if rule.weights is None:
+        return instead, 0
+    return rule.weights, 0 if rule.weights.dim() == 1 else rule.weights.shape[-1]
+
+
+def cutoff(grads: Gradients, rule: Rule) -> float:
+    """The eigenvalue cut-off; not below what float32 chains of products resolve, where they are used."""
+    smallest = rule.cutoff(grads.dtype)
+    if rule.rcond is None and grads.dtype is not torch.float64 and not uses_float64(grads.device):
+        return max(smallest, _CHAIN_CUTOFF)
+    return smallest
+
+
+def _is_dense(rows: Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether all rows, and all results of a batch, start on multiples of 16 bytes."""
+    starts = [*strides[:2], *([rows.shape[-1]] if rows.dim() == 3 else [])]
+    aligned = all(start * rows.element_size() % 16 == 0 for start in starts)
+    return strides[2] == 1 and aligned and rows.data_ptr() % 16 == 0
+
+
+def _words(grads: Gradients, out: Update | None, width: int) -> tuple[list[int], int, int, Tensor]:
+    """The table of rows_triton.py, its segments, the mode, and a tensor of the rows' dtype."""
+    targets = [None] * len(grads.segments) if out is None else grads.split(out)
+    base: Tensor | None = None
+    ends: list[int] = []
+    words: list[int] = []
+    chunks, aligned = 0, True
+    for segment, target in zip(grads.segments, targets, strict=True):
+        rows = list(segment)
+        base = next(row for row in rows if row is not None)
+        if base.numel() == 0:
+            continue
+        chunks += -(-base.numel() // width)
+        ends.append(chunks)
+        addresses = [0 if row is None else row.data_ptr() for row in rows]
+        steps = [1 if row is None else row.stride(0) for row in rows]
+        words += [base.numel(), 0 if target is None else target.data_ptr(), *addresses, *steps]
+        aligned = aligned and all(a % 16 == 0 for a in (words[-2 * grads.m - 1], *addresses))
+        aligned = aligned and all(step == 1 for step in steps)
+    assert base is not None
+    return ends + words, len(ends), TABLE if aligned else SCATTERED, base
+
+
+def captured_table(words: list[int], device: torch.device) -> Tensor:
+    """A table that kernels write: in a CUDA graph it lives and is written again with the graph."""
+    table = torch.empty(len(words), dtype=torch.int64, device=device)
+    for start in range(0, len(words), 8):
+        piece = words[start : start + 8]
+        write_words[(1,)](table, start, len(words), *piece, *[0] * (8 - len(piece)), **OPTIONS)
+    return table
+
+
+def uses_float64(device: torch.device) -> bool:
+    """Whether products are float64; FASTCONFIG_TRITON_FLOAT64=0 or 1 decides otherwise."""
+    forced = os.environ.get("FASTCONFIG_TRITON_FLOAT64")
+    if forced:
+        return forced == "1"
+    return _usable_float64(device)
+
+
+@cache
+def _usable_float64(device: torch.device) -> bool:
+    if device.type == "cpu":  # interpreted
+        return True
+    backend = "hip" if torch.version.hip else "cuda"
+    return float64_is_usable(backend, torch.cuda.get_device_capability(device))
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    if device.type == "cpu":
+        return 4
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
