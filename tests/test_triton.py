@@ -22,8 +22,12 @@ from fastconfig.gradients import Gradients
 from fastconfig.kernels import gram_triton
 from fastconfig.kernels.shapes_triton import MOST, SMALL, float64_is_usable, shape
 
-# the interpreter computes with NumPy, which warns of what a GPU does in silence: Inf, NaN
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+# the interpreter computes with NumPy, which warns of what a GPU does in silence (Inf, NaN), and which an
+# older Triton uses in ways that NumPy warns of
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:triton"),
+]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
