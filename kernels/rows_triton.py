@@ -54,43 +54,56 @@ def locate(table, segments, chunk, n, m, WIDTH: tl.constexpr, MODE: tl.constexpr
 
 
 @triton.jit
+def aligned(address, origin):
+    """An address that is a multiple of 16 as a pointer like ``origin``.
+
+    The hint is lost on an argument; Triton 3.2 takes it where a pointer is made of an integer only, newer
+    versions see through that: a sum needs it twice.
+    """
+    return tl.multiple_of(address.to(origin.dtype), 16)
+
+
+@triton.jit
 def origin_of(base, problem, batch_step, MODE: tl.constexpr):
     """Where a problem's rows start; with a table, only the type matters."""
     if MODE < _TABLE:
         base += problem.to(tl.int64) * batch_step
     if MODE == _DENSE:
-        base = tl.multiple_of(base, 16)  # here, where the value is made: a hint on an argument is lost
+        base = tl.multiple_of(base, 16)
     return base
 
 
 @triton.jit
 def row_of(origin, entry, row_step, column_step, i, m, MODE: tl.constexpr):
     """A row's address as a pointer, its step in elements, and whether there is such a row."""
-    if MODE < _TABLE:
+    step = column_step
+    present = True
+    if MODE == _DENSE:
+        pointer = aligned(tl.multiple_of(origin + i * row_step, 16).to(tl.int64), origin)
+    elif MODE == _STRIDED:
         pointer = origin + i * row_step
-        present = True
     else:
         address = tl.load(entry + 2 + i)
-        pointer = address.to(origin.dtype)
         present = address != 0
-    if MODE == _SCATTERED:
-        step = tl.load(entry + 2 + m + i)
-    else:
-        step = column_step
-    if (MODE == _DENSE) | (MODE == _TABLE):
-        pointer = tl.multiple_of(pointer, 16)
+        if MODE == _TABLE:
+            pointer = aligned(address, origin)
+        else:
+            pointer = address.to(origin.dtype)
+            step = tl.load(entry + 2 + m + i)
     return pointer, step, present
 
 
 @triton.jit
 def result_of(base, out, entry, problem, n, MODE: tl.constexpr):
     """Where a segment's result goes."""
-    if MODE < _TABLE:
+    if MODE == _DENSE:
+        pointer = aligned(tl.multiple_of(out + problem.to(tl.int64) * n, 16).to(tl.int64), base)
+    elif MODE == _STRIDED:
         pointer = out + problem.to(tl.int64) * n
+    elif MODE == _TABLE:
+        pointer = aligned(tl.load(entry + 1), base)
     else:
         pointer = tl.load(entry + 1).to(base.dtype)
-    if (MODE == _DENSE) | (MODE == _TABLE):
-        pointer = tl.multiple_of(pointer, 16)
     return pointer
 
 
@@ -129,7 +142,7 @@ def load_columns(pointer, present, step, start, n, T: tl.constexpr, V: tl.conste
 def store_columns(pointer, x, start, n, T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr):
     """Write what lies in the row, rounded to its dtype; half precision through float32."""
     columns = columns_of(start, T, V)
-    if pointer.dtype.element_ty.primitive_bitwidth == 16:
+    if pointer.dtype.element_ty != tl.float64:
         x = x.to(tl.float32)
     x = x.to(pointer.dtype.element_ty)
     if (MODE == _STRIDED) | (MODE == _SCATTERED):
