@@ -121,7 +121,7 @@ class Gradients:
         if shape[-2] == 0:
             raise ValueError(f"{argument}: got shape {tuple(shape)} (m = 0), want at least one gradient")
         _check_dense(grads, str(argument))
-        self.form, self.rows = "tensor", grads
+        self.form, self.rows = "tensor", grads.resolve_neg()  # kernels read memory, not flags
         self.batch = shape[0] if len(shape) == 3 else None
         self.m, self.n = shape[-2:]
         self.dtype, self.device = grads.dtype, grads.device
@@ -140,7 +140,7 @@ class Gradients:
                 raise ValueError(f"{name}: got shape {tuple(row.shape)}, want {tuple(shape)} like {names[0]}")
             if row.dtype is not dtype or row.device != device or row.layout is not torch.strided:
                 _refuse_mixed(row, first, name, names[0])
-        self.form, self.rows = "vectors", grads
+        self.form, self.rows = "vectors", [row.resolve_neg() for row in grads]
         self.n = shape[0]
         self.dtype, self.device = dtype, device
 
@@ -185,7 +185,8 @@ class Gradients:
             raise ValueError(
                 f"{names[0]} and all others: got None for every parameter, want at least one tensor"
             )
-        self.form, self.rows = "parameters", grads
+        rows: list[ParameterRow] = [[None if t is None else t.resolve_neg() for t in row] for row in grads]
+        self.form, self.rows = "parameters", rows
         self.n = sum(shape.numel() for shape in self.shapes if shape is not None)
         self.dtype, self.device = first.dtype, first.device
 

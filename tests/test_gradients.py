@@ -118,6 +118,16 @@ def test_expanded_gradients(backend: str) -> None:
     close(ConFIG_update(grads)[0], wanted)
 
 
+def test_gradients_that_carry_a_minus_as_a_flag(backend: str) -> None:
+    # what the imaginary part of a conjugate is in torch
+    rows = torch.randn(3, 1003)
+    wanted = ConFIG_update([-rows[0], rows[1], rows[2]])
+    first = torch._neg_view(rows[0])
+    close(ConFIG_update([first, rows[1], rows[2]]), wanted)
+    close(ConFIG_update([[first], [rows[1]], [rows[2]]])[0], wanted)
+    close(ConFIG_update(torch._neg_view(rows)), ConFIG_update(-rows))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_is_independent_problems(method: str, dtype: torch.dtype, backend: str) -> None:
