@@ -1,7 +1,7 @@
 """Partial Gram matrices in Triton: every program sums its chunks of columns, in a fixed order.
 
 Bytes: m N b read. Flops: m (m + 1) / 2 N multiply-adds in float64 (FLOAT64), or in float32 over the V
-columns of a thread, added up in float64. Up to SMALL gradients, all sums stay in registers, one a thread;
+columns of a thread, added up in float64. Up to 8 gradients, all sums stay in registers, one a thread;
 beyond, tiles of MP rows are multiplied by ``tl.dot``, K columns at a time.
 
 Partials are (problems, programs, m, m) float64 with the upper triangle written.
@@ -15,7 +15,6 @@ import triton.language as tl
 from .partials_triton import is_unsafe
 from .rows_triton import SCATTERED, STRIDED, TABLE, load_columns, locate, origin_of, row_of
 
-SMALL = 8  # gradients up to which sums stay in registers
 _STRIDED = tl.constexpr(STRIDED)
 _TABLE = tl.constexpr(TABLE)
 _SCATTERED = tl.constexpr(SCATTERED)
@@ -107,7 +106,7 @@ def gram_small(
     WIDTH: tl.constexpr, T: tl.constexpr, V: tl.constexpr, MP: tl.constexpr, PB: tl.constexpr,
     MODE: tl.constexpr, FLOAT64: tl.constexpr, REPAIR: tl.constexpr,
 ):  # fmt: skip
-    """Partials of up to SMALL gradients; REPAIR writes the second set, where the first is unsafe."""
+    """Partials of up to 8 gradients; REPAIR writes the second set, where the first is unsafe."""
     program = tl.program_id(0)
     programs = tl.num_programs(0)
     problem = tl.program_id(1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SMALL = 8  # gradients up to which one launch adds, solves and combines (combine_triton.finish)
+KEPT = 4  # gradients whose rows stay in registers (update_triton.whole)
 MOST = 64  # gradients that the kernels take
 CHAIN = 16  # most float32 products in a row before they are added up in float64
 _THREADS = 256
@@ -83,9 +84,9 @@ def shape(
 def one_launch(m: int, chunks: int, problems: int, elementwise: bool, processors: int) -> bool:
     """Whether the rows stay on chip: a chunk a program, and two programs a multiprocessor run at once.
 
-    Up to 4 gradients (update_triton.KEPT), whose tiles take fewer than 128 registers a thread.
+    Up to KEPT gradients, whose tiles take fewer than 128 registers a thread.
     """
-    return m <= 4 and problems == 1 and not elementwise and 0 < chunks <= 2 * processors
+    return m <= KEPT and problems == 1 and not elementwise and 0 < chunks <= 2 * processors
 
 
 def tile_rows(m: int) -> int:

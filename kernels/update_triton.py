@@ -1,6 +1,6 @@
 """The whole update in one launch: rows stay in registers over a barrier of the grid.
 
-Bytes: (m + 1) N b, where two passes move (2 m + 1) N b. Every program keeps one chunk of up to KEPT
+Bytes: (m + 1) N b, where two passes move (2 m + 1) N b. Every program keeps one chunk of up to 4
 gradients, so all programs must run at once: a cooperative launch, of no more than the device holds.
 """
 
@@ -13,8 +13,6 @@ from .coefficients_triton import at, coefficients_of
 from .gram_triton import load_row, put_square, square
 from .partials_triton import sum_partials
 from .rows_triton import locate, origin_of, result_of, store_columns
-
-KEPT = 4  # gradients that stay in registers
 
 
 @triton.jit
