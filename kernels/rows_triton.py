@@ -108,16 +108,28 @@ def result_of(base, out, entry, problem, n, MODE: tl.constexpr):
 
 
 @triton.jit
-def columns_of(start, T: tl.constexpr, V: tl.constexpr):
-    """(T, V) columns from ``start`` on."""
-    return start + tl.arange(0, T)[:, None] * V + tl.arange(0, V)[None, :]
+def columns_of(T: tl.constexpr, V: tl.constexpr):
+    """(T, V) columns of a tile, from 0 on."""
+    return tl.arange(0, T)[:, None] * V + tl.arange(0, V)[None, :]
 
 
 @triton.jit
-def whole_vectors(start, n, T: tl.constexpr, V: tl.constexpr):
+def columns_left(start, n, T: tl.constexpr, V: tl.constexpr):
+    """How many columns of a tile lie in the row, in 32 bits; none or less beyond its end."""
+    return tl.minimum(n - start, T * V).to(tl.int32)
+
+
+@triton.jit
+def whole_vectors(left, T: tl.constexpr, V: tl.constexpr):
     """(T, V): vectors that lie in the row as a whole; one mask a vector, so that it is loaded at once."""
-    whole = start + tl.arange(0, T) * V + V <= n
+    whole = tl.arange(0, T) * V + V <= left
     return tl.broadcast_to(whole[:, None], (T, V))
+
+
+@triton.jit
+def rest_of(columns, left, V: tl.constexpr):
+    """(T, V): columns behind the last whole vector."""
+    return (columns < left) & (columns >= left // V * V)
 
 
 @triton.jit
@@ -125,33 +137,34 @@ def load_columns(pointer, present, step, start, n, T: tl.constexpr, V: tl.conste
     """(T, V) elements of a row; zeros beyond its end and where there is no such row."""
     if MODE >= _TABLE:
         n = tl.where(present, n, 0)
-    columns = columns_of(start, T, V)
+    columns = columns_of(T, V)
+    left = columns_left(start, n, T, V)
     if (MODE == _STRIDED) | (MODE == _SCATTERED):
-        x = tl.load(pointer + columns * step, mask=columns < n, other=0.0)
+        x = tl.load(pointer + (start + columns) * step, mask=columns < left, other=0.0)
     else:
-        pointers = pointer + columns
-        whole = whole_vectors(start, n, T, V)
+        pointers = pointer + (start + columns)
+        whole = whole_vectors(left, T, V)
         x = tl.load(pointers, mask=whole, other=0.0)
-        if (start + T * V > n) & (n % V != 0):
-            rest = tl.load(pointers, mask=(columns < n) & (columns >= n // V * V), other=0.0)
-            x = tl.where(whole, x, rest)
+        if (left < T * V) & (left % V != 0):
+            x = tl.where(whole, x, tl.load(pointers, mask=rest_of(columns, left, V), other=0.0))
     return x
 
 
 @triton.jit
 def store_columns(pointer, x, start, n, T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr):
     """Write what lies in the row, rounded to its dtype; half precision through float32."""
-    columns = columns_of(start, T, V)
+    columns = columns_of(T, V)
+    left = columns_left(start, n, T, V)
     if pointer.dtype.element_ty != tl.float64:
         x = x.to(tl.float32)
     x = x.to(pointer.dtype.element_ty)
+    pointers = pointer + (start + columns)
     if (MODE == _STRIDED) | (MODE == _SCATTERED):
-        tl.store(pointer + columns, x, mask=columns < n)
+        tl.store(pointers, x, mask=columns < left)
     else:
-        pointers = pointer + columns
-        tl.store(pointers, x, mask=whole_vectors(start, n, T, V))
-        if (start + T * V > n) & (n % V != 0):
-            tl.store(pointers, x, mask=(columns < n) & (columns >= n // V * V))
+        tl.store(pointers, x, mask=whole_vectors(left, T, V))
+        if (left < T * V) & (left % V != 0):
+            tl.store(pointers, x, mask=rest_of(columns, left, V))
 
 
 @triton.jit(do_not_specialize=["start", "count", "a", "b", "c", "d", "e", "f", "g", "h"])
