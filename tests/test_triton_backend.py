@@ -1,0 +1,105 @@
+"""The Triton backend where Triton is missing, too old or fails; and its launch shapes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from inputs import METHODS, relative_error
+
+pytest.importorskip("triton")
+
+from triton.errors import TritonError
+
+from fastconfig import ConFIG_update, backends, use_backend
+from fastconfig.backends import triton_gpu
+from fastconfig.backends.base import BackendUnavailable
+from fastconfig.kernels import gram_triton
+from fastconfig.kernels.shapes_triton import MOST, SMALL, float64_is_usable, shape
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton serves; what a test withdraws comes back after it."""
+    backends.load("triton")
+    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
+    monkeypatch.setattr(backends, "_serving", {})
+    monkeypatch.setattr(backends, "_told", set())
+    with use_backend("triton"):
+        yield
+
+
+class Broken:
+    """A kernel that does not compile."""
+
+    def __getitem__(self, grid: object) -> Any:
+        raise TritonError("no room")
+
+
+def test_a_kernel_that_does_not_compile_leaves_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = torch.randn(3, 500)
+    exact = METHODS["config-projection"].oracle(rows)
+    monkeypatch.setattr(gram_triton, "gram_small", Broken())
+    monkeypatch.setitem(backends._PREFERENCE, DEVICE.type, ("triton", "pytorch"))
+    with use_backend("auto"), caplog.at_level(logging.WARNING, "fastconfig"):
+        for _ in range(3):
+            assert relative_error(ConFIG_update(list(rows.to(DEVICE))).cpu(), exact) <= 1e-6
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend 'triton' cannot run here and is passed over: TritonError: no room"
+    ]
+    assert backends.explain(DEVICE.type)[0] == ("triton", "TritonError: no room")
+
+
+def test_a_kernel_that_does_not_compile_raises_if_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gram_triton, "gram_small", Broken())
+    with pytest.raises(BackendUnavailable, match=r"'triton' cannot run here: TritonError: no room"):
+        ConFIG_update(torch.randn(3, 50, device=DEVICE))
+
+
+def test_a_missing_triton_leaves_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, triton_gpu.__name__)
+    del backends._loaded["triton"]
+    (name, reason), (other, fine) = backends.explain("cuda")
+    assert (name, other, fine) == ("triton", "pytorch", None)
+    assert reason is not None
+    assert "triton" in reason
+    with pytest.raises(BackendUnavailable, match=r"'triton' cannot run here: .*triton"):
+        backends.load("triton")
+
+
+def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_gpu, "VERSION", (3, 1))
+    with pytest.raises(RuntimeError, match=r"want 3\.2 or newer"):
+        triton_gpu.TritonBackend()
+
+
+def test_float64_where_it_is_usable() -> None:
+    usable = {(8, 0), (9, 0), (10, 0)}
+    little = {(7, 5), (8, 6), (8, 9), (10, 3), (12, 0)}
+    assert all(float64_is_usable("cuda", capability) for capability in usable)
+    assert not any(float64_is_usable("cuda", capability) for capability in little)
+
+
+@pytest.mark.parametrize("m", range(1, MOST + 1))
+def test_launch_shapes(m: int) -> None:
+    for itemsize in (2, 4, 8):
+        for whole in (True, False):
+            for chunks, problems in ((0, 1), (1, 1), (1000, 1), (3, 7), (10**6, 1000)):
+                plan = shape(m, chunks, problems, itemsize, whole, True, 132)
+                assert m <= plan.rows <= max(4, 2 * m - 1)
+                assert plan.width % (plan.threads * plan.vector) == 0
+                assert all(1 <= programs <= max(1, chunks) for programs in plan.programs)
+                assert not whole or plan.vector * itemsize == 16
+                # a second launch reads all partials in every program: at most a quarter of a MiB of them
+                assert m > SMALL or 8 * m * m * plan.programs[0] <= 1 << 18
