@@ -80,8 +80,11 @@ def test(python: Path) -> dict[str, object]:
 def bench(python: Path, target: Path, quick: bool) -> dict[str, object]:
     """The benchmark's own JSON."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # or a run that fails would publish an older one's figures
     command = [python, "-m", "fastconfig", "bench", "--device", "cuda", *(QUICK if quick else MATRIX)]
-    subprocess.run([*command, "--json", target], cwd=ROOT, check=False)
+    code = subprocess.run([*command, "--json", target], cwd=ROOT).returncode
+    if not target.exists():
+        sys.exit(f"benchmarks/gpu.py: the benchmark wrote no {target} (exit {code})")
     return json.loads(target.read_text(encoding="utf-8"))
 
 

@@ -38,6 +38,12 @@ def entry_words(m: int) -> int:
 
 
 @njit(nogil=True)
+def triangle_size(m: int) -> int:
+    """Entries of a packed upper triangle."""
+    return m * (m + 1) // 2
+
+
+@njit(nogil=True)
 def is_contiguous(entry: int, m: int) -> bool:
     """Whether all gradients that a segment has are."""
     for i in range(m):
@@ -114,7 +120,7 @@ def block_products(
         source, target = rows + 8 * i, wide + stride * i
         diagonal(source, m, first, count, target, stride, sums, min(ahead, last), step, kind)
         ahead += share
-        sums += m * (m + 1) // 2 * LANES * 8
+        sums += triangle_size(m) * LANES * 8
     for i in range(0, alive, GROUP):
         for j in range(i + GROUP, alive, GROUP):
             n = min(GROUP, alive - j)
@@ -144,14 +150,13 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
     """partial += products of a segment's columns [first, last)."""
     literally(kind)
     size = ITEMSIZE[kind]
-    width = WIDTH
     contiguous = is_contiguous(entry, m)
-    pack_width = LANES if contiguous else width
-    pairs = m * (m + 1) // 2
-    memory = np.empty(LANES * pairs + m * ((width if m > DIRECT else 0) + pack_width + 3) + PREFETCHED + 8)
+    pack_width = LANES if contiguous else WIDTH
+    pairs = triangle_size(m)
+    memory = np.empty(LANES * pairs + m * ((WIDTH if m > DIRECT else 0) + pack_width + 3) + PREFETCHED + 8)
     sums = (address(memory) + 63) // 64 * 64  # vectors that straddle cache lines cost twice
     wide = sums + 8 * LANES * pairs
-    packed = wide + (8 * m * width if m > DIRECT else 0)
+    packed = wide + (8 * m * WIDTH if m > DIRECT else 0)
     present = packed + 8 * m * pack_width
     rows = present + 8 * m
     ahead = rows + 8 * m
@@ -173,12 +178,12 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
         if alive <= DIRECT:
             triangle(rows, alive, padded, sums, kind)
         else:
-            for block in range(0, padded, width):
-                n = min(width, padded - block)
+            for block in range(0, padded, WIDTH):
+                n = min(WIDTH, padded - block)
                 for i in range(alive + PREFETCHED - 1):
                     row = peek_int(rows + 8 * min(i, alive - 1))
-                    poke_int(ahead + 8 * i, row + min(block + width, padded - 1) * size)
-                block_products(rows, alive, block, n, wide, 8 * width, sums, ahead, kind)
+                    poke_int(ahead + 8 * i, row + min(block + WIDTH, padded - 1) * size)
+                block_products(rows, alive, block, n, wide, 8 * WIDTH, sums, ahead, kind)
         start += count
     flush(sums, present, alive, partial, m)
     keep(memory)

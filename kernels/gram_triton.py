@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .partials_triton import is_unsafe
+from .partials_triton import is_unsafe, of_problem, size_of_set
 from .rows_triton import SCATTERED, STRIDED, TABLE, load_columns, locate, origin_of, row_of
 
 _STRIDED = tl.constexpr(STRIDED)
@@ -113,7 +113,7 @@ def gram_small(
     if REPAIR:
         if is_unsafe(partials, problem, programs, m, n, MP, PB) == 0:
             return
-        partials += problems * tl.full((), m * m, tl.int64) * programs
+        partials += size_of_set(problems, programs, m)
     origin = origin_of(base, problem, batch_step, MODE)
     zero = tl.zeros((T,), tl.float64)
     s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
@@ -143,7 +143,7 @@ def gram_small(
                 u4, u5, u6, u7 = _cross(b, e, f, g, h, u4, u5, u6, u7, m - 4)
                 v0, v1, v2, v3 = _cross(c, e, f, g, h, v0, v1, v2, v3, m - 4)
                 v4, v5, v6, v7 = _cross(d, e, f, g, h, v4, v5, v6, v7, m - 4)
-    out = partials + (problem.to(tl.int64) * programs + program) * m * m
+    out = of_problem(partials, problem, programs, m) + program * m * m
     put_square(out, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, 0, m)
     if m > 4:
         put_square(out, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, 4, m)
@@ -169,7 +169,7 @@ def gram_tiles(
     if REPAIR:
         if is_unsafe(partials, problem, programs, m, n, MP, PB) == 0:
             return
-        partials += problems * tl.full((), 1, tl.int64) * m * m * programs
+        partials += size_of_set(problems, programs, m)
     origin = origin_of(base, problem, batch_step, MODE)
     i = tl.arange(0, MP)
     total = tl.zeros((MP, MP), tl.float64)
@@ -183,7 +183,7 @@ def gram_tiles(
             else:
                 x = x.to(tl.float32)
                 total += tl.dot(x, tl.trans(x), input_precision="ieee").to(tl.float64)
-    out = partials + (problem.to(tl.int64) * programs + program) * m * m
+    out = of_problem(partials, problem, programs, m) + program * m * m
     upper = (i[:, None] <= i[None, :]) & (i < m)[None, :]
     tl.store(out + i[:, None] * m + i[None, :], total, mask=upper)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-TILE = 4096  # float64 elements that a program adds at a time
 # G_ii / N below which float32 products may have lost digits to underflow
 _LEAST = tl.constexpr(1e-30)
 
@@ -19,11 +18,23 @@ def _indices(m, MP: tl.constexpr):
 
 
 @triton.jit
+def of_problem(partials, problem, programs, m):
+    """Where a problem's partials start."""
+    return partials + problem.to(tl.int64) * programs * m * m
+
+
+@triton.jit
+def size_of_set(problems, programs, m):
+    """Elements of all partials: the second set, of products taken again, lies behind the first."""
+    return tl.full((), 1, tl.int64) * problems * programs * m * m
+
+
+@triton.jit
 def is_unsafe(partials, problem, programs, m, n, MP: tl.constexpr, PB: tl.constexpr):
     """Whether a diagonal entry is so small, or so large, that float32 products may have lost it."""
     p = tl.arange(0, PB)[:, None]
     i = tl.arange(0, MP)[None, :]
-    first = partials + problem.to(tl.int64) * programs * m * m
+    first = of_problem(partials, problem, programs, m)
     total = tl.zeros((PB, MP), tl.float64)
     for start in range(0, programs, PB):
         mask = (start + p < programs) & (i < m)
@@ -41,7 +52,7 @@ def chosen(
     """The partials that count: the second set, of float64 products, where the first is unsafe."""
     if not FLOAT64:
         unsafe = is_unsafe(partials, problem, programs, m, n, MP, PB)
-        partials += unsafe.to(tl.int64) * problems * programs * m * m
+        partials += unsafe.to(tl.int64) * size_of_set(problems, programs, m)
     return partials
 
 
@@ -50,7 +61,7 @@ def sum_partials(partials, problem, programs, m, MP: tl.constexpr, PB: tl.conste
     """(MP, MP) Gram matrix of a problem, zeros beyond m; PB partials at a time, past the L1 cache."""
     offsets, exists = _indices(m, MP)
     p = tl.arange(0, PB)[:, None, None]
-    first = partials + problem.to(tl.int64) * programs * m * m
+    first = of_problem(partials, problem, programs, m)
     total = tl.zeros((PB, MP, MP), tl.float64)
     for start in range(0, programs, PB):
         mask = (start + p < programs) & exists[None, :, :]
@@ -77,7 +88,7 @@ def sum_rows(
     partials = chosen(partials, problem, problems, programs, m, n, MP, PB, FLOAT64)
     p = tl.arange(0, PB)[:, None]
     j = tl.arange(0, MP)[None, :]
-    first = partials + problem.to(tl.int64) * programs * m * m + tl.minimum(i, j) * m + tl.maximum(i, j)
+    first = of_problem(partials, problem, programs, m) + tl.minimum(i, j) * m + tl.maximum(i, j)
     total = tl.zeros((PB, MP), tl.float64)
     for start in range(0, programs, PB):
         mask = (start + p < programs) & (j < m)

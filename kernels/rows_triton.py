@@ -1,6 +1,7 @@
 """Where a program of a Triton kernel finds its columns: rows by stride or by address, vectors of 16 bytes.
 
-Columns are cut into chunks of T * V, a thread's V side by side. MODE says where rows come from:
+Columns are cut into chunks of WIDTH, and these into tiles of T * V, a thread's V side by side. MODE says
+where rows come from:
 
 DENSE      one tensor: base + problem * batch_step + i * row_step, unit stride, on multiples of 16 bytes;
 STRIDED    one tensor, any stride and alignment, element by element;

@@ -81,12 +81,12 @@ def shape(
     )
 
 
-def one_launch(m: int, chunks: int, problems: int, elementwise: bool, processors: int) -> bool:
+def one_launch(m: int, chunks: int, problems: int, whole: bool, processors: int) -> bool:
     """Whether the rows stay on chip: a chunk a program, and two programs a multiprocessor run at once.
 
     Up to KEPT gradients, whose tiles take fewer than 128 registers a thread.
     """
-    return m <= KEPT and problems == 1 and not elementwise and 0 < chunks <= 2 * processors
+    return m <= KEPT and problems == 1 and whole and 0 < chunks <= 2 * processors
 
 
 def tile_rows(m: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numba import cfunc, literally, njit, types
 
 from .combine_numba import combine_columns
-from .gram_numba import entry_words, gram_columns
+from .gram_numba import entry_words, gram_columns, triangle_size
 from .ir_numba import LANES
 from .vectors_numba import (
     address,
@@ -55,12 +55,6 @@ def compiled(decorator: Any, signature: Any, function: Any, variant: str) -> Any
         return decorator(signature, cache=True)(function)
     except (RuntimeError, OSError):  # no folder that can be written to
         return decorator(signature)(function)
-
-
-@njit(nogil=True)
-def triangle_size(m: int) -> int:
-    """Entries of a packed upper triangle."""
-    return m * (m + 1) // 2
 
 
 @njit(nogil=True)

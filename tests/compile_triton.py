@@ -29,6 +29,7 @@ from fastconfig.kernels import shapes_triton as shapes
 
 POINTERS = {"float32": "*fp32", "float64": "*fp64", "bfloat16": "*bf16", "float16": "*fp16"}
 ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+WHOLE = (rows_triton.DENSE, rows_triton.TABLE)  # rows in vectors of 16 bytes
 MODES = (rows_triton.DENSE, rows_triton.STRIDED, rows_triton.TABLE, rows_triton.SCATTERED)
 ROWS = {
     "n": "i64",
@@ -46,7 +47,7 @@ def of_dtype(dtype: str, usable: bool) -> Iterator[Variant]:
     """Kernels that read the gradients, where the device computes float64 at a usable rate or not."""
     seen: set[str] = set()
     for mode in MODES:
-        whole = mode in (rows_triton.DENSE, rows_triton.TABLE)
+        whole = mode in WHOLE
         for m in range(1, TritonBackend().most + 1):
             shape = shapes.shape(m, 1 << 20, 1, ITEMSIZE[dtype], whole, usable, 132)
             for variant in _of_shape(shape, m, mode, POINTERS[dtype], usable or dtype == "float64"):
@@ -75,8 +76,7 @@ def _of_shape(shape: shapes.Shape, m: int, mode: int, pointer: str, float64: boo
         finish = rows | {"out": pointer, "partials": "*fp64", "scratch": "*fp64", "weights": "*fp64"}
         finish |= ROWS | {"m": "i32", "programs": "i32"} | RULE | {"rcond": "fp32"}
         yield combine_triton.finish, finish, tile | block | {"FLOAT64": float64}, shape.warps[1]
-    elementwise = mode in (rows_triton.STRIDED, rows_triton.SCATTERED)
-    if COOPERATIVE and float64 and shapes.one_launch(m, 1, 1, elementwise, 132):
+    if COOPERATIVE and float64 and shapes.one_launch(m, 1, 1, mode in WHOLE, 132):
         whole = rows | {"out": pointer, "partials": "*fp64", "arrived": "*i32", "weights": "*fp64"}
         whole |= {k: v for k, v in (ROWS | RULE).items() if k not in ("chunks", "weights_step")} | {
             "rcond": "fp32"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import python
 
 import fastconfig
 from fastconfig import ConFIG_update, backends
@@ -16,16 +14,6 @@ from fastconfig.backends import BackendUnavailable, choose, explain, use_backend
 from fastconfig.gradients import Gradients
 
 GRADS = torch.randn(3, 10)
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("module", ["", ".grad_operator", ".utils", ".length_model", ".weight_model", ".cli"])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from processes import python
 from torch import Tensor
 
 from fastconfig import ConFIG_update, ops, use_backend
@@ -24,17 +23,6 @@ def _numba_and_threads_as_before() -> Iterator[None]:
     with use_backend("numba"):
         yield
     torch.set_num_threads(before)
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

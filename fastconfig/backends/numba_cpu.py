@@ -13,6 +13,7 @@ from ..gradients import Gradients, Update
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
 from ..methods import Rule, compiled_coefficients
+from .table import address, entries
 from .team import parallel_address, threads_for
 
 _KINDS = {
@@ -71,8 +72,8 @@ def _run(
     dtype, m = grads.dtype, grads.m
     run, parallel, gram_body, combine_body, size = _entries(dtype)
     threads = threads_for(m * grads.n * size)
-    address, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
-    rest = (gram, c, address, size, threads, parallel, gram_body, combine_body, rcond)
+    native, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
+    rest = (gram, c, native, size, threads, parallel, gram_body, combine_body, rcond)
     if grads.plain:
         _C.run_plain(run, steps, grads.rows, out, *rest)  # type: ignore[arg-type]
         return
@@ -85,22 +86,8 @@ def _table(grads: Gradients, out: Update | None) -> tuple[array[int], int, int]:
     rows = grads.rows
     if isinstance(rows, Tensor):
         return _tensor_table(grads, rows, out)
-    targets = [0] * len(grads.segments) if out is None else [t.data_ptr() for t in grads.split(out)]
-    words: list[int] = []
-    for segment, target in zip(grads.segments, targets, strict=True):
-        length = next(row for row in segment if row is not None).numel()
-        words += [length, target]
-        words += [0 if row is None else _address(row) for row in segment]
-        words += [1 if row is None else row.stride(0) for row in segment]
-    return array("q", words), 1, len(targets)
-
-
-def _address(row: Tensor) -> int:
-    """Where a row's elements lie; 0 would count as a missing gradient."""
-    address = row.data_ptr()
-    if not address and row.numel():
-        raise TypeError(f"grads: got a {type(row).__name__} without memory of its own, want plain tensors")
-    return address
+    words = [word for entry in entries(grads, out) for word in entry]
+    return array("q", words), 1, len(grads.segments)
 
 
 def _tensor_table(grads: Gradients, rows: Tensor, out: Update | None) -> tuple[array[int], int, int]:
@@ -110,7 +97,7 @@ def _tensor_table(grads: Gradients, rows: Tensor, out: Update | None) -> tuple[a
     stride, step = rows.stride()[-2:]
     words: list[int] = []
     for problem in range(problems):
-        first = _address(rows) + problem * between
+        first = address(rows) + problem * between
         words += [n, out.data_ptr() + problem * n * size if isinstance(out, Tensor) else 0]
         words += [first + i * stride * size for i in range(m)]
         words += [step] * m

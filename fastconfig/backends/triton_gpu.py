@@ -18,7 +18,7 @@ from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
 from . import withdraw
 from .pytorch import PyTorchBackend
-from .triton_launch import INTERPRETED, VERSION, Call, captured_table, cutoff, solve
+from .triton_launch import INTERPRETED, VERSION, Call, captured_table, cutoff, solve, uses_float64
 
 _OLDEST = (3, 2)
 _FLOAT64_TILES = (3, 5)  # the first Triton that multiplies float64 tiles
@@ -78,7 +78,8 @@ class TritonBackend:
         if grads.m > self.most:
             return self._pytorch.coefficients(gram, rule, grads)
         with _on(grads.device):
-            return solve(gram.contiguous(), rule, cutoff(grads, rule))
+            rcond = cutoff(rule, grads.dtype, uses_float64(grads.device))
+            return solve(gram.contiguous(), rule, rcond)
 
     @_or_pytorch
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
@@ -96,7 +97,7 @@ class TritonBackend:
             if grads.m <= SMALL and rule.order is None:
                 call.finish(partials, rule)
             else:
-                call.combine(solve(call.gram(partials), rule, cutoff(grads, rule)))
+                call.combine(solve(call.gram(partials), rule, call.cutoff(rule)))
 
     def table(self, words: list[int], device: torch.device) -> Tensor:
         """int64 words in device memory, without waiting for the device."""

@@ -25,6 +25,7 @@ from ..kernels.shapes_triton import (
     tile_rows,
 )
 from ..methods import LENGTHS, METHODS, Rule
+from .table import entries
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 COOPERATIVE = VERSION >= (3, 3)  # launches whose programs all run at once
@@ -43,7 +44,8 @@ class Call:
         self.grads = grads
         self.device = grads.device
         self.problems = 1 if grads.batch is None else grads.batch
-        self.float64 = grads.dtype is torch.float64 or uses_float64(self.device)
+        self.usable = uses_float64(self.device)
+        self.float64 = grads.dtype is torch.float64 or self.usable
         width = chunk_width(grads.dtype.itemsize)
         self.out = out if isinstance(out, Tensor) else None
         rows = grads.rows
@@ -54,18 +56,20 @@ class Call:
             self.table, self.segments, self.steps = None, 1, strides
             self.chunks = -(-grads.n // width)
         else:
-            words, self.segments, self.mode, self.base = _words(grads, out, width)
+            words, self.segments, self.mode = _words(grads, out, width)
+            self.base = next(row for row in grads.segments[0] if row is not None)  # for its dtype
             self.chunks = words[self.segments - 1] if self.segments else 0
             self.table, self.steps = table(words, self.device), (0, 0, 1)
+        self.whole_rows = self.mode in (DENSE, TABLE)
+        self.processors = _processors(self.device)
+        itemsize = grads.dtype.itemsize
         self.shape: Shape = shape(
-            grads.m,
-            self.chunks,
-            self.problems,
-            grads.dtype.itemsize,
-            self.mode in (DENSE, TABLE),
-            uses_float64(self.device),
-            _processors(self.device),
+            grads.m, self.chunks, self.problems, itemsize, self.whole_rows, self.usable, self.processors
         )
+        s = self.shape
+        # the end of what every kernel of a tile is told
+        self.tile = (s.width, s.threads, s.vector)
+        self.block = (s.rows, s.block, self.mode)
 
     def partials(self) -> Tensor:
         """First launch: Gram matrices of the programs' chunks; a second set where float32 may fail."""
@@ -82,21 +86,11 @@ class Call:
         s, m = self.shape, self.grads.m
         grid = (s.programs[0], self.problems)
         where = self._where(partials)
-        options = {
-            "MODE": self.mode,
-            "FLOAT64": float64,
-            "REPAIR": repair,
-            "num_warps": s.repair_warps if repair else s.warps[0],
-            **OPTIONS,
-        }
-        if m <= SMALL:
-            gram_triton.gram_small[grid](
-                *where, self.problems, m, s.width, s.threads, s.vector, s.rows, s.block, **options
-            )
-        else:
-            gram_triton.gram_tiles[grid](
-                *where, self.problems, m, s.width, s.depth, s.vector, s.rows, s.block, **options
-            )
+        options = {"num_warps": s.repair_warps if repair else s.warps[0], **OPTIONS}
+        kernel, tile = gram_triton.gram_small, self.tile
+        if m > SMALL:
+            kernel, tile = gram_triton.gram_tiles, (s.width, s.depth, s.vector)
+        kernel[grid](*where, self.problems, m, *tile, *self.block, float64, repair, **options)
 
     def _where(self, target: Tensor) -> tuple[object, ...]:
         """What every kernel is told of the rows, with its own result in between."""
@@ -131,9 +125,7 @@ class Call:
             c,
             *rest,
             self.grads.m,
-            s.width,
-            s.threads,
-            s.vector,
+            *self.tile,
             self.mode,
             num_warps=s.warps[1],
             **OPTIONS,
@@ -158,13 +150,9 @@ class Call:
             s.programs[0],
             weights_step,
             *_codes(rule),
-            cutoff(self.grads, rule),
-            s.width,
-            s.threads,
-            s.vector,
-            s.rows,
-            s.block,
-            self.mode,
+            self.cutoff(rule),
+            *self.tile,
+            *self.block,
             self.float64,
             num_warps=s.warps[1],
             **OPTIONS,
@@ -173,13 +161,12 @@ class Call:
     def fits_one_launch(self) -> bool:
         """Whether the whole update may be one launch, and is asked for: FASTCONFIG_TRITON_ONE_LAUNCH=1."""
         asked = os.environ.get("FASTCONFIG_TRITON_ONE_LAUNCH") == "1" and self.float64 and COOPERATIVE
-        elementwise = self.mode in (STRIDED, SCATTERED)
-        processors = _processors(self.device)
-        return asked and one_launch(self.grads.m, self.chunks, self.problems, elementwise, processors)
+        m, chunks = self.grads.m, self.chunks
+        return asked and one_launch(m, chunks, self.problems, self.whole_rows, self.processors)
 
     def whole(self, rule: Rule) -> None:
         """The update in one cooperative launch."""
-        s, m = self.shape, self.grads.m
+        m = self.grads.m
         partials = torch.empty(self.chunks, m, m, dtype=torch.float64, device=self.device)
         base, table, _, n, _, *rest = self._where(partials)
         cooperative = {} if INTERPRETED else {"launch_cooperative_grid": True}
@@ -193,18 +180,18 @@ class Call:
             n,
             *rest,
             *_codes(rule),
-            cutoff(self.grads, rule),
+            self.cutoff(rule),
             m,
-            s.width,
-            s.threads,
-            s.vector,
-            s.rows,
-            s.block,
-            self.mode,
+            *self.tile,
+            *self.block,
             num_warps=8,
             **cooperative,
             **OPTIONS,
         )
+
+    def cutoff(self, rule: Rule) -> float:
+        """The eigenvalue cut-off."""
+        return cutoff(rule, self.grads.dtype, self.usable)
 
     def _target(self, instead: Tensor) -> Tensor:
         """The result, where it is one tensor; otherwise the table says."""
@@ -253,10 +240,10 @@ def _weights(rule: Rule, instead: Tensor) -> tuple[Tensor, int]:
     return rule.weights, 0 if rule.weights.dim() == 1 else rule.weights.shape[-1]
 
 
-def cutoff(grads: Gradients, rule: Rule) -> float:
+def cutoff(rule: Rule, dtype: torch.dtype, usable: bool) -> float:
     """The eigenvalue cut-off; not below what float32 chains of products resolve, where they are used."""
-    smallest = rule.cutoff(grads.dtype)
-    if rule.rcond is None and grads.dtype is not torch.float64 and not uses_float64(grads.device):
+    smallest = rule.cutoff(dtype)
+    if rule.rcond is None and dtype is not torch.float64 and not usable:
         return max(smallest, _CHAIN_CUTOFF)
     return smallest
 
@@ -268,27 +255,18 @@ def _is_dense(rows: Tensor, strides: tuple[int, ...]) -> bool:
     return strides[2] == 1 and aligned and rows.data_ptr() % 16 == 0
 
 
-def _words(grads: Gradients, out: Update | None, width: int) -> tuple[list[int], int, int, Tensor]:
-    """The table of rows_triton.py, its segments, the mode, and a tensor of the rows' dtype."""
-    targets = [None] * len(grads.segments) if out is None else grads.split(out)
-    base: Tensor | None = None
+def _words(grads: Gradients, out: Update | None, width: int) -> tuple[list[int], int, int]:
+    """The table of rows_triton.py, its segments, and the mode."""
     ends: list[int] = []
     words: list[int] = []
-    chunks, aligned = 0, True
-    for segment, target in zip(grads.segments, targets, strict=True):
-        rows = list(segment)
-        base = next(row for row in rows if row is not None)
-        if base.numel() == 0:
-            continue
-        chunks += -(-base.numel() // width)
-        ends.append(chunks)
-        addresses = [0 if row is None else row.data_ptr() for row in rows]
-        steps = [1 if row is None else row.stride(0) for row in rows]
-        words += [base.numel(), 0 if target is None else target.data_ptr(), *addresses, *steps]
-        aligned = aligned and all(a % 16 == 0 for a in (words[-2 * grads.m - 1], *addresses))
-        aligned = aligned and all(step == 1 for step in steps)
-    assert base is not None
-    return ends + words, len(ends), TABLE if aligned else SCATTERED, base
+    aligned = True
+    for entry in entries(grads, out):
+        length, places, steps = entry[0], entry[1 : 2 + grads.m], entry[2 + grads.m :]
+        if length:
+            ends.append((ends[-1] if ends else 0) + -(-length // width))
+            words += entry
+            aligned = aligned and all(a % 16 == 0 for a in places) and all(step == 1 for step in steps)
+    return ends + words, len(ends), TABLE if aligned else SCATTERED
 
 
 def captured_table(words: list[int], device: torch.device) -> Tensor:
