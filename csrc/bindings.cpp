@@ -28,7 +28,7 @@ extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t b
   const fastconfig::Workspace workspace(heap_memory ? heap_memory.get() : stack_memory,
                                         heap_pivots ? heap_pivots.get() : stack_pivots, static_cast<int>(m));
   for (int64_t problem = 0; problem < batch; ++problem)
-    fastconfig::coefficients(fastconfig::HostTeam{}, workspace, gram + problem * m * m, c + problem * m,
+    fastconfig::coefficients(fastconfig::ThreadTeam{}, workspace, gram + problem * m * m, c + problem * m,
                              static_cast<int>(m), *rule, problem, rcond);
 }
 

@@ -1,6 +1,6 @@
 // Gram matrix -> coefficients, in float64: one source for the host and, compiled by nvcc, for the device.
 //
-// A team works on one m x m problem: a single thread on the host, one warp on the device. All methods work
+// A team works on one m x m problem: a single thread, or one warp on the device. All methods work
 // on C = D^-1 G D^-1 and on coefficients of the unit gradients, so that row norms from 1e-30 to 1e30 meet
 // no overflow; the division by d comes last. fastconfig/methods.py is the same in plain torch.
 #pragma once
@@ -9,11 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define FASTCONFIG_HD __host__ __device__ __forceinline__
-#else
-#define FASTCONFIG_HD inline
-#endif
+#include "host_device.hpp"
 
 namespace fastconfig {
 
@@ -33,15 +29,15 @@ struct Rule {
 };
 
 // One thread that does everything.
-struct HostTeam {
+struct ThreadTeam {
   static constexpr int width = 1;
-  int lane() const { return 0; }
-  void sync() const {}
-  double sum(double v) const { return v; }
-  void argmax(double&, int&) const {}
+  FASTCONFIG_HD int lane() const { return 0; }
+  FASTCONFIG_HD void sync() const {}
+  FASTCONFIG_HD double sum(double v) const { return v; }
+  FASTCONFIG_HD void argmax(double&, int&) const {}
 };
 
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(FASTCONFIG_EMULATED)
 struct WarpTeam {
   static constexpr int width = 32;
   __device__ __forceinline__ int lane() const { return threadIdx.x & 31; }
@@ -80,9 +76,13 @@ struct Workspace {
   static FASTCONFIG_HD int64_t doubles(int64_t m) { return 2 * m * m + 6 * m; }
 
   FASTCONFIG_HD Workspace(double* memory, int* pivot_memory, int m)
-      : cosines(memory),
-        factor(cosines + m * m),
-        norms(factor + m * m),
+      : Workspace(memory, memory + m * m, memory + 2 * m * m, pivot_memory, m) {}
+
+  // The same from pieces: m * m, m * m and 6 * m doubles.
+  FASTCONFIG_HD Workspace(double* first, double* second, double* vectors, int* pivot_memory, int m)
+      : cosines(first),
+        factor(second),
+        norms(vectors),
         inverse(norms + m),
         x(inverse + m),
         y(x + m),
@@ -95,14 +95,14 @@ struct Workspace {
 template <class Team, class F>
 FASTCONFIG_HD double team_sum(const Team& team, int n, F f) {
   double s = 0;
-  for (int i = team.lane(); i < n; i += Team::width) s += f(i);
+  FASTCONFIG_ROLLED for (int i = team.lane(); i < n; i += Team::width) s += f(i);
   return team.sum(s);
 }
 
 // f(i) for i < n, lanes side by side; ends with a barrier.
 template <class Team, class F>
 FASTCONFIG_HD void team_for(const Team& team, int n, F f) {
-  for (int i = team.lane(); i < n; i += Team::width) f(i);
+  FASTCONFIG_ROLLED for (int i = team.lane(); i < n; i += Team::width) f(i);
   team.sync();
 }
 
@@ -115,10 +115,10 @@ FASTCONFIG_HD int pivoted_cholesky(const Team& team, double* c, int m, double to
     pivots[i] = i;
     schur[i] = c[i * m + i];
   });
-  for (int k = 0; k < m; ++k) {
+  FASTCONFIG_ROLLED for (int k = 0; k < m; ++k) {
     double best = -1;
     int p = k;
-    for (int i = k + team.lane(); i < m; i += Team::width)
+    FASTCONFIG_ROLLED for (int i = k + team.lane(); i < m; i += Team::width)
       if (schur[i] > best) {
         best = schur[i];
         p = i;
@@ -149,7 +149,7 @@ FASTCONFIG_HD int pivoted_cholesky(const Team& team, double* c, int m, double to
     team_for(team, m - k - 1, [&](int i) {
       i += k + 1;
       double v = c[i * m + k];
-      for (int j = 0; j < k; ++j) v -= c[i * m + j] * c[k * m + j];
+      FASTCONFIG_ROLLED for (int j = 0; j < k; ++j) v -= c[i * m + j] * c[k * m + j];
       v /= root;
       c[i * m + k] = v;
       schur[i] -= v * v;
@@ -161,7 +161,7 @@ FASTCONFIG_HD int pivoted_cholesky(const Team& team, double* c, int m, double to
 // Cholesky in place of the r x r matrix b with leading dimension ld; only its lower part is used.
 template <class Team>
 FASTCONFIG_HD void cholesky(const Team& team, double* b, int ld, int r) {
-  for (int k = 0; k < r; ++k) {
+  FASTCONFIG_ROLLED for (int k = 0; k < r; ++k) {
     const double rest = b[k * ld + k] - team_sum(team, k, [&](int j) { return b[k * ld + j] * b[k * ld + j]; });
     const double root = sqrt(rest > 0 ? rest : 0);
     team.sync();
@@ -169,7 +169,7 @@ FASTCONFIG_HD void cholesky(const Team& team, double* b, int ld, int r) {
     team_for(team, r - k - 1, [&](int i) {
       i += k + 1;
       double v = b[i * ld + k];
-      for (int j = 0; j < k; ++j) v -= b[i * ld + j] * b[k * ld + j];
+      FASTCONFIG_ROLLED for (int j = 0; j < k; ++j) v -= b[i * ld + j] * b[k * ld + j];
       b[i * ld + k] = root > 0 ? v / root : 0;
     });
   }
@@ -177,13 +177,13 @@ FASTCONFIG_HD void cholesky(const Team& team, double* b, int ld, int r) {
 
 // x := (L L^T)^-1 x for the lower factor l (r x r, leading dimension ld).
 template <class Team>
-FASTCONFIG_HD void cholesky_solve(const Team& team, const double* l, int ld, int r, double* x) {
-  for (int k = 0; k < r; ++k) {
+FASTCONFIG_CALLED void cholesky_solve(const Team& team, const double* l, int ld, int r, double* x) {
+  FASTCONFIG_ROLLED for (int k = 0; k < r; ++k) {
     const double s = team_sum(team, k, [&](int j) { return l[k * ld + j] * x[j]; });
     if (team.lane() == 0) x[k] = (x[k] - s) / l[k * ld + k];
     team.sync();
   }
-  for (int k = r - 1; k >= 0; --k) {
+  FASTCONFIG_ROLLED for (int k = r - 1; k >= 0; --k) {
     const double s = team_sum(team, r - k - 1, [&](int j) { return l[(k + 1 + j) * ld + k] * x[k + 1 + j]; });
     if (team.lane() == 0) x[k] = (x[k] - s) / l[k * ld + k];
     team.sync();
@@ -193,7 +193,7 @@ FASTCONFIG_HD void cholesky_solve(const Team& team, const double* l, int ld, int
 // w.x := pinv(C) w.x, the minimum-norm solution; w.cosines becomes its factor. At full rank C x = b is solved
 // directly; below, pinv(C) = L (L^T L)^-2 L^T. Weights that the range of C does not support give zero.
 template <class Team>
-FASTCONFIG_HD void pinv_apply(const Team& team, const Workspace& w, int m, double rcond) {
+FASTCONFIG_CALLED void pinv_apply(const Team& team, const Workspace& w, int m, double rcond) {
   double *l = w.cosines, *b = w.factor, *y = w.y, *z = w.z;
   const int rank = pivoted_cholesky(team, l, m, 2 * rcond, w.pivots, w.schur);
   team_for(team, m, [&](int i) { z[i] = w.x[w.pivots[i]]; });
@@ -203,14 +203,14 @@ FASTCONFIG_HD void pinv_apply(const Team& team, const Workspace& w, int m, doubl
     // L^T z and L^T L; row q of L ends at column min(q, rank - 1)
     team_for(team, rank, [&](int i) {
       double s = 0;
-      for (int q = i; q < m; ++q) s += l[q * m + i] * z[q];
+      FASTCONFIG_ROLLED for (int q = i; q < m; ++q) s += l[q * m + i] * z[q];
       y[i] = w.schur[i] = s;
     });
     team_for(team, rank * rank, [&](int e) {
       const int i = e / rank, j = e % rank;
       if (j > i) return;
       double s = 0;
-      for (int q = i; q < m; ++q) s += l[q * m + i] * l[q * m + j];
+      FASTCONFIG_ROLLED for (int q = i; q < m; ++q) s += l[q * m + i] * l[q * m + j];
       b[i * m + j] = s;
     });
     cholesky(team, b, m, rank);
@@ -222,7 +222,7 @@ FASTCONFIG_HD void pinv_apply(const Team& team, const Workspace& w, int m, doubl
     const bool zero = !(supported > rcond * rcond * whole);
     team_for(team, m, [&](int i) {
       double s = 0;
-      for (int j = 0; j < rank && j <= i; ++j) s += l[i * m + j] * y[j];
+      FASTCONFIG_ROLLED for (int j = 0; j < rank && j <= i; ++j) s += l[i * m + j] * y[j];
       z[i] = zero ? 0 : s;
     });
   }
@@ -231,10 +231,10 @@ FASTCONFIG_HD void pinv_apply(const Team& team, const Workspace& w, int m, doubl
 
 // The length that the Track* models scale every gradient to, over the non-zero gradients; 0 if there are none.
 template <class Team>
-FASTCONFIG_HD double tracked(const Team& team, const double* norms, int m, const Rule& rule) {
+FASTCONFIG_CALLED double tracked(const Team& team, const double* norms, int m, const Rule& rule) {
   if (rule.length == Length::specific) return norms[rule.track_id];
   double least = INFINITY, most = 0;
-  for (int i = 0; i < m; ++i) {
+  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) {
     if (norms[i] > 0 && norms[i] < least) least = norms[i];
     if (norms[i] > most) most = norms[i];
   }
@@ -258,7 +258,7 @@ FASTCONFIG_HD void config(const Team& team, const Workspace& w, const double* gr
   if (rule.length == Length::none) return;
   team_for(team, m, [&](int i) {  // unit gradients on the direction
     double s = w.norms[i] > 0 ? w.x[i] : 0;
-    for (int j = 0; j < m; ++j)
+    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j)
       if (j != i) s += gram[i * m + j] * w.inverse[i] * w.inverse[j] * w.x[j];
     w.y[i] = s;
   });
@@ -273,24 +273,24 @@ FASTCONFIG_HD void config(const Team& team, const Workspace& w, const double* gr
 
 // PCGrad (arXiv:2001.06782, algorithm 1) for a given order; every gradient i on a lane of its own.
 template <class Team>
-FASTCONFIG_HD void pcgrad(const Team& team, const Workspace& w, int m, const Rule& rule, int64_t problem) {
+FASTCONFIG_CALLED void pcgrad(const Team& team, const Workspace& w, int m, const Rule& rule, int64_t problem) {
   const int64_t* order = rule.order ? rule.order + problem * rule.order_step : nullptr;
   team_for(team, m, [&](int i) {
     double* b = w.factor + i * m;
-    for (int k = 0; k < m; ++k) b[k] = 0;
+    FASTCONFIG_ROLLED for (int k = 0; k < m; ++k) b[k] = 0;
     b[i] = w.norms[i];
-    for (int step = 0; step < m; ++step) {
+    FASTCONFIG_ROLLED for (int step = 0; step < m; ++step) {
       const int j = order ? static_cast<int>(order[i * m + step]) : step;
       if (j == i) continue;
       const double* cosines = w.cosines + j * m;
       double along = 0;
-      for (int k = 0; k < m; ++k) along += b[k] * cosines[k];
+      FASTCONFIG_ROLLED for (int k = 0; k < m; ++k) along += b[k] * cosines[k];
       if (along < 0) b[j] -= along;
     }
   });
   team_for(team, m, [&](int j) {
     double s = 0;
-    for (int i = 0; i < m; ++i) s += w.factor[i * m + j];
+    FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) s += w.factor[i * m + j];
     w.x[j] = rule.mean ? s / m : s;
   });
 }
@@ -300,7 +300,7 @@ template <class Team>
 FASTCONFIG_HD void ppcgrad(const Team& team, const Workspace& w, int m, const Rule& rule) {
   team_for(team, m, [&](int j) {
     double s = w.norms[j];
-    for (int i = 0; i < m; ++i)
+    FASTCONFIG_ROLLED for (int i = 0; i < m; ++i)
       if (i != j && w.cosines[i * m + j] < 0) s -= w.norms[i] * w.cosines[i * m + j];
     w.x[j] = rule.mean ? s / m : s;
   });

@@ -6,7 +6,7 @@
 
 namespace fastconfig::dlpack {
 
-constexpr int32_t kCpu = 1;
+constexpr int32_t kCpu = 1, kCuda = 2;
 constexpr uint8_t kFloat = 2, kBfloat = 4;
 
 struct Device {

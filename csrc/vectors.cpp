@@ -1,5 +1,5 @@
-// The way in for small calls: m contiguous vectors, or m lists of contiguous tensors, on the CPU, checked and handed to
-// the kernels in two calls. Anything else answers None, and fastconfig/gradients.py looks closer (and explains what is
+// The way in for small calls: m contiguous vectors, or m lists of contiguous tensors, on one device, checked in one call
+// and, on the CPU, handed to the kernels in a second one. Anything else answers None, and fastconfig/gradients.py looks closer (and explains what is
 // wrong).
 #include "vectors.hpp"
 
@@ -7,12 +7,10 @@
 #include <vector>
 
 #include "coefficients.hpp"
-#include "dlpack.hpp"
+#include "tensors.hpp"
 
 namespace fastconfig {
 namespace {
-
-const dlpack::ExchangeApi* exchange = nullptr;  // torch's, once attached
 
 struct Names {
   PyObject* shape = PyUnicode_InternFromString("shape");
@@ -24,76 +22,31 @@ const Names& names() {
   return interned;
 }
 
-// An owned reference.
-class Reference {
- public:
-  explicit Reference(PyObject* object) : object_(object) {}
-  Reference(const Reference&) = delete;
-  Reference& operator=(const Reference&) = delete;
-  ~Reference() { Py_XDECREF(object_); }
-  PyObject* get() const { return object_; }
-  explicit operator bool() const { return object_ != nullptr; }
-
- private:
-  PyObject* object_;
-};
-
 bool holds(PyObject* tuple, const void* object) {
   for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(tuple); ++k)
     if (PyTuple_GET_ITEM(tuple, k) == object) return true;
   return false;
 }
 
-// The order of fastconfig.numbers.DTYPES, and of the kinds in kernels/ir_numba.py.
-int kind_of(const dlpack::DataType& dtype) {
-  if (dtype.lanes != 1) return -1;
-  if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return 2;
-  if (dtype.code != dlpack::kFloat) return -1;
-  return dtype.bits == 32 ? 0 : dtype.bits == 64 ? 1 : dtype.bits == 16 ? 3 : -1;
-}
+// What all tensors of one call share; kind is negative as long as none was seen.
+struct Common {
+  int kind = -1;
+  dlpack::Device device{};
+};
 
-int64_t numel(const dlpack::Tensor& tensor) {
-  int64_t count = 1;
-  for (int32_t d = 0; d < tensor.ndim; ++d) count *= tensor.shape[d];
-  return count;
-}
-
-bool contiguous(const dlpack::Tensor& tensor) {
-  int64_t expected = 1;
-  for (int32_t d = tensor.ndim - 1; d >= 0; --d) {
-    if (tensor.shape[d] == 0) return true;
-    if (tensor.shape[d] != 1 && tensor.strides[d] != expected) return false;
-    expected *= tensor.shape[d];
-  }
-  return true;
-}
-
-bool same_shape(const dlpack::Tensor& a, const dlpack::Tensor& b) {
-  if (a.ndim != b.ndim) return false;
-  for (int32_t d = 0; d < a.ndim; ++d)
-    if (a.shape[d] != b.shape[d]) return false;
-  return true;
-}
-
-char* data(const dlpack::Tensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
-
-// Whether an object is a contiguous CPU tensor of one of the types with memory of its own, and what it is like.
+// Whether an object is a contiguous tensor of one of the types with memory of its own, on the CPU or a CUDA device, and
+// what it is like.
 bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
   if (!holds(types, Py_TYPE(object))) return false;
   if (exchange->from_object(object, &tensor) != 0) {
     PyErr_Clear();  // sparse, a transform's wrapper, ...
     return false;
   }
-  if (tensor.device.type != dlpack::kCpu || kind_of(tensor.dtype) < 0 || !contiguous(tensor)) return false;
+  if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCuda) return false;
+  if (kind_of(tensor.dtype) < 0 || !contiguous(tensor)) return false;
   if (tensor.data == nullptr && numel(tensor) != 0) return false;
   const Reference negative(PyObject_CallMethodNoArgs(object, names().is_neg));
   return negative && negative.get() == Py_False;
-}
-
-bool is_row(PyObject* object) { return PyList_Check(object) || PyTuple_Check(object); }
-
-PyObject* item(PyObject* row, Py_ssize_t i) {  // of a list or tuple; borrowed
-  return PyList_Check(row) ? PyList_GET_ITEM(row, i) : PyTuple_GET_ITEM(row, i);
 }
 
 // Tensors that share a shape: the m of one column. Those that are None are left out.
@@ -103,15 +56,17 @@ struct Column {
 };
 
 // Looks at column p of the rows, which are tensors themselves where ``vectors``; false if they are not plain, or differ
-// in shape, or in dtype from ``kind`` (negative: not known yet).
-bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, int& kind, Column& column) {
+// in shape, or from what they all share.
+bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, Common& common, Column& column) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); ++i) {
     PyObject* object = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
     if (object == Py_None && !vectors) continue;
     dlpack::Tensor tensor{};
     if (!view(object, types, tensor)) return false;
-    if (kind < 0) kind = kind_of(tensor.dtype);
-    if (kind_of(tensor.dtype) != kind) return false;
+    if (common.kind < 0) common = {kind_of(tensor.dtype), tensor.device};
+    if (kind_of(tensor.dtype) != common.kind || tensor.device.type != common.device.type ||
+        tensor.device.id != common.device.id)
+      return false;
     if (column.first == nullptr) {
       column.first = object;
       column.tensor = tensor;
@@ -122,9 +77,10 @@ bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, in
   return true;
 }
 
-// scan(rows, types) -> (kind, n, [shape or None, ...] or None) if rows, a list, holds contiguous CPU tensors of exactly
-// one of the types and one dtype: m vectors of one shape, or m lists or tuples of as many tensors, whose shapes agree,
-// or None. kind counts in fastconfig.numbers.DTYPES, n is the number of elements. Otherwise None.
+// scan(rows, types) -> (kind, n, [shape or None, ...] or None, device) if rows, a list, holds contiguous tensors of
+// exactly one of the types and one dtype and device: m vectors of one shape, or m lists or tuples of as many tensors,
+// whose shapes agree, or None. kind counts in fastconfig.numbers.DTYPES, n is the number of elements, device that of the
+// CUDA device, or -1 for the CPU. Otherwise None.
 PyObject* scan(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1])) {
     PyErr_SetString(PyExc_TypeError, "scan takes a list of rows and a tuple of types");
@@ -133,13 +89,14 @@ PyObject* scan(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PyObject *rows = arguments[0], *types = arguments[1];
   const Py_ssize_t m = PyList_GET_SIZE(rows);
   if (m == 0 || exchange == nullptr) Py_RETURN_NONE;
-  int kind = -1;
+  Common common;
+  const auto device = [&] { return common.device.type == dlpack::kCpu ? -1 : static_cast<int>(common.device.id); };
   if (!is_row(PyList_GET_ITEM(rows, 0))) {
     Column column;
-    const bool fits = read_column(rows, 0, true, types, kind, column) && column.tensor.ndim == 1;
+    const bool fits = read_column(rows, 0, true, types, common, column) && column.tensor.ndim == 1;
     if (PyErr_Occurred()) return nullptr;
     if (!fits) Py_RETURN_NONE;
-    return Py_BuildValue("iLO", kind, static_cast<long long>(column.tensor.shape[0]), Py_None);
+    return Py_BuildValue("iLOi", common.kind, static_cast<long long>(column.tensor.shape[0]), Py_None, device());
   }
   const Py_ssize_t columns = Py_SIZE(PyList_GET_ITEM(rows, 0));
   for (Py_ssize_t i = 0; i < m; ++i)
@@ -149,7 +106,7 @@ PyObject* scan(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   bool fits = bool(shapes);
   for (Py_ssize_t p = 0; fits && p < columns; ++p) {
     Column column;
-    fits = read_column(rows, p, false, types, kind, column);
+    fits = read_column(rows, p, false, types, common, column);
     if (fits && column.first == nullptr) {
       fits = PyList_Append(shapes.get(), Py_None) == 0;
     } else if (fits) {
@@ -159,23 +116,14 @@ PyObject* scan(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     }
   }
   if (PyErr_Occurred()) return nullptr;
-  if (!fits || kind < 0) Py_RETURN_NONE;
-  return Py_BuildValue("iLO", kind, static_cast<long long>(n), shapes.get());
+  if (!fits || common.kind < 0) Py_RETURN_NONE;
+  return Py_BuildValue("iLOi", common.kind, static_cast<long long>(n), shapes.get(), device());
 }
 
 // attach(capsule): torch.Tensor.__dlpack_c_exchange_api__; without it scan always answers None.
 PyObject* attach(PyObject*, PyObject* capsule) {
-  const void* pointer = PyCapsule_GetPointer(capsule, dlpack::kCapsule);
-  if (pointer == nullptr) return nullptr;
-  const auto* api = static_cast<const dlpack::ExchangeApi*>(pointer);
-  while (api != nullptr && api->version.major != 1) api = api->previous;
-  if (api != nullptr && api->from_object != nullptr) exchange = api;
+  if (!keep_exchange(capsule)) return nullptr;
   Py_RETURN_NONE;
-}
-
-bool as_int(PyObject* object, int64_t& value) {
-  value = PyLong_AsLongLong(object);
-  return !(value == -1 && PyErr_Occurred());
 }
 
 using Run = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, int64_t,
@@ -202,8 +150,6 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_END_ALLOW_THREADS
   Py_RETURN_NONE;
 }
-
-int64_t integer(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)); }
 
 // Append the table entry of a column (kernels/gram_numba.py); a column without tensors, or elements, has none.
 bool append_entry(std::vector<int64_t>& table, PyObject* rows, Py_ssize_t p, bool vectors, PyObject* out) {

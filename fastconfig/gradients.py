@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NoReturn, TypeAlias
 
 import torch
@@ -46,7 +47,7 @@ class Gradients:
         dtype, device: those of every tensor in it.
         device_type: ``device.type``.
         rows: what was given, as one tensor or as a list.
-        plain: whether all tensors are contiguous, on the CPU, and of torch's own types.
+        plain: whether all tensors are contiguous, on the CPU or a CUDA device, and of torch's own types.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class Gradients:
         "shapes",
     )
 
+    n: int
     rows: Tensor | list[Tensor] | list[ParameterRow]
     shapes: list[torch.Size | None]
     batch: int | None
@@ -98,9 +100,12 @@ class Gradients:
             rows = [tuple(row) if isinstance(row, list) else row for row in rows]
         found = scan(rows, _TYPES) if scan is not None else None
         if found is not None:
-            self.rows, self.plain, self.device, self.device_type = rows, True, _CPU, "cpu"
-            kind, self.n, shapes = found
-            self.dtype = DTYPES[kind]
+            kind, self.n, shapes, index = found
+            self.rows, self.plain, self.dtype = rows, True, DTYPES[kind]
+            if index < 0:
+                self.device, self.device_type = _CPU, "cpu"
+            else:
+                self.device, self.device_type = _cuda(index), "cuda"
             if shapes is None:
                 self.form = "vectors"
             else:
@@ -212,14 +217,17 @@ class Gradients:
 
     def new_update(self) -> Update:
         """An uninitialised result in the form, dtype and device of the gradients."""
+        on_cpu = self.device_type == "cpu"
         if self.form != "parameters":
-            if self.plain and self.n < _SMALL:
+            if on_cpu and self.plain and self.n < _SMALL:
                 return torch.empty(self.n, dtype=self.dtype)
             shape = (self.n,) if self.batch is None else (self.batch, self.n)
             return _new(shape, self.dtype, self.device)
         if self.plain:
             dtype = self.dtype
-            return [None if shape is None else new_result(shape, dtype) for shape in self.shapes]
+            if on_cpu:
+                return [None if shape is None else new_result(shape, dtype) for shape in self.shapes]
+            return [None if shape is None else _new(shape, dtype, self.device) for shape in self.shapes]
         columns = self._columns()
         return [None if shape is None else _new_like(next(columns)) for shape in self.shapes]
 
@@ -288,6 +296,11 @@ def _new_like(column: list[Tensor | None]) -> Tensor:
     if _one_memory_order(column) and not first.is_contiguous():
         return torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device=first.device)
     return _new(first.shape, first.dtype, first.device)
+
+
+@cache
+def _cuda(index: int) -> torch.device:
+    return torch.device("cuda", index)
 
 
 def _new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

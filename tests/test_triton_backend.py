@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import METHODS, relative_error
+from inputs import METHODS, relative_error, rounding_bound
 
 pytest.importorskip("triton")
 
 from triton.errors import TritonError
 
 from fastconfig import ConFIG_update, backends, use_backend
-from fastconfig.backends import triton_gpu
+from fastconfig.backends import triton_gpu, triton_launch
 from fastconfig.backends.base import BackendUnavailable
 from fastconfig.kernels import gram_triton
 from fastconfig.kernels.shapes_triton import MOST, SMALL, float64_is_usable, shape
@@ -103,3 +103,45 @@ def test_launch_shapes(m: int) -> None:
                 assert not whole or plan.vector * itemsize == 16
                 # a second launch reads all partials in every program: at most a quarter of a MiB of them
                 assert m > SMALL or 8 * m * m * plan.programs[0] <= 1 << 18
+
+
+def test_more_gradients_than_the_kernels_take() -> None:
+    rows = torch.randn(MOST + 1, 200)
+    for method in ("config-projection", "pcgrad"):
+        exact = METHODS[method].oracle(rows)
+        update = METHODS[method].ours(list(rows.to(DEVICE))).cpu()
+        assert relative_error(update, exact) <= rounding_bound(rows, exact)
+
+
+@pytest.mark.parametrize("m", [3, 9])
+def test_a_table_written_by_kernels(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what a CUDA graph captures
+    rows = list(torch.randn(m, 1500, device=DEVICE))
+    wanted = ConFIG_update(rows)
+    monkeypatch.setattr(
+        triton_gpu.TritonBackend,
+        "table",
+        lambda self, words, device: triton_launch.captured_table(words, device),
+    )
+    assert torch.equal(ConFIG_update(rows), wanted)
+
+
+@pytest.mark.skipif(not triton_launch.COOPERATIVE, reason="no cooperative launch in this Triton")
+@pytest.mark.parametrize("m", [1, 2, 3, 4])
+def test_one_launch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+    whole = triton_launch.Call.whole
+    monkeypatch.setattr(triton_launch.Call, "whole", lambda *given: (launched.append(given), whole(*given)))
+    monkeypatch.setenv("FASTCONFIG_TRITON_ONE_LAUNCH", "1")
+    # the interpreter runs programs one after another: a barrier of several would wait for ever
+    lengths = (m, 1023, 1024) if DEVICE.type == "cpu" else (m, 1023, 100_003)
+    for n in lengths:
+        rows = torch.randn(m, n)
+        for name in ("config-projection", "config-minimum", "pcgrad", "ppcgrad", "imtlg"):
+            exact = METHODS[name].oracle(rows)
+            update = METHODS[name].ours([row.to(DEVICE).clone() for row in rows]).cpu()
+            assert relative_error(update, exact) <= rounding_bound(rows, exact)
+    tensor = torch.randn(m, 512)
+    exact = METHODS["config-projection"].oracle(tensor)
+    assert relative_error(ConFIG_update(tensor.to(DEVICE)).cpu(), exact) <= rounding_bound(tensor, exact)
+    assert len(launched) == 5 * len(lengths) + 1

@@ -16,11 +16,12 @@ AUTO = "auto"
 # name -> (module, class); a backend is imported on first use
 _REGISTRY = {
     "numba": ("fastconfig.backends.numba_cpu", "NumbaBackend"),
+    "cuda": ("fastconfig.backends.cuda", "CudaBackend"),
     "triton": ("fastconfig.backends.triton_gpu", "TritonBackend"),
     "pytorch": ("fastconfig.backends.pytorch", "PyTorchBackend"),
 }
 # in order of preference; any other device: pytorch
-_PREFERENCE = {"cpu": ("numba", "pytorch"), "cuda": ("triton", "pytorch")}
+_PREFERENCE = {"cpu": ("numba", "pytorch"), "cuda": ("cuda", "triton", "pytorch")}
 
 _loaded: dict[str, Backend | str] = {}  # a backend, or why it cannot be had
 _told: set[tuple[str, str]] = set()  # backends and reasons that were logged
@@ -99,7 +100,7 @@ class use_backend:  # reads as a statement: use_backend("pytorch")
     """Serve everything by one backend from now on, or within a ``with`` block.
 
     Args:
-        name: "numba", "pytorch", or "auto" to choose by device again.
+        name: "numba", "cuda", "triton", "pytorch", or "auto" to choose by device again.
 
     Raises:
         ValueError: for an unknown name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .. import methods
@@ -41,6 +42,17 @@ class ThreeSteps(Backend, Protocol):
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         gram = self.gram(grads)
         self.combine(grads, self.coefficients(gram, rule, grads), out)
+
+
+_CHAIN_CUTOFF = 1e-7  # smallest eigenvalue that float32 chains of products resolve
+
+
+def device_cutoff(rule: Rule, dtype: torch.dtype, float64: bool) -> float:
+    """The eigenvalue cut-off; not below what float32 products resolve, where a device takes those."""
+    smallest = rule.cutoff(dtype)
+    if rule.rcond is None and dtype is not torch.float64 and not float64:
+        return max(smallest, _CHAIN_CUTOFF)
+    return smallest
 
 
 class BackendUnavailable(RuntimeError):

@@ -17,8 +17,9 @@ from ..gradients import Gradients, Update
 from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
 from . import withdraw
+from .base import device_cutoff
 from .pytorch import PyTorchBackend
-from .triton_launch import INTERPRETED, VERSION, Call, captured_table, cutoff, solve, uses_float64
+from .triton_launch import INTERPRETED, VERSION, Call, captured_table, solve, uses_float64
 
 _OLDEST = (3, 2)
 _FLOAT64_TILES = (3, 5)  # the first Triton that multiplies float64 tiles
@@ -78,7 +79,7 @@ class TritonBackend:
         if grads.m > self.most:
             return self._pytorch.coefficients(gram, rule, grads)
         with _on(grads.device):
-            rcond = cutoff(rule, grads.dtype, uses_float64(grads.device))
+            rcond = device_cutoff(rule, grads.dtype, uses_float64(grads.device))
             return solve(gram.contiguous(), rule, rcond)
 
     @_or_pytorch

@@ -25,6 +25,7 @@ from ..kernels.shapes_triton import (
     tile_rows,
 )
 from ..methods import LENGTHS, METHODS, Rule
+from .base import device_cutoff
 from .table import entries
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -32,7 +33,6 @@ COOPERATIVE = VERSION >= (3, 3)  # launches whose programs all run at once
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # multiply-adds whatever a version's default; registers without the assembler's own, lower limits, which spill
 OPTIONS = {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": 255})
-_CHAIN_CUTOFF = 1e-7  # smallest eigenvalue that float32 chains of products resolve
 
 
 class Call:
@@ -191,7 +191,7 @@ class Call:
 
     def cutoff(self, rule: Rule) -> float:
         """The eigenvalue cut-off."""
-        return cutoff(rule, self.grads.dtype, self.usable)
+        return device_cutoff(rule, self.grads.dtype, self.usable)
 
     def _target(self, instead: Tensor) -> Tensor:
         """The result, where it is one tensor; otherwise the table says."""
@@ -238,14 +238,6 @@ def _weights(rule: Rule, instead: Tensor) -> tuple[Tensor, int]:
     if rule.weights is None:
         return instead, 0
     return rule.weights, 0 if rule.weights.dim() == 1 else rule.weights.shape[-1]
-
-
-def cutoff(rule: Rule, dtype: torch.dtype, usable: bool) -> float:
-    """The eigenvalue cut-off; not below what float32 chains of products resolve, where they are used."""
-    smallest = rule.cutoff(dtype)
-    if rule.rcond is None and dtype is not torch.float64 and not usable:
-        return max(smallest, _CHAIN_CUTOFF)
-    return smallest
 
 
 def _is_dense(rows: Tensor, strides: tuple[int, ...]) -> bool:

@@ -1,22 +1,21 @@
-"""The Triton kernels against the float64 oracle: on a GPU if there is one, else in Triton's interpreter."""
+"""The Triton and CUDA kernels against the float64 oracle: on a GPU, or interpreted and emulated."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import emulated
 import pytest
 import torch
 from inputs import METHODS, equiangular, half_bound, low_rank, relative_error, rounding_bound, scaled
 from torch import Tensor
 
-pytest.importorskip("triton")
-
-
 from fastconfig import ConFIG_update, PCGradOperator, backends, ops, reference, use_backend
-from fastconfig.backends import triton_gpu, triton_launch
 from fastconfig.gradients import Gradients
-from fastconfig.kernels.shapes_triton import MOST
+from fastconfig.methods import make_rule
 
 # the interpreter computes with NumPy, which warns of what a GPU does in silence (Inf, NaN), and which an
 # older Triton uses in ways that NumPy warns of
@@ -25,29 +24,49 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:triton"),
 ]
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-LARGEST = triton_gpu.TritonBackend().most
-SIZES = [m for m in (*range(1, 34), 64) if m <= LARGEST]
-FEW = [m for m in (1, 2, 3, 8, 9, 33) if m <= LARGEST]
+SIZES = (*range(1, 34), 64)
+FEW = (1, 2, 3, 8, 9, 33)
 # of a chunk of float32 columns: below, at, above, and several with a rest
 LENGTHS = [1, 7, 1023, 1024, 1025, 3001]
 
 
+@pytest.fixture(params=["triton", "cuda"])
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backend that can serve here."""
+    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))  # a failure withdraws the backend
+    monkeypatch.setattr(backends, "_serving", {})
+    monkeypatch.setattr(backends, "_told", set())
+    if request.param == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    if request.param == "cuda" and not ON_GPU:
+        emulate(monkeypatch, float64=True)
+    return request.param
+
+
+def emulate(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
+    """Have the CUDA backend serve the CPU."""
+    if emulated.compiler() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setitem(sys.modules, "fastconfig._cuda", emulated.module(float64))
+    backends._loaded.pop("cuda", None)
+
+
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Triton serves, and every buffer that a kernel is to write holds NaN before."""
+def poisoned(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The backend serves, and every buffer that a kernel is to write holds NaN before."""
     empty = torch.empty
 
     def poison(*shape: Any, **options: Any) -> Tensor:
         tensor = empty(*shape, **options)
+        if tensor.dtype == torch.uint8:  # memory for anything: eight of these are a NaN
+            return tensor.fill_(255)
         return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", poison)
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))  # a failure withdraws the backend
-    monkeypatch.setattr(backends, "_serving", {})
-    monkeypatch.setattr(backends, "_told", set())
-    with use_backend("triton"):
+    with use_backend(name):
         yield
 
 
@@ -93,7 +112,7 @@ def test_every_number_of_gradients(m: int) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_methods(method: str, dtype: torch.dtype) -> None:
-    for m in (3, min(9, LARGEST)):
+    for m in (3, 9):
         rows = equiangular(m, 1501, 0.3) if dtype.itemsize == 2 else scaled(equiangular(m, 1501, -0.1), 2)
         check((100 * rows).to(dtype), [method])
 
@@ -118,7 +137,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, dtype: torch.dtype) -> None:
-    for m, n in ((1, 1), (3, 1000), (min(9, LARGEST), 2049)):
+    for m, n in ((1, 1), (3, 1000), (9, 2049)):
         rows = on_device(torch.randn(m, n).to(dtype))
         wanted = ConFIG_update(list(rows))
         close(ConFIG_update(LAYOUTS[layout](rows)), wanted)
@@ -137,7 +156,7 @@ def close(update: Tensor, wanted: Tensor) -> None:
 def test_parameters(dtype: torch.dtype) -> None:
     shapes = [(5, 3), (7,), (), (40, 41), (1100,)]
     sizes = [torch.Size(shape).numel() for shape in shapes]
-    for m in (3, min(9, LARGEST)):
+    for m in (3, 9):
         rows = on_device(torch.randn(m, sum(sizes)).to(dtype))
         grads: list[list[Tensor | None]] = [
             [piece.reshape(shape) for piece, shape in zip(row.split(sizes), shapes, strict=True)]
@@ -155,8 +174,6 @@ def test_parameters(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("method", ["config-projection", "config-geometric", "pcgrad", "imtlg"])
 @pytest.mark.parametrize(("m", "n"), [(2, 1), (2, 701), (3, 516), (9, 516)])
 def test_batches(method: str, m: int, n: int) -> None:
-    if m > LARGEST:
-        return
     rows = on_device(torch.randn(2, m, n).double())
     for batch in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1), rows[1:1]):
         update = METHODS[method].ours(batch)
@@ -187,15 +204,12 @@ def test_zero_duplicate_and_opposed_rows() -> None:
 
 @pytest.mark.parametrize(("m", "rank"), [(3, 2), (8, 5), (20, 13)])
 def test_dependent_rows(m: int, rank: int) -> None:
-    if m <= LARGEST:
-        check(low_rank(m, 1300, rank), ["config-projection", "pcgrad", "ppcgrad"])
+    check(low_rank(m, 1300, rank), ["config-projection", "pcgrad", "ppcgrad"])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("m", [2, 9])
 def test_a_broken_gradient_breaks_the_update(value: float, m: int) -> None:
-    if m > LARGEST:
-        return
     for method in ("config-projection", "pcgrad", "ppcgrad", "imtlg"):
         rows = on_device(torch.randn(m, 1500))
         rows[1, 1234] = value
@@ -210,28 +224,23 @@ def test_norms_from_1e_30_to_1e30() -> None:
         assert relative_error(update, exact) <= rounding_bound(rows, exact)
 
 
-def test_weights() -> None:
+def test_weights(name: str) -> None:
     rows = torch.randn(4, 1200)
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
     gram = ops.gram(on_device(rows))
-    rule = backends.load("triton")
-    assert rule.name == "triton"
-    from fastconfig.methods import make_rule
-
+    server = backends.load(name)
     grads = Gradients(list(on_device(rows)))
     made = make_rule("config", 4, DEVICE, weights=weights)
     out = grads.new_update()
-    rule.update(grads, made, out)
+    server.update(grads, made, out)
     exact = reference.config(rows, weights=weights)
     assert relative_error(out.cpu(), exact) <= rounding_bound(rows, exact)
-    alone = ops.combine(list(on_device(rows)), rule.coefficients(gram, made, grads))
+    alone = ops.combine(list(on_device(rows)), server.coefficients(gram, made, grads))
     close(alone, out)
 
 
 @pytest.mark.parametrize("m", [3, 8, 17])
 def test_pcgrad_takes_the_order_it_is_given(m: int) -> None:
-    if m > LARGEST:
-        return
     rows = torch.randn(2, m, 300).double()
     order = torch.rand(2, m, m).argsort(-1)
     update = PCGradOperator().calculate_gradient(on_device(rows), order=order.to(DEVICE)).cpu()
@@ -243,29 +252,36 @@ def test_pcgrad_takes_the_order_it_is_given(m: int) -> None:
 
 
 def test_the_same_bits_every_time() -> None:
-    for m in (3, min(9, LARGEST)):
+    for m in (3, 9):
         rows = list(on_device(torch.randn(m, 5003)))
         first = ConFIG_update(rows)
         for _ in range(100 if DEVICE.type == "cuda" else 3):
             assert torch.equal(ConFIG_update(rows), first)
 
 
-def test_more_gradients_than_the_kernels_take() -> None:
-    check(torch.randn(MOST + 1, 200), ["config-projection", "pcgrad"])
-
-
 class TestFloat32Products:
     """What devices with little float64 do."""
 
-    @pytest.fixture(autouse=True)
-    def chains(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("FASTCONFIG_TRITON_FLOAT64", "0")
+    @pytest.fixture
+    def name(self, name: str, monkeypatch: pytest.MonkeyPatch) -> str:
+        if name == "triton":
+            monkeypatch.setenv("FASTCONFIG_TRITON_FLOAT64", "0")
+        elif ON_GPU:
+            pytest.skip("this device's kernels decided when they were compiled")
+        else:
+            emulate(monkeypatch, float64=False)
+        return name
+
+    @staticmethod
+    def taken(m: int, name: str) -> bool:
+        """Whether a backend takes so many gradients on such a device."""
+        return name == "triton" or m <= 8
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_gram(self, dtype: torch.dtype) -> None:
+    def test_gram(self, name: str, dtype: torch.dtype) -> None:
         # at most 16 products in a row in float32
         chain = 1e-14 if dtype == torch.float64 else 16 * torch.finfo(torch.float32).eps / 2
-        for m in FEW:
+        for m in (m for m in FEW if self.taken(m, name)):
             rows = torch.randn(m, 3001).to(dtype)
             full = rows.double()
             norms = full.norm(dim=1)
@@ -274,21 +290,21 @@ class TestFloat32Products:
             assert ((gram - full @ full.T).abs() <= chain * norms * norms[:, None]).all()
 
     @pytest.mark.parametrize("m", [2, 3, 8, 9])
-    def test_methods(self, m: int) -> None:
-        if m > LARGEST:
+    def test_methods(self, name: str, m: int) -> None:
+        if not self.taken(m, name):
             return
         # condition of C below 10, of the coefficients below 100
         rows = scaled(equiangular(m, 2500, 0.2), decades=2).float()
-        for name, method in METHODS.items():
-            exact = method.oracle(rows)
-            update = method.ours(list(on_device(rows))).cpu()
+        for method, given in METHODS.items():
+            exact = given.oracle(rows)
+            update = given.ours(list(on_device(rows))).cpu()
             bound = 100 * 16 * torch.finfo(torch.float32).eps / 2 + rounding_bound(rows, exact)
-            assert relative_error(update, exact) <= bound, name
+            assert relative_error(update, exact) <= bound, method
 
     @pytest.mark.parametrize("m", [4, 9])
     @pytest.mark.parametrize("scale", [1e-30, 1e30])
-    def test_products_that_float32_cannot_hold_are_taken_again(self, m: int, scale: float) -> None:
-        if m > LARGEST:
+    def test_products_that_float32_cannot_hold_are_taken_again(self, name: str, m: int, scale: float) -> None:
+        if not self.taken(m, name):
             return
         full = scaled(torch.randn(m, 2500).double(), decades=4) * scale ** torch.rand(m, 1)
         full[0] *= scale / full[0].norm()
@@ -307,39 +323,3 @@ class TestFloat32Products:
         exact = METHODS["config-projection"].oracle(rows)
         update = ConFIG_update(list(on_device(rows))).cpu()
         assert relative_error(update, exact) <= 1e-4  # 16 products in float32, condition below 100
-
-
-@pytest.mark.parametrize("m", [3, 9])
-def test_a_table_written_by_kernels(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # what a CUDA graph captures
-    if m > LARGEST:
-        return
-    rows = list(on_device(torch.randn(m, 1500)))
-    wanted = ConFIG_update(rows)
-    monkeypatch.setattr(
-        triton_gpu.TritonBackend,
-        "table",
-        lambda self, words, device: triton_launch.captured_table(words, device),
-    )
-    assert torch.equal(ConFIG_update(rows), wanted)
-
-
-@pytest.mark.skipif(not triton_launch.COOPERATIVE, reason="no cooperative launch in this Triton")
-@pytest.mark.parametrize("m", [1, 2, 3, 4])
-def test_one_launch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = []
-    whole = triton_launch.Call.whole
-    monkeypatch.setattr(triton_launch.Call, "whole", lambda *given: (launched.append(given), whole(*given)))
-    monkeypatch.setenv("FASTCONFIG_TRITON_ONE_LAUNCH", "1")
-    # the interpreter runs programs one after another: a barrier of several would wait for ever
-    lengths = (m, 1023, 1024) if DEVICE.type == "cpu" else (m, 1023, 100_003)
-    for n in lengths:
-        rows = torch.randn(m, n)
-        for name in ("config-projection", "config-minimum", "pcgrad", "ppcgrad", "imtlg"):
-            exact = METHODS[name].oracle(rows)
-            update = METHODS[name].ours([row.to(DEVICE).clone() for row in rows]).cpu()
-            assert relative_error(update, exact) <= rounding_bound(rows, exact)
-    tensor = torch.randn(m, 512)
-    exact = METHODS["config-projection"].oracle(tensor)
-    assert relative_error(ConFIG_update(on_device(tensor)).cpu(), exact) <= rounding_bound(tensor, exact)
-    assert len(launched) == 5 * len(lengths) + 1

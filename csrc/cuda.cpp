@@ -1,0 +1,355 @@
+// fastconfig._cuda: one call an update. Reads the tensors, lays out what the launches are told, launches; waits for nothing.
+// The Python side has checked the gradients (fastconfig/gradients.py) and made their device the current one.
+#include <Python.h>
+
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "launch.hpp"
+#include "packing.hpp"
+#include "tensors.hpp"
+
+namespace fastconfig {
+namespace {
+
+#if defined(FASTCONFIG_EMULATED)
+constexpr int32_t kDeviceType = dlpack::kCpu;
+#else
+constexpr int32_t kDeviceType = dlpack::kCuda;
+#endif
+
+constexpr int64_t kGram = 1, kCombine = 2;  // steps of a run; both together are an update
+constexpr int kItemsize[] = {4, 8, 2, 2};
+
+bool one_launch = true, overlapped = true;
+
+const Device& device_of(int index) {
+  static std::map<int, Device> known;
+  const auto found = known.find(index);
+  if (found != known.end()) return found->second;
+  check(cudaSetDevice(index), "cudaSetDevice");
+  Device device;
+  int cooperative = 0;
+  check(cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, index), "multiprocessors");
+  check(cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
+  check(cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, index), "compute capability");
+  check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, index), "cooperative launches");
+  const int compiled = compiled_capability();
+  device.cooperative = cooperative != 0;
+  device.float64 = computes_float64(compiled);
+  return known.emplace(index, device).first->second;
+}
+
+// The gradients of one call, and the result, read from their Python objects.
+struct Input {
+  Packing packing;
+  int kind = -1;
+
+  // rows: a tensor (m, N) or (B, m, N); or what fastconfig.gradients calls plain; out: None, or of the rows' form.
+  bool read(PyObject* rows, PyObject* out) {
+    if (!PyList_Check(rows)) return read_tensor(rows, out);
+    const int64_t m = packing.m = PyList_GET_SIZE(rows);
+    const bool vectors = m > 0 && !is_row(PyList_GET_ITEM(rows, 0));
+    const Py_ssize_t columns = vectors ? 1 : m > 0 ? Py_SIZE(PyList_GET_ITEM(rows, 0)) : 0;
+    std::vector<int64_t> addresses(m), steps(m, 1);
+    for (Py_ssize_t p = 0; p < columns; ++p) {
+      dlpack::Tensor tensor{};
+      int64_t length = 0;
+      for (int64_t i = 0; i < m; ++i) {
+        PyObject* object = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
+        addresses[i] = 0;
+        if (object == Py_None) continue;
+        if (!view(object, tensor)) return false;
+        length = numel(tensor);
+        addresses[i] = integer(data(tensor));
+      }
+      PyObject* target = PyList_Check(out) ? PyList_GetItem(out, p) : out;
+      if (target == nullptr || !add(length, target, addresses, steps)) return false;
+    }
+    return true;
+  }
+
+  // (words, m, kind), words as in fastconfig/backends/table.py: per segment length, address of the result, m addresses,
+  // m steps.
+  bool read_words(PyObject* source) {
+    Py_buffer buffer;
+    long long m, element_kind;
+    if (!PyArg_ParseTuple(source, "y*LL", &buffer, &m, &element_kind)) return false;
+    packing.m = m;
+    kind = static_cast<int>(element_kind);
+    const auto* words = static_cast<const int64_t*>(buffer.buf);
+    const std::vector<int64_t> all(words, words + buffer.len / sizeof(int64_t));
+    PyBuffer_Release(&buffer);
+    for (auto entry = all.begin(); entry != all.end(); entry += 2 + 2 * m)
+      packing.add(entry[0], kItemsize[kind], entry[1], {entry + 2, entry + 2 + m}, {entry + 2 + m, entry + 2 + 2 * m});
+    return true;
+  }
+
+ private:
+  bool view(PyObject* object, dlpack::Tensor& tensor) {
+    if (exchange == nullptr) {
+      PyErr_SetString(PyExc_RuntimeError, "run: no exchange table is attached, want words instead of tensors");
+      return false;
+    }
+    if (exchange->from_object(object, &tensor) != 0) return false;
+    if (tensor.device.type != kDeviceType) {
+      PyErr_Format(PyExc_ValueError, "run: got a tensor on DLPack device %d, want %d", tensor.device.type, kDeviceType);
+      return false;
+    }
+    if (kind < 0) kind = kind_of(tensor.dtype);
+    if (kind >= 0 && kind_of(tensor.dtype) == kind) return true;
+    PyErr_SetString(PyExc_TypeError, "run: got tensors of different or unknown dtypes");
+    return false;
+  }
+
+  bool read_tensor(PyObject* rows, PyObject* out) {
+    dlpack::Tensor tensor{};
+    if (!view(rows, tensor)) return false;
+    if (tensor.ndim != 2 && tensor.ndim != 3) {
+      PyErr_Format(PyExc_ValueError, "run: got %d dimensions, want 2 or 3", tensor.ndim);
+      return false;
+    }
+    const int32_t d = tensor.ndim - 2;
+    const int64_t m = packing.m = tensor.shape[d], length = tensor.shape[d + 1], size = kItemsize[kind];
+    if (d == 1) {
+      packing.problems = tensor.shape[0];
+      packing.batch_step = tensor.strides[0] * size;
+      packing.out_step = length * size;
+    }
+    std::vector<int64_t> addresses(m);
+    for (int64_t i = 0; i < m; ++i) addresses[i] = integer(data(tensor)) + i * tensor.strides[d] * size;
+    return add(length, out, addresses, std::vector<int64_t>(m, tensor.strides[d + 1]));
+  }
+
+  bool add(int64_t length, PyObject* out, const std::vector<int64_t>& addresses, const std::vector<int64_t>& steps) {
+    int64_t target = 0;
+    if (length > 0 && out != Py_None) {
+      dlpack::Tensor tensor{};
+      if (!view(out, tensor)) return false;
+      target = integer(data(tensor));
+    }
+    packing.add(length, kItemsize[kind < 0 ? 0 : kind], target, addresses, steps);
+    return true;
+  }
+};
+
+// Scratch memory of one call, in pieces.
+class Scratch {
+ public:
+  explicit Scratch(int64_t address) : memory_(reinterpret_cast<double*>(address)) {}
+  double* take(int64_t count) {
+    double* piece = memory_ + used_;
+    used_ += count;
+    return piece;
+  }
+
+ private:
+  double* memory_;
+  int64_t used_ = 0;
+};
+
+struct Call {
+  int64_t steps, gram, c;
+  Stage stage;
+};
+
+// All launches for up to kProblems problems of a batch.
+void launch_problems(const Context& context, const Plan& plan, const Table& table, int64_t first, int64_t problems,
+                     const Call& call, Scratch scratch) {
+  const int m = table.m;
+  if (call.steps == kCombine) {
+    launch_combine(context, plan, table, problems, reinterpret_cast<const double*>(call.c) + first * m);
+    return;
+  }
+  double* partials = scratch.take(problems * plan.blocks * triangle(m));
+  if (call.steps == kGram) {
+    launch_gram(context, plan, table, problems, partials);
+    launch_sum(context, plan.blocks, m, problems, partials, reinterpret_cast<double*>(call.gram) + first * m * m);
+  } else if (plan.one_launch) {
+    launch_whole(context, plan, table, partials, call.stage);
+  } else {
+    launch_gram(context, plan, table, problems, partials);
+    if (m <= kSmallRows) {
+      launch_finish(context, plan, table, first, problems, plan.blocks, partials, call.stage);
+      return;
+    }
+    double* gram = scratch.take(problems * m * m);
+    launch_sum(context, plan.blocks, m, problems, partials, gram);
+    if (m <= kSolvedRows) {
+      launch_finish(context, plan, table, first, problems, 0, gram, call.stage);
+      return;
+    }
+    double* c = scratch.take(problems * m);
+    launch_solve(context, m, first, problems, gram, c, scratch.take(problems * m * m), call.stage);
+    launch_combine(context, plan, table, problems, c);
+  }
+}
+
+Stage stage_of(int64_t rule, double rcond) {
+  return {rule == 0 ? Rule{} : *reinterpret_cast<const Rule*>(rule), rcond};
+}
+
+// Launches a call, and answers 0; or answers how many bytes of scratch memory it needs, if they are more than given.
+int64_t run_input(const Packing& rows, const Call& call, const Context& context, int64_t memory, int64_t bytes) {
+  if (rows.problems == 0 || (rows.chunks() == 0 && call.steps != kGram)) return 0;
+  const bool whole = one_launch && call.steps == kGram + kCombine;
+  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, context.device, whole);
+  const auto words = rows.needs_memory() ? static_cast<int64_t>(rows.words().size()) : 0;
+  const int64_t needed = 8 * (p.doubles + words);
+  if (needed > bytes) return needed;
+  auto* table_memory = reinterpret_cast<int64_t*>(memory);
+  if (words > 0) launch_write(context, rows.words().data(), words, table_memory);
+  Table table;
+  for (int64_t first = 0; first < rows.problems; first += kProblems) {
+    const int64_t problems = rows.problems - first < kProblems ? rows.problems - first : kProblems;
+    rows.fill(first, table_memory, table);
+    launch_problems(context, p, table, first, problems, call, Scratch(memory + 8 * words));
+  }
+  return 0;
+}
+
+// f(), with a C++ exception as a Python one.
+template <class F>
+PyObject* guarded(F f) {
+  try {
+    return f();
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+bool as_ints(PyObject* const* arguments, int64_t* values, int count) {
+  for (int k = 0; k < count; ++k)
+    if (!as_int(arguments[k], values[k])) return false;
+  return true;
+}
+
+Context context_of(int64_t index, int64_t stream, int kind) {
+  check(cudaSetDevice(static_cast<int>(index)), "cudaSetDevice");
+  const Device& device = device_of(static_cast<int>(index));
+  return {reinterpret_cast<cudaStream_t>(stream), device, kind, overlapped && device.major >= 9};
+}
+
+// run(rows, out, steps, device, stream, memory, bytes, rule, gram, c, rcond) -> bytes of scratch memory that are missing
+// (nothing is launched then), or 0. rows: see Input::read and read_words. rule, gram and c are addresses,
+// of the Rule and of float64 device memory; those that the steps do not need are 0.
+PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  int64_t v[8];
+  if (count != 11) {
+    PyErr_SetString(PyExc_TypeError, "run takes 11 arguments");
+    return nullptr;
+  }
+  if (!as_ints(arguments + 2, v, 8)) return nullptr;
+  const double rcond = PyFloat_AsDouble(arguments[10]);
+  if (rcond == -1 && PyErr_Occurred()) return nullptr;
+  return guarded([&]() -> PyObject* {
+    Input input;
+    const bool words = PyTuple_Check(arguments[0]);
+    if (!(words ? input.read_words(arguments[0]) : input.read(arguments[0], arguments[1]))) return nullptr;
+    const int64_t m = input.packing.m;
+    if (m < 1 || m > kMostRows)
+      throw std::invalid_argument("run: got " + std::to_string(m) + " gradients, want 1..64");
+    const Call call{v[0], v[6], v[7], stage_of(v[5], rcond)};
+    return PyLong_FromLongLong(run_input(input.packing, call, context_of(v[1], v[2], input.kind), v[3], v[4]));
+  });
+}
+
+// solve(gram, c, scratch, m, problems, device, stream, rule, rcond): coefficients (problems, m) of Gram matrices
+// (problems, m, m); scratch: as many numbers. All but rcond are integers, most of them addresses.
+PyObject* solve(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  int64_t v[8];
+  if (count != 9) {
+    PyErr_SetString(PyExc_TypeError, "solve takes 9 arguments");
+    return nullptr;
+  }
+  if (!as_ints(arguments, v, 8)) return nullptr;
+  const double rcond = PyFloat_AsDouble(arguments[8]);
+  if (rcond == -1 && PyErr_Occurred()) return nullptr;
+  return guarded([&]() -> PyObject* {
+    const Context context = context_of(v[5], v[6], 0);
+    const int64_t m = v[3];
+    const auto at = [](int64_t address, int64_t offset) { return reinterpret_cast<double*>(address) + offset; };
+    for (int64_t first = 0; first < v[4]; first += kProblems) {
+      const int64_t problems = v[4] - first < kProblems ? v[4] - first : kProblems;
+      launch_solve(context, static_cast<int>(m), first, problems, at(v[0], first * m * m), at(v[1], first * m),
+                   at(v[2], first * m * m), stage_of(v[7], rcond));
+    }
+    Py_RETURN_NONE;
+  });
+}
+
+// device(index) -> (major, minor, multiprocessors, whether float64 is computed at a usable rate); RuntimeError if no
+// kernel here runs on it.
+PyObject* device(PyObject*, PyObject* index) {
+  int64_t i;
+  if (!as_int(index, i)) return nullptr;
+  return guarded([&] {
+    const Device& d = device_of(static_cast<int>(i));
+    return Py_BuildValue("iiiO", d.major, d.minor, d.processors, d.float64 ? Py_True : Py_False);
+  });
+}
+
+// problem() -> why there is no device here, or None.
+PyObject* problem(PyObject*, PyObject*) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess) return PyUnicode_FromFormat("%s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+  if (count == 0) return PyUnicode_FromString("no CUDA device");
+  Py_RETURN_NONE;
+}
+
+// options(one_launch, overlapped): whether an update may be one cooperative launch; whether a launch may begin before the
+// one it follows has ended.
+PyObject* options(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "options takes 2 arguments");
+    return nullptr;
+  }
+  one_launch = PyObject_IsTrue(arguments[0]) == 1;
+  overlapped = PyObject_IsTrue(arguments[1]) == 1;
+  Py_RETURN_NONE;
+}
+
+// attach(capsule): torch.Tensor.__dlpack_c_exchange_api__; without it run takes words only.
+PyObject* attach(PyObject*, PyObject* capsule) {
+  if (!keep_exchange(capsule)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef methods[] = {{"attach", &attach, METH_O, nullptr},
+                         {"device", &device, METH_O, nullptr},
+                         {"options", fast(&options), METH_FASTCALL, nullptr},
+                         {"problem", &problem, METH_NOARGS, nullptr},
+                         {"run", fast(&run), METH_FASTCALL, nullptr},
+                         {"solve", fast(&solve), METH_FASTCALL, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cuda", "The CUDA kernels of fastconfig.", -1, methods,
+                          nullptr,               nullptr, nullptr,                            nullptr};
+
+}  // namespace
+}  // namespace fastconfig
+
+PyMODINIT_FUNC PyInit__cuda() {
+  using namespace fastconfig;
+  PyObject* module = PyModule_Create(&definition);
+  if (module == nullptr) return nullptr;
+  if (PyModule_AddStringConstant(module, "device_type", kDeviceType == dlpack::kCpu ? "cpu" : "cuda") != 0 ||
+      PyModule_AddIntConstant(module, "most", kMostRows) != 0 ||
+      PyModule_AddIntConstant(module, "few", kSmallRows) != 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
+}

@@ -1,0 +1,109 @@
+// The bridge between the bindings and the kernels: what every launch needs, and the launches by name.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "coefficients.hpp"
+#include "plan.hpp"
+#include "table.hpp"
+
+namespace fastconfig {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+}
+
+struct Context {
+  cudaStream_t stream;
+  Device device;
+  int kind;         // of the elements, as in fastconfig.numbers.DTYPES
+  bool overlapped;  // a launch may begin before the one it follows has ended
+};
+
+// The m x m stage as a kernel is told of it.
+struct Stage {
+  Rule rule;
+  double rcond;
+};
+
+enum class Mode { ordinary, following, cooperative };
+
+template <class... Parameters, class... Arguments>
+void launch(const Context& context, void (*kernel)(Parameters...), int64_t blocks, int64_t problems, int threads,
+            Mode mode, Arguments&&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(problems));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = context.stream;
+  cudaLaunchAttribute attribute{};
+  config.attrs = &attribute;
+  if (mode == Mode::cooperative) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    config.numAttrs = 1;
+  } else if (mode == Mode::following && context.overlapped) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.numAttrs = 1;
+  }
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "launch of a kernel");
+}
+
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// f(Type<T>) for the element type of a kind.
+template <class F>
+void with_type(int kind, F f) {
+  switch (kind) {
+    case 0: return f(Type<float>{});
+    case 1: return f(Type<double>{});
+    case 2: return f(Type<__nv_bfloat16>{});
+    default: return f(Type<__half>{});
+  }
+}
+
+// Partial Gram matrices, a packed upper triangle a block, problem by problem.
+void launch_gram(const Context&, const Plan&, const Table&, int64_t problems, double* partials);
+void launch_gram_tiles(const Context&, const Plan&, const Table&, int64_t problems, double* partials);
+
+// Gram matrices (problems, m, m) from partial ones.
+void launch_sum(const Context&, int programs, int m, int64_t problems, const double* partials, double* gram);
+
+// Coefficients (problems, m) from Gram matrices; first: the number of the first problem, for the rule; scratch:
+// problems * m * m numbers.
+void launch_solve(const Context&, int m, int64_t first, int64_t problems, const double* gram, double* c,
+                  double* scratch, const Stage&);
+
+// The result from coefficients.
+void launch_combine(const Context&, const Plan&, const Table&, int64_t problems, const double* c);
+
+// The result from partial Gram matrices, or from Gram matrices where programs is 0: every block adds up and solves.
+void launch_finish(const Context&, const Plan&, const Table&, int64_t first, int64_t problems, int programs,
+                   const double* partials, const Stage&);
+
+// Everything at once, for one problem.
+void launch_whole(const Context&, const Plan&, const Table&, double* partials, const Stage&);
+
+// Words to device memory through the parameters of launches.
+void launch_write(const Context&, const int64_t* words, int64_t count, int64_t* target);
+
+// The compute capability, 10 * major + minor, that the kernels which run on the current device were compiled for.
+int compiled_capability();
+
+}  // namespace fastconfig

@@ -1,0 +1,84 @@
+// Tensors as C++ sees them: read from their Python objects through DLPack's exchange table, without a Python call.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "dlpack.hpp"
+
+namespace fastconfig {
+
+inline const dlpack::ExchangeApi* exchange = nullptr;  // torch's, once attached; each module has its own
+
+// An owned reference.
+class Reference {
+ public:
+  explicit Reference(PyObject* object) : object_(object) {}
+  Reference(const Reference&) = delete;
+  Reference& operator=(const Reference&) = delete;
+  ~Reference() { Py_XDECREF(object_); }
+  PyObject* get() const { return object_; }
+  explicit operator bool() const { return object_ != nullptr; }
+
+ private:
+  PyObject* object_;
+};
+
+// The order of fastconfig.numbers.DTYPES, and of the kinds in kernels/ir_numba.py.
+inline int kind_of(const dlpack::DataType& dtype) {
+  if (dtype.lanes != 1) return -1;
+  if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return 2;
+  if (dtype.code != dlpack::kFloat) return -1;
+  return dtype.bits == 32 ? 0 : dtype.bits == 64 ? 1 : dtype.bits == 16 ? 3 : -1;
+}
+
+inline int64_t numel(const dlpack::Tensor& tensor) {
+  int64_t count = 1;
+  for (int32_t d = 0; d < tensor.ndim; ++d) count *= tensor.shape[d];
+  return count;
+}
+
+inline bool contiguous(const dlpack::Tensor& tensor) {
+  int64_t expected = 1;
+  for (int32_t d = tensor.ndim - 1; d >= 0; --d) {
+    if (tensor.shape[d] == 0) return true;
+    if (tensor.shape[d] != 1 && tensor.strides[d] != expected) return false;
+    expected *= tensor.shape[d];
+  }
+  return true;
+}
+
+inline bool same_shape(const dlpack::Tensor& a, const dlpack::Tensor& b) {
+  if (a.ndim != b.ndim) return false;
+  for (int32_t d = 0; d < a.ndim; ++d)
+    if (a.shape[d] != b.shape[d]) return false;
+  return true;
+}
+
+inline char* data(const dlpack::Tensor& tensor) { return static_cast<char*>(tensor.data) + tensor.byte_offset; }
+
+inline bool is_row(PyObject* object) { return PyList_Check(object) || PyTuple_Check(object); }
+
+inline PyObject* item(PyObject* row, Py_ssize_t i) {  // of a list or tuple; borrowed
+  return PyList_Check(row) ? PyList_GET_ITEM(row, i) : PyTuple_GET_ITEM(row, i);
+}
+
+inline bool as_int(PyObject* object, int64_t& value) {
+  value = PyLong_AsLongLong(object);
+  return !(value == -1 && PyErr_Occurred());
+}
+
+inline int64_t integer(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)); }
+
+// Keeps torch's exchange table, of a version that is known here; false and a Python error for another object.
+inline bool keep_exchange(PyObject* capsule) {
+  const void* pointer = PyCapsule_GetPointer(capsule, dlpack::kCapsule);
+  if (pointer == nullptr) return false;
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(pointer);
+  while (api != nullptr && api->version.major != 1) api = api->previous;
+  if (api != nullptr && api->from_object != nullptr) exchange = api;
+  return true;
+}
+
+}  // namespace fastconfig

@@ -1,0 +1,36 @@
+from typing import Any
+
+from .gradients import Update
+
+device_type: str
+most: int
+few: int
+
+def attach(exchange: object) -> None: ...
+def device(index: int) -> tuple[int, int, int, bool]: ...
+def options(one_launch: bool, overlapped: bool) -> None: ...
+def problem() -> str | None: ...
+def run(
+    rows: Any,
+    out: Update | None,
+    steps: int,
+    device: int,
+    stream: int,
+    memory: int,
+    size: int,
+    rule: int,
+    gram: int,
+    c: int,
+    rcond: float,
+) -> int: ...
+def solve(
+    gram: int,
+    c: int,
+    scratch: int,
+    m: int,
+    problems: int,
+    device: int,
+    stream: int,
+    rule: int,
+    rcond: float,
+) -> None: ...

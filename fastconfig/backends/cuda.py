@@ -1,0 +1,154 @@
+"""CUDA: the compiled kernels of kernels/*.cu, one C++ call an update; no host synchronisation, no copies."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from array import array
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..gradients import Gradients, Update
+from ..methods import Rule
+from ..numbers import DTYPES
+from .base import device_cutoff
+from .table import entries
+
+_GRAM, _COMBINE = 1, 2  # steps of _cuda.run
+_KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
+_NOTHING = nullcontext()
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+class CudaBackend:
+    """Gram, coefficients, combine and the fused update in CUDA, for up to 64 gradients.
+
+    FASTCONFIG_CUDA_ONE_LAUNCH=0 turns the update in one launch off, FASTCONFIG_CUDA_OVERLAP=0 launches that
+    begin before the one they follow has ended.
+
+    Raises:
+        RuntimeError: if fastconfig was built without CUDA, or there is no driver or device; with the reason.
+    """
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        try:
+            _cuda = importlib.import_module("fastconfig._cuda")
+        except ModuleNotFoundError:
+            raise RuntimeError("built without CUDA (there was no nvcc, or FASTCONFIG_CUDA=OFF)") from None
+        problem = _cuda.problem()
+        if problem is not None:
+            raise RuntimeError(problem)
+        exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # torch 2.10 or newer
+        if exchange is not None:
+            _cuda.attach(exchange)
+        on = [os.environ.get(f"FASTCONFIG_CUDA_{name}") != "0" for name in ("ONE_LAUNCH", "OVERLAP")]
+        _cuda.options(*on)
+        self._cuda = _cuda
+        self._reads_tensors = exchange is not None
+        self._emulated = _cuda.device_type == "cpu"  # in tests
+        # of a device: whether it computes float64 at a usable rate; or why it is not served
+        self._float64: dict[int, bool | str] = {}
+        self._scratch: dict[tuple[int, int], Tensor] = {}  # device and stream -> bytes
+
+    def unsupported(self, grads: Gradients) -> str | None:
+        if grads.device_type != self._cuda.device_type:
+            return f"it serves CUDA devices, the gradients are on {grads.device}"
+        float64 = self._device(grads.device.index or 0)
+        if isinstance(float64, str):
+            return float64
+        most = self._cuda.most if float64 else self._cuda.few
+        if grads.m > most:
+            return f"it takes up to {most} gradients on this device, got {grads.m}"
+        return None
+
+    def gram(self, grads: Gradients) -> Tensor:
+        batch = () if grads.batch is None else (grads.batch,)
+        gram = torch.empty(*batch, grads.m, grads.m, dtype=torch.float64, device=grads.device)
+        self._run(grads, None, _GRAM, gram=gram.data_ptr())
+        return gram
+
+    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+        gram, m = gram.contiguous(), grads.m
+        c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
+        scratch = torch.empty_like(gram)
+        addresses = gram.data_ptr(), c.data_ptr(), scratch.data_ptr()
+        index, rcond = gram.device.index or 0, self._cutoff(grads, rule)
+        with self._on(index):
+            stream = self._stream(index)
+            self._cuda.solve(*addresses, m, c.numel() // m, index, stream, rule.native_address, rcond)
+        return c
+
+    def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
+        self._run(grads, out, _COMBINE, c=c.contiguous().data_ptr())
+
+    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+        self._run(grads, out, _GRAM + _COMBINE, rule.native_address, rcond=self._cutoff(grads, rule))
+
+    def _run(
+        self,
+        grads: Gradients,
+        out: Update | None,
+        steps: int,
+        rule: int = 0,
+        gram: int = 0,
+        c: int = 0,
+        rcond: float = 0.0,
+    ) -> None:
+        index = grads.device.index or 0
+        rows = self._source(grads, out)
+        with self._on(index):
+            stream = self._stream(index)
+            key = None if self._capturing() else (index, stream)
+            scratch = self._scratch.get(key) if key is not None else None
+            memory, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
+            last = rule, gram, c, rcond
+            missing = self._cuda.run(rows, out, steps, index, stream, memory, size, *last)
+            if missing:
+                # in a CUDA graph of the graph's own; otherwise kept for the next call on the stream
+                scratch = torch.empty(missing, dtype=torch.uint8, device=grads.device)
+                if key is not None:
+                    self._scratch[key] = scratch
+                memory = scratch.data_ptr()
+                self._cuda.run(rows, out, steps, index, stream, memory, missing, *last)
+
+    def _source(self, grads: Gradients, out: Update | None) -> Any:
+        """What _cuda.run reads the rows from."""
+        rows = grads.rows
+        if self._reads_tensors and (grads.plain or isinstance(rows, Tensor)):
+            return rows
+        words = [word for entry in entries(grads, out) for word in entry]
+        return array("q", words), grads.m, _KINDS[grads.dtype]
+
+    def _device(self, index: int) -> bool | str:
+        found = self._float64.get(index)
+        if found is None:
+            try:
+                found = bool(self._cuda.device(index)[3])
+            except RuntimeError as error:
+                found = str(error)
+            self._float64[index] = found
+        return found
+
+    def _cutoff(self, grads: Gradients, rule: Rule) -> float:
+        return device_cutoff(rule, grads.dtype, self._float64[grads.device.index or 0] is True)
+
+    def _on(self, index: int) -> AbstractContextManager[object]:
+        """Makes a device the current one; nothing to do in most calls."""
+        if self._emulated or torch.cuda.current_device() == index:
+            return _NOTHING
+        return torch.cuda.device(index)
+
+    def _stream(self, index: int) -> int:
+        if self._emulated:
+            return 0
+        if _raw_stream is not None:  # without an object made of it
+            return int(_raw_stream(index))
+        return int(torch.cuda.current_stream(index).cuda_stream)
+
+    def _capturing(self) -> bool:
+        return not self._emulated and torch.cuda.is_current_stream_capturing()

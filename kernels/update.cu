@@ -1,0 +1,107 @@
+// The update in one cooperative launch: the rows stay in registers from the products to the result.
+#include <cooperative_groups.h>
+
+#include "launch.hpp"
+#include "products.cuh"
+#include "stage.cuh"
+
+namespace fastconfig {
+namespace {
+
+// A vector of a row, element by element: at the end of a segment, or where it does not lie on a multiple of 16 bytes.
+template <class T>
+__device__ __forceinline__ Vector<T> gather(const char* row, int64_t column, int64_t step, int count) {
+  Vector<T> v = zeros<T>();
+#pragma unroll
+  for (int e = 0; e < Vector<T>::size; ++e)
+    if (e < count) v.x[e] = reinterpret_cast<const T*>(row)[(column + e) * step];
+  return v;
+}
+
+template <class T, int M, int KEPT>
+__global__ void __launch_bounds__(kept_threads, 1)
+    whole(const __grid_constant__ Table table, double* partials, const __grid_constant__ Stage stage) {
+  constexpr int V = Vector<T>::size, kThreads = kept_threads;
+  __shared__ StageMemory<M> memory;
+  const int64_t begin = share(table.chunks, gridDim.x, blockIdx.x), end = share(table.chunks, gridDim.x, blockIdx.x + 1);
+  const int m = table.m;
+  Vector<T> v[KEPT][M];
+#pragma unroll
+  for (int q = 0; q < KEPT; ++q) {
+    const Slot slot(table, begin, end, q, threadIdx.x, kThreads, V);
+    const int count = slot.count(V);
+    const Rows<M> rows(table, slot.entry, 0);
+    const bool at_once = slot.whole && count == V;
+#pragma unroll
+    for (int i = 0; i < M; ++i) {
+      v[q][i] = zeros<T>();
+      if (rows.row[i] != nullptr && at_once) v[q][i] = load<T, true>(rows.row[i], slot.column / V);
+      if (rows.row[i] != nullptr && !at_once && count > 0)
+        v[q][i] = gather<T>(rows.row[i], slot.column, table.step(i), count);
+    }
+  }
+  Products<M> products;
+#pragma unroll
+  for (int q = 0; q < KEPT; ++q) {
+    Vector<T> one[1][M];
+#pragma unroll
+    for (int i = 0; i < M; ++i) one[0][i] = v[q][i];
+    products.add(one);
+  }
+  put_block_sum<M, kThreads>(products, m, partials + blockIdx.x * static_cast<int64_t>(triangle(m)));
+  cooperative_groups::this_grid().sync();
+  sum_partials<M, kThreads>(partials, gridDim.x, m, memory);
+  if (threadIdx.x < M) memory.c[threadIdx.x] = 0;
+  __syncthreads();
+  solve(memory, m, stage, 0);
+#pragma unroll
+  for (int q = 0; q < KEPT; ++q) {
+    const Slot slot(table, begin, end, q, threadIdx.x, kThreads, V);
+    const int count = slot.count(V);
+    if (count == 0) continue;
+    Vector<T> result;
+#pragma unroll
+    for (int e = 0; e < V; ++e) {
+      double sum = 0;
+#pragma unroll
+      for (int i = 0; i < M; ++i) sum = fma(memory.c[i], static_cast<double>(widen(v[q][i].x[e])), sum);
+      round_to(result.x[e], sum);
+    }
+    char* out = result_of(table, slot.entry, 0);
+    if (slot.whole && count == V) {
+      store(out, slot.column / V, result);
+    } else {
+#pragma unroll
+      for (int e = 0; e < V; ++e)
+        if (e < count) reinterpret_cast<T*>(out)[slot.column + e] = result.x[e];
+    }
+  }
+}
+
+template <class T>
+void launch_rows(const Context& context, const Plan& plan, const Table& table, double* partials, const Stage& stage) {
+  const auto run = [&](auto rows, auto kept) {
+    constexpr int M = decltype(rows)::value;
+    launch(context, whole<T, M, decltype(kept)::value>, plan.blocks, 1, kept_threads, Mode::cooperative, table,
+           partials, stage);
+  };
+  const auto run_kept = [&](auto rows) {
+    return plan.kept == 1 ? run(rows, Number<1>{}) : run(rows, Number<most_kept(decltype(rows)::value)>{});
+  };
+  switch (plan.rows) {
+    case 2: return run_kept(Number<2>{});
+    case 3: return run_kept(Number<3>{});
+    case 4: return run_kept(Number<4>{});
+    case 6: return run_kept(Number<6>{});
+    default: return run_kept(Number<8>{});
+  }
+}
+
+}  // namespace
+
+void launch_whole(const Context& context, const Plan& plan, const Table& table, double* partials, const Stage& stage) {
+  with_type(context.kind,
+            [&](auto type) { launch_rows<typename decltype(type)::type>(context, plan, table, partials, stage); });
+}
+
+}  // namespace fastconfig
