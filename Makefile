@@ -9,10 +9,14 @@ GPU_PYTHON ?= python3
 GPU_JSON ?= benchmarks/results/gpu.json
 GPU_ARGS ?=
 
+# What this checkout is built for where nvcc is found: this machine's GPU, or one kind, to see that it compiles.
+# A wheel takes the list in CMakeLists.txt.
+export CUDAARCHS ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,90-real)
+
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
-SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/*)
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/* kernels/*.cu kernels/*.cuh)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test lint format clean gpu gpu-wheels

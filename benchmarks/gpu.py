@@ -2,10 +2,11 @@
 
 Makes a virtual environment on top of the Python that runs this, which has torch, triton, numba, pybind11 and
 scikit-build-core; adds the wheels that lie in ``wheels/`` (pytest, rich, the peers: ``make gpu-wheels``
-fetches them elsewhere); builds the package; runs all tests, those of test_triton.py and test_gpu.py on the
-device; then ``fastconfig bench`` with a cold L2 and CUDA graphs.
+fetches them elsewhere); builds the package with its CUDA extension; runs all tests, those of
+test_gpu_kernels.py and test_gpu.py on the device; a small run under compute-sanitizer where there is one; then
+``fastconfig bench`` with a cold L2 and CUDA graphs, and the host's time of an eager call.
 
-    python benchmarks/gpu.py --json benchmarks/results/gpu.json [--steps build,test,bench] [--quick]
+    python benchmarks/gpu.py --json benchmarks/results/gpu.json [--steps build,test,sanitize,bench] [--quick]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = ("build", "test", "bench")
+STEPS = ("build", "test", "sanitize", "bench")
 # what the device is judged by; small N shows the launches, large N the bandwidth
 MATRIX = ("--m", "2,3,8,32", "--n", "1e4,1e5,1e6,1e7,1e8", "--dtype", "float32,bfloat16")
 QUICK = ("--m", "3,8", "--n", "1e4,1e7", "--quick")
@@ -64,7 +65,7 @@ def build(venv: Path, python: Path) -> None:
 def test(python: Path) -> dict[str, object]:
     """All tests; how many passed, and the last lines if any did not."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    order = ["tests/test_gpu.py", "tests/test_triton.py", "tests"]
+    order = ["tests/test_gpu.py", "tests/test_gpu_kernels.py", "tests"]
     many = subprocess.run([python, "-c", "import xdist"], stderr=subprocess.DEVNULL).returncode == 0
     workers = ["-n", str(min(8, os.cpu_count() or 1))] if many else []
     command = [python, "-m", "pytest", "-q", "--maxfail=20", *workers, *order, "-p", "no:cacheprovider"]

@@ -73,14 +73,16 @@ struct Input {
     return true;
   }
 
-  // (words, m, kind), words as in fastconfig/backends/table.py: per segment length, address of the result, m addresses,
-  // m steps.
+  // (words, m, kind, problems, bytes between problems' rows, and between their results), words as in
+  // fastconfig/backends/table.py: per segment length, address of the result, m addresses, m steps.
   bool read_words(PyObject* source) {
     Py_buffer buffer;
-    long long m, element_kind;
-    if (!PyArg_ParseTuple(source, "y*LL", &buffer, &m, &element_kind)) return false;
+    long long m, problems, batch_step, out_step;
+    if (!PyArg_ParseTuple(source, "y*LiLLL", &buffer, &m, &kind, &problems, &batch_step, &out_step)) return false;
     packing.m = m;
-    kind = static_cast<int>(element_kind);
+    packing.problems = problems;
+    packing.batch_step = batch_step;
+    packing.out_step = out_step;
     const auto* words = static_cast<const int64_t*>(buffer.buf);
     const std::vector<int64_t> all(words, words + buffer.len / sizeof(int64_t));
     PyBuffer_Release(&buffer);

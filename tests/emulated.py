@@ -1,4 +1,4 @@
-"""The CUDA backend without a GPU: its kernels compiled for the CPU with ``tests/emulator``, as module _cuda."""
+"""The CUDA backend without a GPU: its kernels compiled for the CPU with ``tests/emulator``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+NAME = "fastconfig._cuda"
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 INCLUDED = (HERE / "emulator", ROOT / "csrc", ROOT / "kernels")
@@ -45,11 +47,15 @@ def module(float64: bool) -> ModuleType:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of test processes side by side one builds
         if not target.exists():
             _build(sources, float64, target)
-    spec = importlib.util.spec_from_file_location("fastconfig._cuda", target)
+    before = sys.modules.get(NAME)
+    spec = importlib.util.spec_from_file_location(NAME, target)
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
+    del sys.modules[NAME]  # where a module of C puts itself
+    if before is not None:
+        sys.modules[NAME] = before
     return made
 
 

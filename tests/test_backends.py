@@ -54,7 +54,7 @@ def test_use_backend_holds_until_changed_and_within_a_block() -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        ValueError, match="name: got 'cuda9', want one of 'auto', 'numba', 'triton', 'pytorch'"
+        ValueError, match="name: got 'cuda9', want one of 'auto', 'numba', 'cuda', 'triton', 'pytorch'"
     ):
         use_backend("cuda9")
     with pytest.raises(ValueError, match="backend: got 'cuda9'"):
@@ -64,7 +64,7 @@ def test_unknown_names() -> None:
         FASTCONFIG_BACKEND="cuda9",
     )
     assert run.returncode == 1
-    assert "FASTCONFIG_BACKEND: got 'cuda9', want one of 'auto', 'numba', 'triton', 'pytorch'" in run.stderr
+    assert "FASTCONFIG_BACKEND: got 'cuda9', want one of 'auto', 'numba', 'cuda', 'triton', 'pytorch'" in run.stderr
 
 
 def test_environment_chooses() -> None:

@@ -61,8 +61,9 @@ def refill(grads: Any) -> None:
             piece.normal_()
 
 
-def test_triton_serves_cuda_tensors_by_itself() -> None:
-    assert backends.choose(ops.Gradients(torch.randn(2, 5, device="cuda"))).name == "triton"
+def test_the_first_that_can_run_serves_cuda_tensors() -> None:
+    assert backends.choose(ops.Gradients(torch.randn(2, 5, device="cuda"))).name == BACKENDS[0]
+    assert BACKENDS[0] in ("cuda", "triton")
 
 
 @pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])
@@ -83,7 +84,7 @@ def test_no_synchronisation(operator: str, m: int, form: str, backend: str) -> N
 @pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])
 @pytest.mark.parametrize("m", [2, 3, 8, 9, 32])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_cuda_graphs_replay_with_other_gradients(operator: str, m: int, form: str) -> None:
+def test_cuda_graphs_replay_with_other_gradients(operator: str, m: int, form: str, backend: str) -> None:
     grads = gradients(form, m, 10_007)
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -118,13 +119,14 @@ def test_ten_million_elements(m: int, dtype: torch.dtype, backend: str) -> None:
         assert (piece.double() - wanted).norm() <= torch.finfo(dtype).eps * wanted.norm()
 
 
-def test_more_elements_than_32_bits_count() -> None:
+@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "pytorch"])
+def test_more_elements_than_32_bits_count(name: str) -> None:
     n = (1 << 31) + 5
     if torch.cuda.mem_get_info()[0] < 8 * n:
         pytest.skip("needs 16 GiB of free device memory")
     rows = torch.zeros(2, n, dtype=torch.bfloat16, device="cuda")
     rows[0, -1], rows[1, -1], rows[1, 0] = 3, 4, 5
-    with use_backend("triton"):
+    with use_backend(name):
         gram = ops.gram(rows)
         update = ConFIG_update(rows)
     assert gram.tolist() == [[9, 12], [12, 41]]
@@ -133,7 +135,7 @@ def test_more_elements_than_32_bits_count() -> None:
     assert not update[1:-1].any()
 
 
-def test_another_stream() -> None:
+def test_another_stream(backend: str) -> None:
     grads = gradients("vectors", 3, 1_000_003)
     wanted = ConFIG_update(grads)
     torch.cuda.synchronize()
@@ -142,3 +144,16 @@ def test_another_stream() -> None:
         update = ConFIG_update(grads)
     side.synchronize()
     assert torch.equal(update, wanted)
+
+
+@pytest.mark.skipif("cuda" not in BACKENDS, reason="no CUDA extension")
+def test_small_updates_are_one_launch() -> None:
+    grads = gradients("vectors", 3, 10_007)
+    with use_backend("cuda"):
+        ConFIG_update(grads)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            ConFIG_update(grads)
+            torch.cuda.synchronize()
+    kernels = [event.key for event in profile.key_averages() if event.device_type.name == "CUDA"]
+    assert len(kernels) == 1
+    assert "whole" in kernels[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,17 +33,23 @@ FEW = (1, 2, 3, 8, 9, 33)
 LENGTHS = [1, 7, 1023, 1024, 1025, 3001]
 
 
-@pytest.fixture(params=["triton", "cuda"])
-def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A backend that can serve here."""
+@pytest.fixture(params=["triton", "cuda", "cuda-launches"])
+def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A backend that can serve here; CUDA's also without its form in one launch, which small inputs take."""
     monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))  # a failure withdraws the backend
     monkeypatch.setattr(backends, "_serving", {})
     monkeypatch.setattr(backends, "_told", set())
-    if request.param == "triton" and importlib.util.find_spec("triton") is None:
-        pytest.skip("Triton is not installed")
-    if request.param == "cuda" and not ON_GPU:
+    if request.param == "triton":
+        pytest.importorskip("triton")
+        yield "triton"
+        return
+    if not ON_GPU:
         emulate(monkeypatch, float64=True)
-    return request.param
+    backends.load("cuda")
+    kernels = importlib.import_module("fastconfig._cuda")
+    kernels.options(request.param == "cuda", True)
+    yield "cuda"
+    kernels.options(True, True)
 
 
 def emulate(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
@@ -117,7 +123,8 @@ def test_methods(method: str, dtype: torch.dtype) -> None:
         check((100 * rows).to(dtype), [method])
 
 
-@pytest.mark.parametrize("n", LENGTHS)
+# with four multiprocessors: rows that take a vector a thread, several, and those that do not fit
+@pytest.mark.parametrize("n", [*LENGTHS, 5003, 16_001, 30_011])
 def test_lengths(n: int) -> None:
     for m in (2, 3):
         if n >= m:
@@ -174,13 +181,21 @@ def test_parameters(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("method", ["config-projection", "config-geometric", "pcgrad", "imtlg"])
 @pytest.mark.parametrize(("m", "n"), [(2, 1), (2, 701), (3, 516), (9, 516)])
 def test_batches(method: str, m: int, n: int) -> None:
-    rows = on_device(torch.randn(2, m, n).double())
+    rows = on_device(torch.randn(4, m, n).double())
     for batch in (rows, rows.transpose(0, 1).contiguous().transpose(0, 1), rows[1:1]):
         update = METHODS[method].ours(batch)
         assert update.shape == (len(batch), n)
         for problem, result in zip(batch.cpu(), update.cpu(), strict=True):
             if n >= m:
                 assert relative_error(result, METHODS[method].oracle(problem)) <= 1e-12
+
+
+def test_more_tensors_than_parameters_of_a_launch_hold() -> None:
+    for m in (3, 9):
+        sizes = torch.randint(0, 40, (200,)).tolist()
+        rows = on_device(torch.randn(m, sum(sizes)))
+        grads = [list(row.split(sizes)) for row in rows]
+        close(torch.cat(ConFIG_update(grads)), ConFIG_update(rows))
 
 
 def test_no_elements() -> None:
@@ -241,10 +256,10 @@ def test_weights(name: str) -> None:
 
 @pytest.mark.parametrize("m", [3, 8, 17])
 def test_pcgrad_takes_the_order_it_is_given(m: int) -> None:
-    rows = torch.randn(2, m, 300).double()
-    order = torch.rand(2, m, m).argsort(-1)
+    rows = torch.randn(4, m, 300).double()
+    order = torch.rand(4, m, m).argsort(-1)
     update = PCGradOperator().calculate_gradient(on_device(rows), order=order.to(DEVICE)).cpu()
-    for problem in range(2):
+    for problem in range(4):
         exact = reference.pcgrad(rows[problem], order=order[problem])
         assert relative_error(update[problem], exact) <= 1e-12
     with use_backend("pytorch"):

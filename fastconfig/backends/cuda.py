@@ -15,7 +15,7 @@ from ..gradients import Gradients, Update
 from ..methods import Rule
 from ..numbers import DTYPES
 from .base import device_cutoff
-from .table import entries
+from .table import entries, tensor_entry
 
 _GRAM, _COMBINE = 1, 2  # steps of _cuda.run
 _KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
@@ -121,8 +121,14 @@ class CudaBackend:
         rows = grads.rows
         if self._reads_tensors and (grads.plain or isinstance(rows, Tensor)):
             return rows
-        words = [word for entry in entries(grads, out) for word in entry]
-        return array("q", words), grads.m, _KINDS[grads.dtype]
+        kind = _KINDS[grads.dtype]
+        if not isinstance(rows, Tensor):
+            words = [word for entry in entries(grads, out) for word in entry]
+            return array("q", words), grads.m, kind, 1, 0, 0
+        problems = 1 if grads.batch is None else grads.batch
+        between = (0, 0) if grads.batch is None else (rows.stride(0), grads.n)
+        steps = (elements * rows.element_size() for elements in between)
+        return array("q", tensor_entry(rows, out)), grads.m, kind, problems, *steps
 
     def _device(self, index: int) -> bool | str:
         found = self._float64.get(index)

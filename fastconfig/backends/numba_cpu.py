@@ -13,7 +13,7 @@ from ..gradients import Gradients, Update
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
 from ..methods import Rule, compiled_coefficients
-from .table import address, entries
+from .table import entries, tensor_entry
 from .team import parallel_address, threads_for
 
 _KINDS = {
@@ -84,21 +84,8 @@ def _run(
 def _table(grads: Gradients, out: Update | None) -> tuple[array[int], int, int]:
     """What gram_numba.py describes, problems, segments. ``grads`` keeps its addresses alive."""
     rows = grads.rows
-    if isinstance(rows, Tensor):
-        return _tensor_table(grads, rows, out)
-    words = [word for entry in entries(grads, out) for word in entry]
-    return array("q", words), 1, len(grads.segments)
-
-
-def _tensor_table(grads: Gradients, rows: Tensor, out: Update | None) -> tuple[array[int], int, int]:
-    m, n, size = grads.m, grads.n, grads.dtype.itemsize
+    if not isinstance(rows, Tensor):
+        return array("q", [word for entry in entries(grads, out) for word in entry]), 1, len(grads.segments)
     problems = 1 if grads.batch is None else grads.batch
-    between = 0 if grads.batch is None else rows.stride(0) * size
-    stride, step = rows.stride()[-2:]
-    words: list[int] = []
-    for problem in range(problems):
-        first = address(rows) + problem * between
-        words += [n, out.data_ptr() + problem * n * size if isinstance(out, Tensor) else 0]
-        words += [first + i * stride * size for i in range(m)]
-        words += [step] * m
+    words = [word for problem in range(problems) for word in tensor_entry(rows, out, problem)]
     return array("q", words), problems, 1

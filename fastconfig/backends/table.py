@@ -25,6 +25,19 @@ def entries(grads: Gradients, out: Update | None) -> Iterator[list[int]]:
         yield [length, target, *addresses, *steps]
 
 
+def tensor_entry(rows: Tensor, out: Update | None, problem: int = 0) -> list[int]:
+    """The entry of one problem of a tensor (m, N) or (B, m, N), as those of :func:`entries`.
+
+    Raises:
+        TypeError: for a tensor that has no memory of its own.
+    """
+    (m, n), (stride, step) = rows.shape[-2:], rows.stride()[-2:]
+    size = rows.element_size()
+    first = address(rows) + (problem * rows.stride(0) * size if rows.dim() == 3 else 0)
+    target = out.data_ptr() + problem * n * size if isinstance(out, Tensor) else 0
+    return [n, target, *(first + i * stride * size for i in range(m)), *[step] * m]
+
+
 def address(row: Tensor) -> int:
     """Where a row's elements lie; 0 would count as a missing gradient.
 

@@ -1,0 +1,400 @@
+// The index arithmetic of CUDA launches, csrc/table.hpp, packing.hpp and plan.hpp, under sanitizers; takes a seed.
+//
+// The loops of the kernels are repeated here around the same functions: every element of every segment must be visited
+// exactly once in each form of each pass. No element exists; addresses are made up.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "packing.hpp"
+#include "plan.hpp"
+#include "table.hpp"
+
+namespace {
+
+using namespace fastconfig;
+using Words = std::vector<int64_t>;
+using std::to_string;
+
+constexpr int kLanes = 4;  // of a warp that take different vectors on the tensor cores
+const std::vector<int> kSmall = {2, 3, 4, 6, 8}, kTiled = {8, 16, 24, 32, 48, 64};  // rows of kernels
+const std::vector<int> kProcessors = {1, 4, 40, 80, 132, 148};
+
+unsigned long seed = 0;
+std::mt19937_64 generator;
+std::string situation;
+
+int64_t between(int64_t from, int64_t to) { return std::uniform_int_distribution<int64_t>(from, to)(generator); }
+bool chance(double p) { return std::bernoulli_distribution(p)(generator); }
+int any(const std::vector<int>& values) { return values[between(0, int64_t(values.size()) - 1)]; }
+
+// 1..to, small numbers as often as large ones.
+int scaled(int to) { return std::exp2(std::uniform_real_distribution<>(0, std::log2(to + 0.9))(generator)); }
+
+void check(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "%s, seed %lu: wrong: %s\n", situation.c_str(), seed, what);
+  std::exit(1);
+}
+
+// The rows of a call, packed, and what table.hpp says that their words are.
+struct Call {
+  int m, size, vector = 16 / size, width = 256 * vector;
+  Packing packing;
+  Words words, lengths, ends, steps;  // lengths and cumulative chunks: of the segments that are not empty
+  Words memory;                       // exactly the words, like a copy on the device
+  std::vector<bool> aligned;
+  Table table;
+
+  Call(int rows, int bytes) : m(rows), size(bytes), steps(rows, 1) { packing.m = rows; }
+
+  // Nine of ten of those that need not lie on multiples of 16 do so, too.
+  int64_t address(bool on_16) const {
+    return 16 * between(1, int64_t{1} << 42) + (on_16 || chance(0.9) ? 0 : size * between(1, 15));
+  }
+
+  void add(int64_t length, bool on_16, const Words& given) {
+    Words rows;  // some missing, but not in a batch
+    for (int i = 0; i < m; ++i) rows.push_back(packing.problems == 1 && chance(0.1) ? 0 : address(on_16));
+    const int64_t target = chance(0.1) ? 0 : address(on_16);
+    packing.add(length, size, target, rows, given);
+    if (length == 0) return;
+    if (length > 1) steps = given;
+    const bool unit = steps == Words(m, 1);
+    bool whole = unit && target % 16 == 0 && packing.batch_step % 16 == 0 && packing.out_step % 16 == 0;
+    for (int64_t row : rows) whole &= row % 16 == 0;
+    lengths.push_back(length);
+    aligned.push_back(whole);
+    ends.push_back(chunks() + length / width + (length % width != 0));
+    words.insert(words.end(), {chunks(), 2 * length + whole, target});
+    words.insert(words.end(), rows.begin(), rows.end());
+    if (!unit) words.insert(words.end(), steps.begin(), steps.end());
+  }
+
+  void add(int64_t length, bool on_16) { add(length, on_16, Words(m, 1)); }
+
+  // In memory if it must be, or if wanted; words that are not written hold garbage.
+  void fill(bool in_memory, int64_t first = 0) {
+    std::memset(static_cast<void*>(&table), 0x5a, sizeof table);
+    memory = Words(words.begin(), words.end());
+    packing.fill(first, memory.data(), table);
+    if (in_memory && !table.stepped) table.more = memory.data();
+    situation = to_string(segments()) + " segments, " + to_string(m) + " rows of " + to_string(size) + " bytes, " +
+                to_string(chunks()) + " chunks";
+  }
+
+  int64_t chunks() const { return ends.empty() ? 0 : ends.back(); }
+  int segments() const { return static_cast<int>(lengths.size()); }
+  int segment_of(const int64_t* entry) const { return static_cast<int>((entry - table.entries()) / (3 + m)); }
+
+  void check_search(int64_t chunk) const {
+    int found = 0;
+    while (chunk >= ends[found]) ++found;
+    check(find_segment(table.entries(), m, segments(), chunk) == found, "find_segment()");
+  }
+};
+
+void check_words(Call& call) {
+  const Packing& packing = call.packing;
+  for (int64_t first = 0; first < packing.problems; first += kProblems) {
+    call.fill(false, first);
+    const Table& table = call.table;
+    const bool many = call.words.size() > 480;
+    check(packing.words() == call.words && packing.chunks() == call.chunks(), "words of the entries");
+    check(packing.needs_memory() == many && table.more == (many ? call.memory.data() : nullptr), "words in memory");
+    check(table.chunks == call.chunks() && table.m == call.m && table.segments == call.segments(), "the table's sizes");
+    check(table.batch_step == packing.batch_step && table.out_step == packing.out_step, "the table's steps");
+    Words shifted(call.words);
+    for (int i = 0; i <= call.m && first > 0; ++i)
+      shifted[2 + i] += first * (i == 0 ? packing.out_step : packing.batch_step);
+    check(std::equal(shifted.begin(), shifted.end(), table.entries()), "words of the table");
+    for (int i = 0; i < call.m; ++i) check(table.step(i) == call.steps[i], "step()");
+  }
+}
+
+void check_packing() {
+  for (int k = 0; k < 500; ++k) {
+    Call call(chance(0.5) ? scaled(64) : int(between(1, 64)), any({2, 4, 8}));
+    if (chance(0.4)) {  // what only one segment may be: a batch, or with steps
+      if (chance(0.5)) {
+        call.packing.problems = between(2, 4 * kProblems);
+        for (int64_t* step : {&call.packing.batch_step, &call.packing.out_step})
+          *step = call.size * between(1, 1 << 20) * any({1, 16});
+      }
+      Words steps(call.m, any({1, 1, 5}));
+      if (chance(0.5)) steps[between(0, call.m - 1)] = between(-3, 3);
+      call.add(chance(0.2) ? 1 : scaled(5000), chance(0.7), steps);
+    } else {
+      for (int left = scaled(200); left > 0; --left) call.add(chance(0.1) ? 0 : scaled(5000), chance(0.7));
+    }
+    check_words(call);
+  }
+  for (int m : {1, 2, 3, 5, 13, 64}) {  // up to one entry more than the words hold
+    Call call(m, 4);
+    do {
+      call.add(3, true);
+      check_words(call);
+    } while (call.table.more == nullptr);
+  }
+  for (int64_t second : {1, 2}) {
+    Packing packing;
+    packing.m = 2;
+    packing.add(10, 4, 16, {16, 32}, {1, 3 - second});
+    packing.add(0, 4, 16, {16, 32}, {7, 7});  // is left out
+    bool thrown = false;
+    try {
+      packing.add(10, 4, 16, {16, 32}, {1, second});
+    } catch (const std::invalid_argument&) {
+      thrown = true;
+    }
+    check(thrown, "a step in one of two segments is accepted");
+  }
+}
+
+// What a thread of kernels/gram.cu, gram_tiles.cu and combine.cu does with a piece: visit(column, count), with a count
+// of 1 or of a whole vector. A warp of gram_tiles is kLanes threads here.
+const auto kGram = [](const Piece& piece, int V, int U, int64_t threads, int thread, auto visit) {
+  const int64_t end = piece.vectors_end(V);
+  int64_t index = piece.first / V + thread;
+  for (; index + (U - 1) * threads < end; index += U * threads)
+    for (int u = 0; u < U; ++u) visit((index + u * threads) * V, V);
+  for (; U > 1 && index < end; index += threads) visit(index * V, V);
+  for (int64_t column = piece.columns_begin(V) + thread; column < piece.last; column += threads) visit(column, 1);
+};
+
+const auto kTiles = [](const Piece& piece, int V, int U, int64_t threads, int thread, auto visit) {
+  const int lane = thread % kLanes, warp = thread / kLanes;
+  const int64_t end = piece.vectors_end(V);
+  for (int64_t base = piece.first / V + warp * kLanes; base < end; base += U * threads)
+    for (int u = 0; u < U; ++u)
+      if (base + u * threads + lane < end) visit((base + u * threads + lane) * V, V);
+  for (int64_t base = piece.columns_begin(V) + warp * kLanes; base < piece.last; base += threads)
+    if (base + lane < piece.last) visit(base + lane, 1);
+};
+
+const auto kCombine = [](const Piece& piece, int V, int U, int64_t threads, int thread, auto visit) {
+  for (int64_t column = piece.columns_begin(V) + thread; column < piece.last; column += threads) visit(column, 1);
+  const int64_t begin = piece.first / V;
+  for (int64_t index = piece.vectors_end(V) - 1 - thread; index >= begin; index -= U * threads)
+    for (int u = 0; u < U; ++u)
+      if (index - u * threads >= begin) visit((index - u * threads) * V, V);
+};
+
+const auto kForward = [](auto&&... a) { for_pieces(a...); };
+const auto kBackward = [](auto&&... a) { for_pieces_reversed(a...); };
+
+// Which block took an element, and in which pass it was visited last.
+struct Coverage {
+  const Call& call;
+  Words starts;  // of the segments
+  int64_t elements = 0, visits = 0;
+  std::vector<int> owner;
+  std::vector<unsigned char> last;
+  int pass = 1;
+
+  explicit Coverage(const Call& rows) : call(rows) {
+    for (int64_t length : call.lengths) starts.push_back(elements), elements += length;
+    owner.resize(elements, -1);
+    last.resize(elements, 0);
+  }
+
+  void visit(const int64_t* entry, int block, int64_t column, int count, bool at_once) {
+    const int segment = call.segment_of(entry);
+    const int64_t length = call.lengths[segment];
+    check(column >= 0 && column + count <= length, "an element outside of its segment");
+    // elsewhere a load of 16 bytes fails; and single columns are slow
+    check(at_once ? call.aligned[segment] && column % call.vector == 0
+                  : !call.aligned[segment] || column >= length / call.vector * call.vector,
+          "whole vectors exactly where a segment is aligned");
+    for (int64_t k = starts[segment] + column, end = k + count; k < end; ++k) {
+      check(last[k] != pass, "an element twice");
+      check(owner[k] < 0 || owner[k] == block, "another block than in the pass before");
+      last[k] = pass;
+      owner[k] = block;
+    }
+    visits += count;
+  }
+
+  void end_pass() { check(visits == elements * pass++, "an element left out"); }
+};
+
+void check_kept(const Call& call, const Plan& p) {
+  Coverage coverage(call);
+  for (int block = 0; block < p.blocks; ++block) {
+    const int64_t first = share(call.chunks(), p.blocks, block), last = share(call.chunks(), p.blocks, block + 1);
+    for (int k = 0; k < p.kept * kept_threads; ++k) {
+      const Slot slot(call.table, first, last, k / kept_threads, k % kept_threads, kept_threads, call.vector);
+      const int count = slot.count(call.vector);
+      if (count > 0) coverage.visit(slot.entry, block, slot.column, count, slot.whole && count == call.vector);
+    }
+  }
+  coverage.end_pass();
+}
+
+void check_coverage() {
+  for (int k = 0; k < 80; ++k) {
+    Call call(chance(0.7) ? between(1, 8) : between(1, 64), any({2, 4, 8}));
+    const int segments = k == 0 ? 0 : chance(0.3) ? 1 : scaled(400), longest = scaled(segments > 100 ? 500 : 4000);
+    for (int s = 0; s < segments; ++s) {
+      int64_t length = chance(0.5 / segments) ? 100000 + between(-9, 9) : between(1, longest);
+      if (chance(0.2)) length = call.width * between(1, 3) + between(-1, 1);  // around the end of a chunk
+      call.add(length, chance(0.7), Words(call.m, segments == 1 && chance(0.2) ? 3 : 1));
+    }
+    call.fill(chance(0.5));
+    const std::string shape = situation;
+    const int chunks = static_cast<int>(call.chunks()), V = call.vector;
+    for (int chunk = 0; chunk < chunks; ++chunk) call.check_search(chunk);
+    const Plan p = plan(call.m, chunks, 1, Device{any(kProcessors), 8, 0, false, chance(0.5)});
+    for (int blocks : {p.blocks, 1, std::max(chunks, 1), int(between(1, std::max(chunks, 1)))}) {
+      const bool real = blocks == p.blocks;  // the kernels' many threads take long
+      const int few = static_cast<int>(between(1, 40));
+      situation = shape + ", " + to_string(blocks) + " blocks, " + (real ? "all" : to_string(few)) + " threads";
+      Coverage coverage(call);
+      const auto pass = [&](int threads, int U, auto pieces, auto loop) {
+        for (int k = 0; k < blocks * threads; ++k) {
+          const int block = k / threads;
+          const int64_t first = share(chunks, blocks, block), last = share(chunks, blocks, block + 1);
+          pieces(call.table, first, last, call.width, [&](const Piece& piece) {
+            loop(piece, V, U, threads, k % threads, [&](int64_t column, int count) {
+              coverage.visit(piece.entry, block, column, count, count == V);
+            });
+          });
+        }
+        coverage.end_pass();
+      };
+      pass(real ? gram_threads(any(kSmall)) : few, any({1, 2}), kForward, kGram);
+      pass(real ? tile_threads(any(kTiled)) / 32 * kLanes : few * kLanes, any({1, 2, 4}), kForward, kTiles);
+      pass(real ? combine_threads : few, any({1, 2}), kBackward, kCombine);
+    }
+    situation = shape + ", kept";
+    const int m = std::min(call.m, kSmallRows), most = most_kept(small_rows(m)), enough = (chunks + most - 1) / most;
+    const Plan kept = plan(m, chunks, 1, Device{int(between(enough, chunks)), 8, 0, true, chance(0.5)});
+    check(kept.one_launch || chunks == 0, "not kept, though it can be");
+    check_kept(call, kept);
+  }
+}
+
+void check_large(Call& call) {
+  check_words(call);
+  call.fill(chance(0.5));
+  const std::string shape = situation;
+  const int64_t chunks = call.chunks(), V = call.vector;
+  for (int64_t end : call.ends)  // the last chunk of a segment, the first of the next one, and any
+    for (int64_t chunk : {end - 1, end % chunks, between(0, chunks - 1)}) call.check_search(chunk);
+  for (int blocks : {1, 2, 7, 132, 148, 1000}) {
+    situation = shape + ", " + to_string(blocks) + " blocks";
+    int64_t segment = 0, column = 0;
+    for (int block = 0; block < blocks; ++block) {
+      const int64_t first = share(chunks, blocks, block), last = share(chunks, blocks, block + 1);
+      check(last - first >= chunks / blocks && last - first <= chunks / blocks + 1, "share()");
+      Words forward, backward;
+      for_pieces(call.table, first, last, call.width, [&](const Piece& piece) {
+        const int64_t length = call.lengths[segment], vectors = piece.vectors_end(V), columns = piece.columns_begin(V);
+        check(call.segment_of(piece.entry) == segment && piece.first == column, "where a piece begins");
+        check(piece.last > column && piece.last <= length, "where a piece ends");
+        check(piece.first % V == 0 && piece.whole == call.aligned[segment], "whether a piece has whole vectors");
+        check(piece.whole ? vectors * V == columns && columns <= piece.last && piece.last - columns < V
+                          : vectors == piece.first / V && columns == piece.first,
+              "where the whole vectors of a piece end");
+        forward.insert(forward.end(), {segment, piece.first, piece.last});
+        column = piece.last == length ? 0 : piece.last;
+        segment += piece.last == length;
+      });
+      for_pieces_reversed(call.table, first, last, call.width, [&](const Piece& piece) {
+        backward.insert(backward.begin(), {call.segment_of(piece.entry), piece.first, piece.last});
+      });
+      check(forward == backward, "pieces from the last to the first");
+      check((last - (segment > 0 ? call.ends[segment - 1] : 0)) * call.width == column, "the columns of a share");
+    }
+    check(segment == call.segments(), "the end of all shares");
+  }
+}
+
+void check_sizes() {
+  const int64_t lengths[] = {(int64_t{1} << 31) + 5, (int64_t{1} << 33) + 1, int64_t{1} << 40};
+  for (int size : {2, 4, 8})
+    for (bool on_16 : {false, true})
+      for (int k = 0; k < 4; ++k) {
+        Call call(scaled(64), size);
+        call.add(lengths[k % 3], on_16);
+        for (int more = k < 3 ? 0 : scaled(150); more > 0; --more)
+          call.add(chance(0.5) ? scaled(3000) : lengths[between(0, 2)], on_16 || chance(0.5));
+        check_large(call);
+      }
+}
+
+void check_plan(int m, int64_t chunks, int64_t problems, const Device& device, bool allowed) {
+  const Plan p = plan(m, chunks, problems, device, allowed), q = plan(m, chunks, problems, device, allowed);
+  check(p.blocks >= 1 && p.blocks <= std::max<int64_t>(1, chunks), "blocks");
+  check(!p.tiles || (device.float64 && m > 6 && !p.one_launch), "tensor cores");
+  const std::vector<int>& compiled = p.tiles ? kTiled : kSmall;
+  check(std::count(compiled.begin(), compiled.end(), p.rows) == 1, "rows that no kernel is compiled for");
+  // fastconfig/backends/cuda.py refuses more gradients where float64 is slow
+  check(p.rows >= m || (!device.float64 && m > kSmallRows), "fewer rows than gradients");
+  const int64_t packed = m * (m + 1) / 2, here = std::min(problems, kProblems), matrices = here * m * m;
+  check(p.partials == problems * p.blocks * packed && p.doubles >= p.partials, "partials");
+  // what launch_problems (csrc/cuda.cpp) takes: partials, Gram matrices, coefficients and scratch
+  check(p.doubles >= here * p.blocks * packed + (m > 8 ? matrices : 0) + (m > 16 ? here * m + matrices : 0),
+        "scratch memory");
+  check(p.one_launch == q.one_launch && p.kept == q.kept && p.rows == q.rows && p.tiles == q.tiles &&
+            p.blocks == q.blocks && p.partials == q.partials && p.doubles == q.doubles,
+        "another plan for the same call");
+  if (!p.one_launch) return;
+  check(allowed && device.cooperative && problems == 1 && m <= kSmallRows, "one launch where there may not be one");
+  check(p.blocks <= device.processors, "blocks that cannot run at once");
+  check(p.kept == 1 || p.kept == most_kept(p.rows), "vectors that no kernel is compiled for");
+  for (int block = 0; block < p.blocks; ++block)
+    check(share(chunks, p.blocks, block + 1) - share(chunks, p.blocks, block) <= p.kept, "more chunks than are kept");
+}
+
+void check_plans() {
+  for (int m = 1; m <= kMostRows; ++m)
+    for (int64_t chunks : {0ll, 1ll, 2ll, 3ll, 131ll, 132ll, 133ll, 1000ll, 1000000ll, 1ll << 40})
+      for (int64_t problems : {1, 2, 7, 1000, 65535, 1000000})
+        for (int processors : kProcessors) {
+          situation = "m = " + to_string(m) + ", " + to_string(chunks) + " chunks, " + to_string(problems) +
+                      " problems, " + to_string(processors) + " processors";
+          for (int k = 0; k < 8; ++k)
+            check_plan(m, chunks, problems, Device{processors, 8, 0, (k & 1) != 0, (k & 2) != 0}, (k & 4) != 0);
+        }
+}
+
+// A block has 65536 registers, a thread up to 255; a number in float64 takes two. least: threads with a task each.
+void check_threads(int threads, int numbers, int least) {
+  check(threads >= least && threads % 32 == 0 && threads <= 1024, "threads of a block");
+  check(threads * 2 * numbers <= 65536 && 2 * numbers < 255, "registers of what a thread holds");
+}
+
+void check_blocks() {
+  situation = "threads";
+  check_threads(combine_threads, 0, kSolvedRows * kSolvedRows);
+  for (int rows : kTiled) check_threads(tile_threads(rows), 2 * triangle(rows / 8), 8 * 8);
+  for (int rows : kSmall) {
+    check_threads(gram_threads(rows), triangle(rows), triangle(rows));
+    check_threads(kept_threads, std::max(triangle(rows), 2 * rows * most_kept(rows)), triangle(rows));
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 2) {
+    std::fprintf(stderr, "usage: %s SEED\n", arguments[0]);
+    return 2;
+  }
+  seed = std::strtoul(arguments[1], nullptr, 10);
+  generator.seed(seed);
+  check_packing();
+  check_coverage();
+  check_sizes();
+  check_plans();
+  check_blocks();
+  return 0;
+}
