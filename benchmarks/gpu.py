@@ -3,8 +3,8 @@
 Makes a virtual environment on top of the Python that runs this, which has torch, triton, numba, pybind11 and
 scikit-build-core; adds the wheels that lie in ``wheels/`` (pytest, rich, the peers: ``make gpu-wheels``
 fetches them elsewhere); builds the package with its CUDA extension; runs all tests, those of
-test_gpu_kernels.py and test_gpu.py on the device; a small run under compute-sanitizer where there is one; then
-``fastconfig bench`` with a cold L2 and CUDA graphs, and the host's time of an eager call.
+test_gpu_kernels.py and test_gpu.py on the device, and a small run under compute-sanitizer where there is one;
+then ``fastconfig bench`` with a cold L2 and CUDA graphs, and the host's time of an eager call.
 
     python benchmarks/gpu.py --json benchmarks/results/gpu.json [--steps build,test,sanitize,bench] [--quick]
 """
@@ -15,12 +15,15 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL_RUN = Path(__file__).with_name("gpu_host.py")
 STEPS = ("build", "test", "sanitize", "bench")
+NATIVE = {"CUDAARCHS": "native", **os.environ}  # built for the GPU that is here
 # what the device is judged by; small N shows the launches, large N the bandwidth
 MATRIX = ("--m", "2,3,8,32", "--n", "1e4,1e5,1e6,1e7,1e8", "--dtype", "float32,bfloat16")
 QUICK = ("--m", "3,8", "--n", "1e4,1e7", "--quick")
@@ -43,12 +46,16 @@ def main() -> int:
     if "build" in steps or not python.exists():
         build(arguments.venv, python)
     tests = test(python) if "test" in steps else None
+    sanitized = sanitize(python) if "sanitize" in steps else None
     numbers = bench(python, arguments.json, arguments.quick) if "bench" in steps else {}
-    numbers["tests"] = tests
+    if "bench" in steps:
+        numbers["host_us"] = host(python)
+    numbers["tests"], numbers["sanitizer"] = tests, sanitized
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {arguments.json}")
-    return int(tests is not None and tests["exit"] != 0)
+    failed = [tests is not None and tests["exit"] != 0, *(code != 0 for code in (sanitized or {}).values())]
+    return int(any(failed))
 
 
 def build(venv: Path, python: Path) -> None:
@@ -59,7 +66,7 @@ def build(venv: Path, python: Path) -> None:
     wheels = sorted((ROOT / "wheels").glob("*.whl"))
     if wheels:
         subprocess.run([*install, *wheels], check=True)
-    subprocess.run([*install, "--no-build-isolation", "-e", ROOT], check=True)
+    subprocess.run([*install, "--no-build-isolation", "-e", ROOT], check=True, env=NATIVE)
 
 
 def test(python: Path) -> dict[str, object]:
@@ -76,6 +83,28 @@ def test(python: Path) -> dict[str, object]:
     }
     last = "" if run.returncode == 0 else run.stdout[-4000:]
     return {"command": "pytest " + " ".join(order), "exit": run.returncode, **counts, "last": last}
+
+
+def sanitize(python: Path) -> dict[str, int]:
+    """Exit codes of compute-sanitizer's tools over a small run; none where there is no compute-sanitizer."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        print("no compute-sanitizer on the PATH")
+        return {}
+    codes = {}
+    for name in ("memcheck", "racecheck", "initcheck"):
+        command = [tool, "--tool", name, "--error-exitcode", "1", python, SMALL_RUN, "--once"]
+        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "FASTCONFIG_BACKEND": "cuda"}
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        print(f"compute-sanitizer {name}: exit {run.returncode}\n{run.stdout[-1500:]}")
+        codes[name] = run.returncode
+    return codes
+
+
+def host(python: Path) -> dict[str, dict[str, float]]:
+    """Microseconds of the host in an eager call, by backend and form."""
+    run = subprocess.run([python, SMALL_RUN], cwd=ROOT, capture_output=True, text=True)
+    return json.loads(run.stdout) if run.returncode == 0 else {}
 
 
 def bench(python: Path, target: Path, quick: bool) -> dict[str, object]:

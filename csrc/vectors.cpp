@@ -34,8 +34,8 @@ struct Common {
   dlpack::Device device{};
 };
 
-// Whether an object is a contiguous tensor of one of the types with memory of its own, on the CPU or a CUDA device, and
-// what it is like.
+// Whether an object is a tensor of one of the types with memory of its own, on the CPU or a CUDA device, and what it is
+// like.
 bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
   if (!holds(types, Py_TYPE(object))) return false;
   if (exchange->from_object(object, &tensor) != 0) {
@@ -43,11 +43,12 @@ bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
     return false;
   }
   if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCuda) return false;
-  if (kind_of(tensor.dtype) < 0 || !contiguous(tensor)) return false;
-  if (tensor.data == nullptr && numel(tensor) != 0) return false;
+  if (kind_of(tensor.dtype) < 0 || (tensor.data == nullptr && numel(tensor) != 0)) return false;
   const Reference negative(PyObject_CallMethodNoArgs(object, names().is_neg));
   return negative && negative.get() == Py_False;
 }
+
+int index_of(const dlpack::Device& device) { return device.type == dlpack::kCpu ? -1 : static_cast<int>(device.id); }
 
 // Tensors that share a shape: the m of one column. Those that are None are left out.
 struct Column {
@@ -62,7 +63,7 @@ bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, Co
     PyObject* object = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
     if (object == Py_None && !vectors) continue;
     dlpack::Tensor tensor{};
-    if (!view(object, types, tensor)) return false;
+    if (!view(object, types, tensor) || !contiguous(tensor)) return false;
     if (common.kind < 0) common = {kind_of(tensor.dtype), tensor.device};
     if (kind_of(tensor.dtype) != common.kind || tensor.device.type != common.device.type ||
         tensor.device.id != common.device.id)
@@ -90,13 +91,12 @@ PyObject* scan(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const Py_ssize_t m = PyList_GET_SIZE(rows);
   if (m == 0 || exchange == nullptr) Py_RETURN_NONE;
   Common common;
-  const auto device = [&] { return common.device.type == dlpack::kCpu ? -1 : static_cast<int>(common.device.id); };
   if (!is_row(PyList_GET_ITEM(rows, 0))) {
     Column column;
     const bool fits = read_column(rows, 0, true, types, common, column) && column.tensor.ndim == 1;
     if (PyErr_Occurred()) return nullptr;
     if (!fits) Py_RETURN_NONE;
-    return Py_BuildValue("iLOi", common.kind, static_cast<long long>(column.tensor.shape[0]), Py_None, device());
+    return Py_BuildValue("iLOi", common.kind, static_cast<long long>(column.tensor.shape[0]), Py_None, index_of(common.device));
   }
   const Py_ssize_t columns = Py_SIZE(PyList_GET_ITEM(rows, 0));
   for (Py_ssize_t i = 0; i < m; ++i)
@@ -117,7 +117,26 @@ PyObject* scan(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   if (PyErr_Occurred()) return nullptr;
   if (!fits || common.kind < 0) Py_RETURN_NONE;
-  return Py_BuildValue("iLOi", common.kind, static_cast<long long>(n), shapes.get(), device());
+  return Py_BuildValue("iLOi", common.kind, static_cast<long long>(n), shapes.get(), index_of(common.device));
+}
+
+// describe(tensor, types) -> (kind, B or -1, m, N, device as in scan) of a tensor (m, N) or (B, m, N), m > 0, of exactly
+// one of the types, whatever its strides. Otherwise None.
+PyObject* describe(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyTuple_Check(arguments[1])) {
+    PyErr_SetString(PyExc_TypeError, "describe takes a tensor and a tuple of types");
+    return nullptr;
+  }
+  dlpack::Tensor tensor{};
+  if (exchange == nullptr || !view(arguments[0], arguments[1], tensor)) {
+    if (PyErr_Occurred()) return nullptr;
+    Py_RETURN_NONE;
+  }
+  const int32_t d = tensor.ndim - 2;
+  if (d < 0 || d > 1 || tensor.shape[d] == 0) Py_RETURN_NONE;
+  return Py_BuildValue("iLLLi", kind_of(tensor.dtype), d == 0 ? -1LL : static_cast<long long>(tensor.shape[0]),
+                       static_cast<long long>(tensor.shape[d]), static_cast<long long>(tensor.shape[d + 1]),
+                       index_of(tensor.device));
 }
 
 // attach(capsule): torch.Tensor.__dlpack_c_exchange_api__; without it scan always answers None.
@@ -215,6 +234,7 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 PyMethodDef methods[] = {
     {"attach", &attach, METH_O, nullptr},
+    {"describe", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&describe)), METH_FASTCALL, nullptr},
     {"scan", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&scan)), METH_FASTCALL, nullptr},
     {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&run)), METH_FASTCALL, nullptr},
     {"run_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&run_plain)), METH_FASTCALL, nullptr},

@@ -13,7 +13,7 @@ extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t b
 
 namespace fastconfig {
 
-// Adds attach, scan, run and run_plain; -1 and a Python error if that fails.
+// Adds attach, describe, scan, run and run_plain; -1 and a Python error if that fails.
 int add_vectors(PyObject* module);
 
 }  // namespace fastconfig

@@ -13,11 +13,11 @@ from .numbers import DTYPES, dtype_names
 from .results import KEPT_FROM, new_result
 
 try:
-    from ._C import attach, scan
+    from ._C import attach, describe, scan
 
     attach(torch.Tensor.__dlpack_c_exchange_api__)
 except (ImportError, AttributeError):  # not built, or torch before 2.10: the checks below do the same, slower
-    scan = None  # type: ignore[assignment]
+    describe = scan = None  # type: ignore[assignment]
 
 
 _TYPES = (Tensor, torch.nn.Parameter)
@@ -86,8 +86,6 @@ class Gradients:
             self._from_tensor(grads, argument)
         else:
             self._from_sequence(grads, argument)
-        if not self.plain:
-            self.device_type = self.device.type
 
     def _from_sequence(self, grads: Any, argument: str | Sequence[str]) -> None:
         try:
@@ -101,11 +99,8 @@ class Gradients:
         found = scan(rows, _TYPES) if scan is not None else None
         if found is not None:
             kind, self.n, shapes, index = found
-            self.rows, self.plain, self.dtype = rows, True, DTYPES[kind]
-            if index < 0:
-                self.device, self.device_type = _CPU, "cpu"
-            else:
-                self.device, self.device_type = _cuda(index), "cuda"
+            self.rows, self.plain = rows, True
+            self._found(kind, index)
             if shapes is None:
                 self.form = "vectors"
             else:
@@ -118,8 +113,23 @@ class Gradients:
             self._from_vectors(rows, names)
         else:
             self._from_parameters(rows, names)
+        self.device_type = self.device.type
+
+    def _found(self, kind: int, index: int) -> None:
+        """What all tensors share, as the compiled checks count it."""
+        self.dtype = DTYPES[kind]
+        if index < 0:
+            self.device, self.device_type = _CPU, "cpu"
+        else:
+            self.device, self.device_type = _cuda(index), "cuda"
 
     def _from_tensor(self, grads: Tensor, argument: str | Sequence[str]) -> None:
+        found = describe(grads, _TYPES) if describe is not None else None
+        if found is not None:
+            kind, batch, self.m, self.n, index = found
+            self.form, self.rows, self.batch = "tensor", grads, None if batch < 0 else batch
+            self._found(kind, index)
+            return
         shape = grads.shape
         if len(shape) not in (2, 3):
             raise ValueError(f"{argument}: got shape {tuple(shape)}, want (m, N) or (B, m, N)")
@@ -130,6 +140,7 @@ class Gradients:
         self.batch = shape[0] if len(shape) == 3 else None
         self.m, self.n = shape[-2:]
         self.dtype, self.device = grads.dtype, grads.device
+        self.device_type = self.device.type
 
     def _from_vectors(self, grads: list[Any], names: Sequence[str]) -> None:
         first = grads[0]

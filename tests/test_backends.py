@@ -64,7 +64,10 @@ def test_unknown_names() -> None:
         FASTCONFIG_BACKEND="cuda9",
     )
     assert run.returncode == 1
-    assert "FASTCONFIG_BACKEND: got 'cuda9', want one of 'auto', 'numba', 'cuda', 'triton', 'pytorch'" in run.stderr
+    assert (
+        "FASTCONFIG_BACKEND: got 'cuda9', want one of 'auto', 'numba', 'cuda', 'triton', 'pytorch'"
+        in run.stderr
+    )
 
 
 def test_environment_chooses() -> None:

@@ -109,8 +109,8 @@ void check_words(Call& call) {
     const bool many = call.words.size() > 480;
     check(packing.words() == call.words && packing.chunks() == call.chunks(), "words of the entries");
     check(packing.needs_memory() == many && table.more == (many ? call.memory.data() : nullptr), "words in memory");
-    check(table.chunks == call.chunks() && table.m == call.m && table.segments == call.segments(), "the table's sizes");
-    check(table.batch_step == packing.batch_step && table.out_step == packing.out_step, "the table's steps");
+    check(table.chunks == call.chunks() && table.m == call.m && table.segments == call.segments(), "sizes");
+    check(table.batch_step == packing.batch_step && table.out_step == packing.out_step, "steps from problem to problem");
     Words shifted(call.words);
     for (int i = 0; i <= call.m && first > 0; ++i)
       shifted[2 + i] += first * (i == 0 ? packing.out_step : packing.batch_step);
@@ -194,10 +194,8 @@ const auto kBackward = [](auto&&... a) { for_pieces_reversed(a...); };
 struct Coverage {
   const Call& call;
   Words starts;  // of the segments
-  int64_t elements = 0, visits = 0;
-  std::vector<int> owner;
-  std::vector<unsigned char> last;
-  int pass = 1;
+  int64_t elements = 0, visits = 0, pass = 1;
+  std::vector<int> owner, last;
 
   explicit Coverage(const Call& rows) : call(rows) {
     for (int64_t length : call.lengths) starts.push_back(elements), elements += length;
@@ -262,6 +260,7 @@ void check_coverage() {
           const int block = k / threads;
           const int64_t first = share(chunks, blocks, block), last = share(chunks, blocks, block + 1);
           pieces(call.table, first, last, call.width, [&](const Piece& piece) {
+            check(piece.first < piece.last, "an empty piece");
             loop(piece, V, U, threads, k % threads, [&](int64_t column, int count) {
               coverage.visit(piece.entry, block, column, count, count == V);
             });
