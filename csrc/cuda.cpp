@@ -255,11 +255,12 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     Input input;
     const bool words = PyTuple_Check(arguments[0]);
     if (!(words ? input.read_words(arguments[0]) : input.read(arguments[0], arguments[1]))) return nullptr;
-    const int64_t m = input.packing.m;
-    if (m < 1 || m > kMostRows)
-      throw std::invalid_argument("run: got " + std::to_string(m) + " gradients, want 1..64");
+    const Context context = context_of(v[1], v[2], input.kind);
+    const int64_t m = input.packing.m, most = context.device.float64 || v[0] == kCombine ? kMostRows : kSmallRows;
+    if (m < 1 || m > most)
+      throw std::invalid_argument("run: got " + std::to_string(m) + " gradients, want 1.." + std::to_string(most));
     const Call call{v[0], v[6], v[7], stage_of(v[5], rcond)};
-    return PyLong_FromLongLong(run_input(input.packing, call, context_of(v[1], v[2], input.kind), v[3], v[4]));
+    return PyLong_FromLongLong(run_input(input.packing, call, context, v[3], v[4]));
   });
 }
 

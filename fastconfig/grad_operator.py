@@ -349,23 +349,21 @@ class PCGradOperator(_GramOperator):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
-        if order is None and not self.shuffle:
-            return super().calculate_gradient(grads, losses)
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)
+        return _merge(rows, self.rule_for(rows, order))
+
+    def rule_for(self, grads: Gradients, order: Tensor | None = None) -> Rule:
+        """How coefficients of these gradients follow from G; in a new random order with ``shuffle``."""
+        if order is None and not self.shuffle:
+            return self._rule
         if order is None:
-            problems = () if rows.batch is None else (rows.batch,)
-            order = torch.rand(*problems, rows.m, rows.m, generator=self.generator).argsort(-1)
-        rule = make_rule(
-            "pcgrad",
-            rows.m,
-            float64_device(rows.device),
-            batch=rows.batch,
-            order=order,
-            reduction="mean" if self._rule.mean else "sum",
-        )
-        return _merge(rows, rule)
+            problems = () if grads.batch is None else (grads.batch,)
+            order = torch.rand(*problems, grads.m, grads.m, generator=self.generator).argsort(-1)
+        reduction = "mean" if self._rule.mean else "sum"
+        device = float64_device(grads.device)
+        return make_rule("pcgrad", grads.m, device, batch=grads.batch, order=order, reduction=reduction)
 
 
 class PPCGradOperator(_GramOperator):
@@ -383,6 +381,10 @@ class PPCGradOperator(_GramOperator):
     def __init__(self, *, reduction: str = "sum") -> None:
         super().__init__()
         self._rule = make_rule("ppcgrad", 1, _CPU, reduction=reduction)
+
+    def rule_for(self, grads: Gradients) -> Rule:
+        """How coefficients of these gradients follow from their Gram matrix."""
+        return self._rule
 
 
 class IMTLGOperator(_GramOperator):

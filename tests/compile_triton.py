@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,12 @@ RULE = dict.fromkeys(("weights_step", "method", "length", "track_id", "mean", "h
 Variant = tuple[Any, dict[str, str], dict[str, Any], int]
 
 
-def of_dtype(dtype: str, usable: bool) -> Iterator[Variant]:
-    """Kernels that read the gradients, where the device computes float64 at a usable rate or not."""
+def of_dtype(dtype: str, usable: bool, sizes: Iterable[int]) -> Iterator[Variant]:
+    """Kernels that read m gradients, where the device computes float64 at a usable rate or not."""
     seen: set[str] = set()
     for mode in MODES:
         whole = mode in WHOLE
-        for m in range(1, TritonBackend().most + 1):
+        for m in sizes:
             shape = shapes.shape(m, 1 << 20, 1, ITEMSIZE[dtype], whole, usable, 132)
             for variant in _of_shape(shape, m, mode, POINTERS[dtype], usable or dtype == "float64"):
                 key = repr((variant[0].__name__, variant[1:]))
@@ -147,6 +147,8 @@ if __name__ == "__main__":
     if sys.argv[2] == "shared":
         chosen = shared(usable)
     else:
-        chosen = of_dtype(sys.argv[2], usable)
+        every = range(1, TritonBackend().most + 1)
+        sizes = [int(m) for m in sys.argv[3].split(",")] if len(sys.argv) > 3 else every
+        chosen = of_dtype(sys.argv[2], usable, sizes)
     for each in chosen:
         print(json.dumps(compiled(each, arch)), flush=True)

@@ -1,0 +1,361 @@
+"""PCGrad and PPCGrad for TensorFlow: ``pack_grad``, ``project_conflicting`` and ``pc_backward``.
+
+    pcgrad = PPCGrad(reduction="mean")
+    with tf.GradientTape(persistent=True) as tape:
+        losses = [loss_1, loss_2]
+    grads = pcgrad.pc_backward(tape, losses, model.trainable_variables)
+    optimizer.apply_gradients(zip(grads, model.trainable_variables))
+
+The projections follow from the Gram matrix of the gradients alone (docs/design.md), so that the gradients are
+read twice, and nothing of their size is made for each task. All runs eagerly, in ``tf.function`` and in
+``tf.function(jit_compile=True)``. In a replica of a ``tf.distribute`` strategy the replica's own gradients
+are merged; the optimizer adds up the replicas' results, as it does with any gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+__all__ = ["PCGrad", "PPCGrad"]
+
+_REDUCTIONS = ("mean", "sum")
+_LONG = 1 << 17  # elements from which on the memory that is touched counts, not the number of operations
+_CHAIN = 32  # float32 products that are added up in float32
+
+
+class _Projection:
+    """What both have in common; a subclass says how coefficients follow from the Gram matrix."""
+
+    def __init__(self, reduction: str = "mean") -> None:
+        if reduction not in _REDUCTIONS:
+            raise ValueError(f"reduction: got {reduction!r}, want 'mean' or 'sum'")
+        self.reduction = reduction
+
+    def pack_grad(
+        self, tape: tf.GradientTape, losses: Sequence[tf.Tensor], variables: Sequence[tf.Variable]
+    ) -> tuple[list[tf.Tensor], list[tf.TensorShape], list[tf.Tensor]]:
+        """The gradient of every loss, flattened.
+
+        Args:
+            tape: a persistent tape that has watched the losses.
+            losses: m losses; one with several elements is summed, as ``tape.gradient`` does.
+            variables: of which the gradients are taken.
+
+        Returns:
+            m gradients (N,), zeros where a variable is unconnected to the loss, in the widest dtype of the
+            variables; the variables' shapes; m masks (N,) of the same dtype, 1 where there was a gradient.
+
+        Raises:
+            TypeError: if ``losses`` or ``variables`` is no sequence.
+            ValueError: if one is empty, the tape is not persistent though there are several losses, or no
+                variable is connected to any loss; naming the argument.
+        """
+        columns = _gradients(tape, losses, variables)
+        dtype = _widest(variables)
+        shapes = [variable.shape for variable in variables]
+        rows = []
+        masks = []
+        for i in range(len(losses)):
+            pieces = [column[i] for column in columns]
+            flat = [
+                tf.zeros([_size(variable)], dtype)
+                if piece is None
+                else tf.cast(tf.reshape(piece, [-1]), dtype)
+                for piece, variable in zip(pieces, variables, strict=True)
+            ]
+            mask = [
+                tf.fill([_size(variable)], tf.constant(0 if piece is None else 1, dtype))
+                for piece, variable in zip(pieces, variables, strict=True)
+            ]
+            rows.append(tf.concat(flat, 0))
+            masks.append(tf.concat(mask, 0))
+        return rows, shapes, masks
+
+    def project_conflicting(
+        self, grads: Sequence[tf.Tensor], has_grads: Sequence[tf.Tensor] | None = None, **given: Any
+    ) -> tf.Tensor:
+        """Merge flattened gradients.
+
+        Args:
+            grads: m vectors (N,) of one floating dtype.
+            has_grads: m masks (N,), 0 or 1: which elements a task has. Those that all have are averaged or
+                added up by ``reduction``, the others are added up. All ones by default.
+
+        Returns:
+            (N,) in the dtype of the gradients.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted.
+        """
+        grads = _vectors("grads", grads)
+        m = len(grads)
+        rows = _Rows(grads)
+        masks = None if has_grads is None else _vectors("has_grads", has_grads, like=grads)
+        c = self._coefficients(rows.gram(), m, **given)
+        if self.reduction == "sum" or m == 1:
+            return rows.combine(c)
+        if masks is None:
+            return rows.combine(c / m)
+        masks = [tf.cast(mask, tf.float32) if mask.dtype.is_bool else mask for mask in masks]
+        shared = tf.reduce_all(tf.stack([tf.reduce_min(mask) > 0 for mask in masks]))
+
+        def scaled() -> tf.Tensor:
+            update = rows.combine(c)
+            count = tf.add_n([tf.cast(mask != 0, update.dtype) for mask in masks])
+            return tf.where(count == m, update / m, update)
+
+        return tf.cond(shared, lambda: rows.combine(c / m), scaled)
+
+    def pc_backward(
+        self,
+        tape: tf.GradientTape,
+        losses: Sequence[tf.Tensor],
+        variables: Sequence[tf.Variable],
+        **given: Any,
+    ) -> list[tf.Tensor]:
+        """Take the losses' gradients and merge them.
+
+        Args:
+            tape, losses, variables: as for :meth:`pack_grad`.
+
+        Returns:
+            The merged gradient in the shapes and dtypes of the variables, zeros for a variable that no loss
+            is connected to; for ``optimizer.apply_gradients(zip(grads, variables))``.
+
+        Raises:
+            TypeError, ValueError: as :meth:`pack_grad`.
+        """
+        columns = _gradients(tape, losses, variables)
+        m = len(losses)
+        # variables of one dtype, in which the same tasks have gradients, are merged as one vector
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for p, (column, variable) in enumerate(zip(columns, variables, strict=True)):
+            tasks = tuple(i for i, piece in enumerate(column) if piece is not None)
+            if tasks:
+                groups.setdefault((variable.dtype, tasks), []).append(p)
+        parts: list[_Rows] = []
+        gram = tf.zeros((m, m), tf.float64)
+        for (_, tasks), places in groups.items():
+            flat = [[tf.reshape(columns[p][i], [-1]) for p in places] for i in tasks]
+            part = _Rows([pieces[0] if len(pieces) == 1 else tf.concat(pieces, 0) for pieces in flat])
+            spread = tf.one_hot(tasks, m, dtype=tf.float64)  # (tasks, m)
+            gram += tf.matmul(spread, tf.matmul(part.gram(), spread), transpose_a=True)
+            parts.append(part)
+        c = self._coefficients(gram, m, **given)
+        merged: list[tf.Tensor | None] = [None] * len(variables)
+        for ((_, tasks), places), part in zip(groups.items(), parts, strict=True):
+            scale = m if self.reduction == "mean" and len(tasks) == m else 1
+            vector = part.combine(tf.gather(c, tasks) / scale)
+            pieces = tf.split(vector, [_size(variables[p]) for p in places])
+            for p, piece in zip(places, pieces, strict=True):
+                merged[p] = tf.reshape(piece, variables[p].shape)
+        return [
+            tf.zeros(variable.shape, variable.dtype) if piece is None else piece
+            for piece, variable in zip(merged, variables, strict=True)
+        ]
+
+    def _coefficients(self, gram: tf.Tensor, m: int, **given: Any) -> tf.Tensor:
+        """(m,) float64 from the Gram matrix (m, m): of the sum of all projected gradients."""
+        raise NotImplementedError
+
+
+class PPCGrad(_Projection):
+    """PCGrad with all projections taken against the original gradients, so without an order.
+
+    g_i - sum over j with g_i . g_j < 0 of (g_i . g_j / |g_j|^2) g_j, merged over i. A zero gradient conflicts
+    with nothing; NaN or Inf in any gradient gives an all-NaN result.
+
+    Args:
+        reduction: "mean" or "sum" over the tasks, of elements that all of them have.
+
+    Raises:
+        ValueError: for another reduction.
+    """
+
+    def _coefficients(self, gram: tf.Tensor, m: int, **given: Any) -> tf.Tensor:
+        if given:
+            raise TypeError(f"{', '.join(given)}: PPCGrad takes no such argument")
+        return _checked(_parallel(gram), gram)
+
+
+class PCGrad(_Projection):
+    """PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
+
+    Each task's gradient in turn, over the others in random order, loses its component along every original
+    gradient that it, as projected so far, conflicts with. A zero gradient conflicts with nothing; NaN or Inf
+    in any gradient gives an all-NaN result.
+
+    ``project_conflicting`` and ``pc_backward`` also take ``order``, (m, m) integers: row i lists the tasks in
+    the order in which gradient i is projected against them (i itself is skipped); it overrides ``shuffle``.
+
+    The random order comes from a ``tf.random.Generator``, which is a variable: make the object outside of a
+    ``tf.function``, and within ``strategy.scope()`` if replicas are to use it.
+
+    Args:
+        reduction: "mean" or "sum" over the tasks, of elements that all of them have.
+        seed: of the random order; a random one by default.
+        shuffle: False takes the others in the order 0..m-1 instead.
+
+    Raises:
+        ValueError: for another reduction.
+    """
+
+    def __init__(self, reduction: str = "mean", *, seed: int | None = None, shuffle: bool = True) -> None:
+        super().__init__(reduction)
+        self.shuffle = shuffle
+        self._generator = None
+        if shuffle:
+            made = tf.random.Generator
+            self._generator = made.from_non_deterministic_state() if seed is None else made.from_seed(seed)
+
+    def _coefficients(self, gram: tf.Tensor, m: int, *, order: Any = None, **given: Any) -> tf.Tensor:
+        if given:
+            raise TypeError(f"{', '.join(given)}: PCGrad takes no such argument")
+        if m == 2:  # one order only
+            return _checked(_parallel(gram), gram)
+        if order is not None:
+            order = tf.cast(order, tf.int32)
+            if order.shape != (m, m):
+                raise ValueError(f"order: got shape {tuple(order.shape)}, want {(m, m)}")
+        return _checked(_in_turn(gram, self._others(m) if order is None else order), gram)
+
+    def _others(self, m: int) -> tf.Tensor:
+        """(m, m - 1): for every task the others, in a uniformly random order, or ascending."""
+        if self._generator is None:
+            return tf.constant([[j for j in range(m) if j != i] for i in range(m)], tf.int32)
+        keys = self._generator.uniform((m, m))
+        return tf.argsort(tf.where(tf.eye(m, dtype=tf.bool), 2.0, keys), axis=1)[:, : m - 1]
+
+
+def _parallel(gram: tf.Tensor) -> tf.Tensor:
+    """c_j = 1 - sum over i != j of min(G_ij, 0) / G_jj."""
+    norms = tf.linalg.diag_part(gram)
+    return 1 - tf.math.divide_no_nan(tf.reduce_sum(tf.minimum(gram, 0), 0), norms)
+
+
+def _in_turn(gram: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
+    """Algorithm 1 on coefficients: row i of a is task i's gradient in terms of the original ones."""
+    m = gram.shape[0]
+    a = tf.eye(m, dtype=gram.dtype)
+    products = tf.unstack(tf.gather(gram, order), axis=1)  # of the next gradients with all, (m, m) a step
+    norms = tf.unstack(tf.gather(tf.linalg.diag_part(gram), order), axis=1)
+    places = tf.unstack(tf.one_hot(order, m, dtype=gram.dtype), axis=1)
+    itself = tf.unstack(order == tf.range(m)[:, None], axis=1)
+    for product, norm, place, own in zip(products, norms, places, itself, strict=True):
+        along = tf.minimum(tf.reduce_sum(a * product, 1), 0)
+        along = tf.where(own, tf.zeros_like(along), tf.math.divide_no_nan(along, norm))
+        a -= along[:, None] * place
+    return tf.reduce_sum(a, 0)
+
+
+def _checked(c: tf.Tensor, gram: tf.Tensor) -> tf.Tensor:
+    """The coefficients, or all NaN where a gradient is broken: NaN times 0, added to each."""
+    return c + 0 * tf.reduce_sum(tf.linalg.diag_part(gram))
+
+
+class _Rows:
+    """m vectors of one length and dtype, laid out once for both reads: stacked, but for two long ones."""
+
+    def __init__(self, vectors: Sequence[tf.Tensor]) -> None:
+        self.vectors = vectors
+        self.dtype = vectors[0].dtype
+        self.work = tf.float64 if self.dtype == tf.float64 else tf.float32
+        n = vectors[0].shape[0]
+        long = n is not None and n > _LONG and self.work == tf.float32
+        self.stacked = None if long and len(vectors) <= 2 else tf.cast(tf.stack(vectors), self.work)
+
+    def gram(self) -> tf.Tensor:
+        """(m, m) float64 products."""
+        if self.stacked is not None:
+            return _square(tf.cast(self.stacked, tf.float64))
+        gram = tf.stack([tf.stack([_chained(a, b) for b in self.vectors]) for a in self.vectors])
+        norms = tf.linalg.diag_part(gram)
+        # where float32 holds the products; elsewhere a copy in float64, of twice the gradients' size, does
+        held = tf.reduce_all((norms > 1e-30 * self.vectors[0].shape[0]) & tf.math.is_finite(norms))
+        return tf.cond(held, lambda: gram, lambda: _square(tf.cast(tf.stack(self.vectors), tf.float64)))
+
+    def combine(self, c: tf.Tensor) -> tf.Tensor:
+        """(N,) sum_i c_i g_i in the dtype of the vectors, added up in float32 at least."""
+
+        def added(work: tf.DType) -> tf.Tensor:
+            factors = tf.cast(c, work)
+            if self.stacked is not None:
+                update = tf.linalg.matvec(tf.cast(self.stacked, work), factors, transpose_a=True)
+            else:
+                each = zip(tf.unstack(factors), self.vectors, strict=True)
+                update = tf.add_n([factor * tf.cast(vector, work) for factor, vector in each])
+            return tf.cast(update, self.dtype)
+
+        if self.work == tf.float64:
+            return added(tf.float64)
+        # a coefficient is the ratio of two norms, and may be beyond float32
+        held = tf.reduce_all(tf.abs(c) < 1e30)
+        return tf.cond(held, lambda: added(tf.float32), lambda: added(tf.float64))
+
+
+def _chained(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """a . b: float32 products, _CHAIN of them added up in float32, and these sums in float64."""
+    whole = a.shape[0] // _CHAIN * _CHAIN
+    products = tf.cast(a, tf.float32) * tf.cast(b, tf.float32)
+    chains = tf.reduce_sum(tf.reshape(products[:whole], (_CHAIN, -1)), 0)
+    rest = tf.reduce_sum(tf.cast(products[whole:], tf.float64))
+    return tf.reduce_sum(tf.cast(chains, tf.float64)) + rest
+
+
+def _square(rows: tf.Tensor) -> tf.Tensor:
+    return tf.matmul(rows, rows, transpose_b=True)
+
+
+def _gradients(
+    tape: tf.GradientTape, losses: Sequence[tf.Tensor], variables: Sequence[tf.Variable]
+) -> list[list[tf.Tensor | None]]:
+    """The m gradients of every variable, dense; None where it is unconnected."""
+    for name, given in (("losses", losses), ("variables", variables)):
+        if tf.is_tensor(given) or not isinstance(given, Sequence):
+            raise TypeError(f"{name}: got a {type(given).__name__}, want a list")
+        if not given:
+            raise ValueError(f"{name}: got an empty list, want at least one")
+    if len(losses) > 1 and not getattr(tape, "_persistent", True):
+        raise ValueError(
+            f"tape: got one that is not persistent for {len(losses)} losses, "
+            "want tf.GradientTape(persistent=True)"
+        )
+    taken = [tape.gradient(loss, variables) for loss in losses]
+    if all(piece is None for row in taken for piece in row):
+        raise ValueError("losses: got no gradient of any variable, want at least one that is connected")
+    dense = [[None if piece is None else tf.convert_to_tensor(piece) for piece in row] for row in taken]
+    return [list(column) for column in zip(*dense, strict=True)]
+
+
+def _vectors(name: str, given: Any, like: Sequence[tf.Tensor] | None = None) -> list[tf.Tensor]:
+    """m vectors of one length, checked; a tensor (m, N) counts as m of them."""
+    if not tf.is_tensor(given) and not isinstance(given, Sequence):
+        raise TypeError(f"{name}: got a {type(given).__name__}, want a list of vectors")
+    vectors = tf.unstack(given) if tf.is_tensor(given) else [tf.convert_to_tensor(v) for v in given]
+    if not vectors:
+        raise ValueError(f"{name}: got an empty list, want at least one vector")
+    if like is not None and len(vectors) != len(like):
+        raise ValueError(f"{name}: got {len(vectors)}, want {len(like)}: one a gradient")
+    first = vectors[0] if like is None else like[0]
+    for i, vector in enumerate(vectors):
+        if vector.shape.rank != 1 or not vector.shape.is_compatible_with(first.shape):
+            wanted = "a vector (N,)" if vector is first else f"{tuple(first.shape)}"
+            raise ValueError(f"{name}[{i}]: got shape {tuple(vector.shape)}, want {wanted}")
+        if like is None and (vector.dtype != first.dtype or not vector.dtype.is_floating):
+            raise TypeError(f"{name}[{i}]: got dtype {vector.dtype.name}, want one floating dtype for all")
+    return vectors
+
+
+def _widest(variables: Sequence[tf.Variable]) -> tf.DType:
+    """The dtype that holds all of them."""
+    dtypes = {variable.dtype for variable in variables}
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    return tf.float64 if tf.float64 in dtypes else tf.float32
+
+
+def _size(variable: tf.Variable) -> int:
+    return int(variable.shape.num_elements())

@@ -1,0 +1,206 @@
+"""PCGrad and PPCGrad for PyTorch against the float64 oracle, and around an optimizer."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from inputs import rounding_bound
+from torch import Tensor
+
+from fastconfig import reference
+from fastconfig.pcgrad import PCGrad, PPCGrad
+
+LIMIT = 2e-6  # of the relative error in float32
+
+
+def conflicting(m: int, n: int) -> Tensor:
+    """(m, n) float32 of which most pairs conflict, of mixed lengths."""
+    rows = torch.randn(m, n) + 0.3 * torch.randn(n)
+    return (rows - 0.9 * rows.mean(0)) * torch.logspace(-2, 2, m)[torch.randperm(m), None]
+
+
+def exact(rows: Tensor, masks: Tensor | None, reduction: str, order: Tensor | None) -> Tensor:
+    """The merged gradient in float64: PCGrad's in an order, else PPCGrad's."""
+    total = reference.ppcgrad(rows) if order is None else reference.pcgrad(rows, order=order)
+    shared = torch.ones(rows.shape[1]) if masks is None else masks.prod(0)
+    return torch.where((shared > 0) & (reduction == "mean"), total / len(rows), total)
+
+
+def error(update: Tensor, wanted: Tensor) -> float:
+    assert torch.isfinite(update).all()
+    return float((update.double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 16])
+def test_project_conflicting(m: int, reduction: str, backend: str) -> None:
+    n = 2003
+    masks = torch.ones(m, n)
+    for i in range(m):
+        masks[i, 100 * i : 100 * i + 50] = 0
+    order = torch.rand(m, m).argsort(-1)
+    pcgrad, ppcgrad = PCGrad(reduction=reduction), PPCGrad(reduction)
+    for given in (None, masks, torch.ones(m, n)):
+        rows = conflicting(m, n) if given is None else conflicting(m, n) * given
+        has = None if given is None else list(given)
+        before = rows.clone()
+        wanted = exact(rows, given, reduction, order)
+        assert error(pcgrad.project_conflicting(list(rows), has, order=order), wanted) <= LIMIT
+        assert error(pcgrad.project_conflicting(rows, has, order=order), wanted) <= LIMIT
+        wanted = exact(rows, given, reduction, None)
+        assert error(ppcgrad.project_conflicting(list(rows), has), wanted) <= LIMIT
+        assert torch.equal(rows, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes(dtype: torch.dtype, backend: str) -> None:
+    rows = conflicting(3, 500).to(dtype)
+    update = PPCGrad("sum").project_conflicting(list(rows))
+    assert update.dtype == dtype
+    wanted = exact(rows.double(), None, "sum", None)
+    assert error(update, wanted) <= max(1e-12, rounding_bound(rows, wanted))
+
+
+class Tasks:
+    """m losses on a shared parameter, one parameter each, and one that none uses."""
+
+    def __init__(self, m: int, half: bool = False) -> None:
+        self.shared = torch.randn(7, 3, requires_grad=True)
+        own = torch.float16 if half else torch.float32
+        self.own = [torch.randn(4).to(own).requires_grad_() for _ in range(m)]
+        self.unused = torch.ones(2, 2, requires_grad=True)
+        self.ways = [torch.randn(7, 3) for _ in range(m)]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.own[0], self.shared, self.unused, *self.own[1:]]
+
+    def losses(self) -> list[Tensor]:
+        return [
+            self.shared * way + (own.float() ** 2).sum() * self.shared
+            for way, own in zip(self.ways, self.own, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_pc_backward(m: int, reduction: str, half: bool, backend: str) -> None:
+    tasks = Tasks(m, half)
+    order = torch.rand(m, m).argsort(-1)
+    for method, given in ((PCGrad(reduction=reduction), {"order": order}), (PPCGrad(reduction), {})):
+        merged = method.pc_backward(tasks.losses(), tasks.parameters, **given)
+        assert merged is not None
+        packed, shapes, masks = method.pack_grad(tasks.losses(), tasks.parameters)
+        assert shapes == [p.shape for p in tasks.parameters] == [piece.shape for piece in merged]
+        assert [piece.dtype for piece in merged] == [p.dtype for p in tasks.parameters]
+        wanted = exact(torch.stack(packed), torch.stack(masks), reduction, order if given else None)
+        flat = torch.cat([piece.reshape(-1).float() for piece in merged])
+        assert error(flat, wanted) <= (2**-10 if half else LIMIT)
+        assert not merged[2].any()
+        if not half:
+            again = method.project_conflicting(packed, masks, **given)
+            assert error(again, wanted) <= LIMIT
+
+
+def test_pack_grad() -> None:
+    tasks = Tasks(2)
+    grads, _, has = PPCGrad().pack_grad(tasks.losses(), tasks.parameters)
+    assert [vector.shape for vector in (*grads, *has)] == [(33,)] * 4
+    assert has[0].tolist() == [1.0] * 25 + [0.0] * 8
+    assert has[1].tolist() == [0.0] * 4 + [1.0] * 21 + [0.0] * 4 + [1.0] * 4
+    (direct,) = torch.autograd.grad(tasks.losses()[0].sum(), tasks.shared)
+    assert torch.equal(grads[0][4:25], direct.reshape(-1))
+
+
+def test_the_graph_is_kept_on_demand() -> None:
+    tasks = Tasks(2)
+    losses = tasks.losses()
+    first = PPCGrad().pc_backward(losses, tasks.parameters, retain_graph=True)
+    second = PPCGrad().pc_backward(losses, tasks.parameters)
+    assert first is not None
+    assert second is not None
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        PPCGrad().pc_backward(losses, tasks.parameters)
+
+
+@pytest.mark.parametrize("method", [PCGrad, PPCGrad])
+def test_around_an_optimizer(method: Any) -> None:
+    tasks = Tasks(3)
+    plain = torch.optim.SGD(tasks.parameters, lr=0.1)
+    optimizer = method(plain, reduction="sum")
+    assert optimizer.optimizer is plain
+    torch.manual_seed(5)
+    wanted = method(reduction="sum").pc_backward(tasks.losses(), tasks.parameters)
+    before = [p.detach().clone() for p in tasks.parameters]
+    optimizer.zero_grad()
+    torch.manual_seed(5)  # the order
+    assert optimizer.pc_backward(tasks.losses()) is None
+    optimizer.step()
+    for p, old, grad in zip(tasks.parameters, before, wanted, strict=True):
+        assert torch.equal(p.grad, grad)
+        torch.testing.assert_close(p.detach(), old - 0.1 * grad)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in tasks.parameters)
+
+
+def test_orders() -> None:
+    rows = conflicting(6, 50)
+    shuffled = PCGrad(generator=torch.Generator().manual_seed(3))
+    updates = [shuffled.project_conflicting(rows) for _ in range(5)]
+    assert not all(torch.equal(updates[0], update) for update in updates[1:])
+    again = PCGrad(generator=torch.Generator().manual_seed(3))
+    assert torch.equal(again.project_conflicting(rows), updates[0])
+    fixed = PCGrad("sum", shuffle=False).project_conflicting(rows)
+    assert error(fixed, reference.pcgrad(rows)) <= LIMIT
+
+
+@pytest.mark.parametrize("method", [PCGrad, PPCGrad])
+def test_errors(method: Any) -> None:
+    tasks = Tasks(2)
+    with pytest.raises(ValueError, match="reduction: got 'median', want 'mean' or 'sum'"):
+        method("median")
+    with pytest.raises(TypeError, match=r"optimizer: got a int, want a torch\.optim\.Optimizer"):
+        method(3)
+    with pytest.raises(TypeError, match=r"optimizer: got none, want PP?CGrad\(optimizer\)"):
+        method().pc_backward(tasks.losses())
+    with pytest.raises(ValueError, match="losses: got an empty list"):
+        method().pc_backward([], tasks.parameters)
+    with pytest.raises(TypeError, match="losses: got a Tensor, want a list"):
+        method().pc_backward(tasks.losses()[0], tasks.parameters)
+    with pytest.raises(TypeError, match=r"losses\[1\]: got a float"):
+        method().pc_backward([tasks.losses()[0], 1.0], tasks.parameters)
+    with pytest.raises(ValueError, match="parameters: got an empty list"):
+        method().pack_grad(tasks.losses(), [])
+    with pytest.raises(ValueError, match="no gradient of any parameter"):
+        method().pc_backward(tasks.losses(), [tasks.unused])
+    with pytest.raises(ValueError, match="no gradient of any parameter"):
+        method().pc_backward([torch.tensor(1.0)], tasks.parameters)
+    rows = list(conflicting(2, 5))
+    with pytest.raises(ValueError, match="has_grads: got 1, want 2"):
+        method().project_conflicting(rows, rows[:1])
+    with pytest.raises(ValueError, match=r"has_grads\[1\]: got shape \(4,\), want \(5,\)"):
+        method().project_conflicting(rows, [rows[0], rows[0][:4]])
+    with pytest.raises(ValueError, match=r"grads: got no gradient"):
+        method().project_conflicting([])
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "ppcgrad"])
+@pytest.mark.parametrize("example", ["torch_pcgrad.py", "keras_ppcgrad.py"])
+def test_examples(example: str, method: str) -> None:
+    if example.startswith("keras"):
+        pytest.importorskip("tensorflow")
+    script = Path(__file__).parents[1] / "examples" / example
+    command = [sys.executable, str(script), "--method", method, "--steps", "120"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    lines = re.findall(r"loss (\S+) -> (\S+)", run.stdout)
+    assert len(lines) == 2
+    assert all(float(after) < float(before) / 2 for before, after in lines)
