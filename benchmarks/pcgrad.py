@@ -99,9 +99,7 @@ def tensorflow_calls(rows: torch.Tensor) -> dict[str, Call]:
 
     def ended(function: Any) -> Call:
         def call() -> Any:
-            result = function(grads, masks)
-            result[0].numpy()
-            return result
+            return torch.from_numpy(function(grads, masks).numpy())  # without a copy
 
         return call
 
@@ -122,7 +120,7 @@ def errors(calls: dict[str, Call], rows: torch.Tensor) -> dict[str, float]:
     found = {}
     exact = reference.ppcgrad(rows, reduction="mean")
     for name in ("PCGrad", "PPCGrad") if len(rows) == 2 else ("PPCGrad",):
-        update = torch.from_numpy(calls[name]().numpy()).double()
+        update = calls[name]().double()
         found[name] = float((update - exact).norm() / exact.norm())
     return found
 
@@ -148,19 +146,20 @@ def measure(framework: str, m: int, n: int) -> dict[str, Any]:
         "n": n,
         "seconds": {name: statistics.median(found) for name, found in times.items()},
         "error": error,
-        "extra_vectors": extra(framework, m, n),
+        # TensorFlow keeps what it has freed: resident memory does not tell what a call takes
+        "extra_vectors": extra(m, n) if framework == "torch" else {},
     }
 
 
-def extra(framework: str, m: int, n: int) -> dict[str, float | None]:
-    """Extra memory of a call in vectors, from a process whose allocations are seen."""
-    command = [sys.executable, __file__, "--memory", framework, "--m", str(m), "--n", str(n)]
+def extra(m: int, n: int) -> dict[str, float | None]:
+    """Extra memory of PyTorch's calls in vectors, from a process whose allocations are seen."""
+    command = [sys.executable, __file__, "--memory", "--m", str(m), "--n", str(n)]
     run = subprocess.run(command, env={**os.environ, **MALLOC}, capture_output=True, text=True)
     return json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else {}
 
 
-def print_extra(framework: str, m: int, n: int) -> None:
-    calls = FRAMEWORKS[framework](gradients(m, n))
+def print_extra(m: int, n: int) -> None:
+    calls = torch_calls(gradients(m, n))
     found: dict[str, float | None] = {}
     for name, call in calls.items():
         call()
@@ -180,7 +179,9 @@ def report(results: list[dict[str, Any]], console: Console) -> None:
             cells = [str(result["m"]), f"{result['n']:,}", f"{1e3 * base:.3g} ms"]
             for name in ("PCGrad", "PPCGrad"):
                 cells += [f"{1e3 * seconds[name]:.3g} ms", f"{base / seconds[name]:.1f}" if good else "WRONG"]
-            table.add_row(*cells, f"{more.get('PCGrad', '?')} N", f"{more.get('baseline', '?')} N")
+            table.add_row(
+                *cells, *(f"{more[name]} N" if name in more else "–" for name in ("PCGrad", "baseline"))
+            )
         console.print(table)
 
 
@@ -205,10 +206,10 @@ def markdown(results: list[dict[str, Any]]) -> str:
 
 def write_table(results: list[dict[str, Any]], target: Path) -> None:
     """Put the table between the marks of a document."""
-    begin, end = "<!-- pcgrad:begin -->\n", "\n<!-- pcgrad:end -->"
+    begin, end = "<!-- pcgrad:begin -->\n", "<!-- pcgrad:end -->"
     before, _, rest = target.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
-    target.write_text(before + begin + markdown(results) + end + after, encoding="utf-8")
+    target.write_text(before + begin + markdown(results) + "\n" + end + after, encoding="utf-8")
 
 
 def main() -> None:
@@ -220,14 +221,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--read", type=Path, help="results of an earlier run, instead of a new one")
     parser.add_argument("--markdown", type=Path, help="document to put the table in")
-    parser.add_argument("--memory", choices=FRAMEWORKS, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     ms = [int(m) for m in arguments.m.split(",")]
     ns = [int(float(n)) for n in arguments.n.split(",")]
     if arguments.memory:
-        print_extra(arguments.memory, ms[0], ns[0])
+        print_extra(ms[0], ns[0])
         return
     results = []
     if arguments.read:
