@@ -271,10 +271,14 @@ class _Rows:
         """(m, m) float64 products."""
         if self.stacked is not None:
             return _square(tf.cast(self.stacked, tf.float64))
-        gram = tf.stack([tf.stack([_chained(a, b) for b in self.vectors]) for a in self.vectors])
+        first, last = self.vectors[0], self.vectors[-1]
+        gram = _chained(first, first)[None, None]
+        if len(self.vectors) == 2:
+            product = _chained(first, last)
+            gram = tf.stack([[gram[0, 0], product], [product, _chained(last, last)]])
         norms = tf.linalg.diag_part(gram)
         # where float32 holds the products; elsewhere a copy in float64, of twice the gradients' size, does
-        held = tf.reduce_all((norms > 1e-30 * self.vectors[0].shape[0]) & tf.math.is_finite(norms))
+        held = tf.reduce_all((norms > 1e-30 * first.shape[0]) & tf.math.is_finite(norms))
         return tf.cond(held, lambda: gram, lambda: _square(tf.cast(tf.stack(self.vectors), tf.float64)))
 
     def combine(self, c: tf.Tensor) -> tf.Tensor:
@@ -351,7 +355,7 @@ def _vectors(name: str, given: Any, like: Sequence[tf.Tensor] | None = None) -> 
 
 def _widest(variables: Sequence[tf.Variable]) -> tf.DType:
     """The dtype that holds all of them."""
-    dtypes = {variable.dtype for variable in variables}
+    dtypes = {tf.as_dtype(variable.dtype) for variable in variables}  # Keras's are strings
     if len(dtypes) == 1:
         return next(iter(dtypes))
     return tf.float64 if tf.float64 in dtypes else tf.float32

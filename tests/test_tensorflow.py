@@ -208,6 +208,22 @@ def test_vector_losses_embeddings_and_mixed_dtypes() -> None:
     assert error(tf.cast(merged[1], tf.float32), wanted[30:]) <= 2**-10
 
 
+def test_variables_of_keras() -> None:
+    network = tf.keras.Sequential([tf.keras.Input((3,)), tf.keras.layers.Dense(4), tf.keras.layers.Dense(2)])
+    half = tf.keras.layers.Dense(1, dtype="float16")
+    with tf.GradientTape(persistent=True) as tape:
+        outputs = network(tf.random.normal((8, 3)))
+        extra = tf.cast(tf.reduce_mean(half(outputs)), tf.float32)
+        losses = [tf.reduce_mean(outputs[:, 0] ** 2), extra - tf.reduce_mean(outputs[:, 0])]
+    variables = [*network.trainable_variables, *half.trainable_variables]
+    packed, shapes, masks = PPCGrad().pack_grad(tape, losses, variables)
+    assert [tuple(shape) for shape in shapes] == [tuple(variable.shape) for variable in variables]
+    wanted = exact(packed_rows(packed), packed_rows(masks), "mean", None)
+    merged = PPCGrad().pc_backward(tape, losses, variables)
+    flat = tf.concat([tf.cast(tf.reshape(piece, [-1]), tf.float32) for piece in merged], 0)
+    assert error(flat, wanted) <= 2**-10
+
+
 def test_in_a_replica() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
