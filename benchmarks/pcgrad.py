@@ -168,40 +168,32 @@ def print_extra(m: int, n: int) -> None:
     print(json.dumps(found))
 
 
+HEADS = ("", "m", "N", "algorithm 1", "PCGrad", "×", "PPCGrad", "×", "extra memory", "that of algorithm 1")
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    seconds, base, more = result["seconds"], result["seconds"]["baseline"], result["extra_vectors"]
+    good = max(result["error"].values()) <= LIMIT
+    found = [result["framework"], str(result["m"]), f"{result['n']:,}", f"{1e3 * base:.3g} ms"]
+    for name in ("PCGrad", "PPCGrad"):
+        found += [f"{1e3 * seconds[name]:.3g} ms", f"{base / seconds[name]:.1f}" if good else "wrong"]
+    return found + [
+        f"{more[name]:.1f} N" if more.get(name) is not None else "–" for name in ("PCGrad", "baseline")
+    ]
+
+
 def report(results: list[dict[str, Any]], console: Console) -> None:
-    for framework in dict.fromkeys(result["framework"] for result in results):
-        table = Table(title=f"project_conflicting, float32, {framework}")
-        for title in ("m", "N", "baseline", "PCGrad", "×", "PPCGrad", "×", "extra PCGrad", "extra baseline"):
-            table.add_column(title, justify="right")
-        for result in (r for r in results if r["framework"] == framework):
-            seconds, good = result["seconds"], max(result["error"].values()) <= LIMIT
-            base, more = seconds["baseline"], result["extra_vectors"]
-            cells = [str(result["m"]), f"{result['n']:,}", f"{1e3 * base:.3g} ms"]
-            for name in ("PCGrad", "PPCGrad"):
-                cells += [f"{1e3 * seconds[name]:.3g} ms", f"{base / seconds[name]:.1f}" if good else "WRONG"]
-            table.add_row(
-                *cells, *(f"{more[name]} N" if name in more else "–" for name in ("PCGrad", "baseline"))
-            )
-        console.print(table)
+    table = Table(*HEADS, title="project_conflicting, float32")
+    for result in results:
+        table.add_row(*cells(result))
+    console.print(table)
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """The same table for a document."""
-    lines = [
-        "| | m | N | algorithm 1 | PCGrad | × | PPCGrad | × | extra memory | that of algorithm 1 |",
-        "| --- " * 10 + "|",
-    ]
-    for result in results:
-        seconds, base, more = result["seconds"], result["seconds"]["baseline"], result["extra_vectors"]
-        good = max(result["error"].values()) <= LIMIT
-        cells = [result["framework"], str(result["m"]), f"{result['n']:,}", f"{1e3 * base:.3g} ms"]
-        for name in ("PCGrad", "PPCGrad"):
-            cells += [f"{1e3 * seconds[name]:.3g} ms", f"{base / seconds[name]:.1f}" if good else "wrong"]
-        cells += [
-            f"{more[name]:.1f} N" if more.get(name) is not None else "–" for name in ("PCGrad", "baseline")
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines = [list(HEADS), ["---"] * len(HEADS), *(cells(result) for result in results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_table(results: list[dict[str, Any]], target: Path) -> None:

@@ -60,7 +60,7 @@ struct Input {
       dlpack::Tensor tensor{};
       int64_t length = 0;
       for (int64_t i = 0; i < m; ++i) {
-        PyObject* object = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
+        PyObject* object = element(rows, i, p, vectors);
         addresses[i] = 0;
         if (object == Py_None) continue;
         if (!view(object, tensor)) return false;
@@ -227,12 +227,6 @@ PyObject* guarded(F f) {
   return nullptr;
 }
 
-bool as_ints(PyObject* const* arguments, int64_t* values, int count) {
-  for (int k = 0; k < count; ++k)
-    if (!as_int(arguments[k], values[k])) return false;
-  return true;
-}
-
 Context context_of(int64_t index, int64_t stream, int kind) {
   check(cudaSetDevice(static_cast<int>(index)), "cudaSetDevice");
   const Device& device = device_of(static_cast<int>(index));
@@ -324,10 +318,6 @@ PyObject* options(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 PyObject* attach(PyObject*, PyObject* capsule) {
   if (!keep_exchange(capsule)) return nullptr;
   Py_RETURN_NONE;
-}
-
-PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
 PyMethodDef methods[] = {{"attach", &attach, METH_O, nullptr},

@@ -78,6 +78,18 @@ void with_type(int kind, F f) {
   }
 }
 
+// f(Number<rows>) for rows that kernels of few gradients are compiled for: small_rows in plan.hpp.
+template <class F>
+void with_small_rows(int rows, F f) {
+  switch (rows) {
+    case 2: return f(Number<2>{});
+    case 3: return f(Number<3>{});
+    case 4: return f(Number<4>{});
+    case 6: return f(Number<6>{});
+    default: return f(Number<8>{});
+  }
+}
+
 // Partial Gram matrices, a packed upper triangle a block, problem by problem.
 void launch_gram(const Context&, const Plan&, const Table&, int64_t problems, double* partials);
 void launch_gram_tiles(const Context&, const Plan&, const Table&, int64_t problems, double* partials);

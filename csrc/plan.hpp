@@ -36,7 +36,17 @@ struct Plan {
   int64_t doubles;    // those and, where launches of their own compute them, Gram matrices, coefficients and scratch
 };
 
+// A packed upper triangle of an m x m matrix: its size, the place of (i, j), i <= j, and what stands in a place.
 FASTCONFIG_HD constexpr int triangle(int m) { return m * (m + 1) / 2; }
+FASTCONFIG_HD constexpr int packed(int i, int j, int m) { return i * m - i * (i - 1) / 2 + j - i; }
+
+struct Unpacked {
+  int i = 0, j;
+  FASTCONFIG_HD Unpacked(int place, int m) : j(place) {
+    for (; j >= m - i; ++i) j -= m - i;
+    j += i;
+  }
+};
 
 // Gradients that a kernel is compiled for.
 FASTCONFIG_HD constexpr int small_rows(int m) { return m <= 2 ? 2 : m <= 4 ? m : m <= 6 ? 6 : 8; }

@@ -36,6 +36,15 @@ struct Table {
 
 FASTCONFIG_HD int entry_words(int m) { return 3 + m; }
 
+FASTCONFIG_HD const int64_t* entry_of(const int64_t* entries, int m, int segment) {
+  return entries + static_cast<int64_t>(segment) * entry_words(m);
+}
+
+// Chunks of all segments before one.
+FASTCONFIG_HD int64_t chunks_before(const int64_t* entries, int m, int segment) {
+  return segment > 0 ? entry_of(entries, m, segment - 1)[0] : 0;
+}
+
 FASTCONFIG_HD int64_t chunks_of(int64_t length, int width) { return (length + width - 1) / width; }
 
 // First chunk of a block's share; the next block's first is its end.
@@ -46,7 +55,7 @@ FASTCONFIG_HD int find_segment(const int64_t* entries, int m, int segments, int6
   int low = 0, high = segments - 1;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (chunk < entries[static_cast<int64_t>(middle) * entry_words(m)])
+    if (chunk < entry_of(entries, m, middle)[0])
       high = middle;
     else
       low = middle + 1;
@@ -62,8 +71,8 @@ struct Piece {
 
   // The part of a segment that chunks first_chunk..last_chunk - 1 cover; width is columns of a chunk.
   FASTCONFIG_HD Piece(const int64_t* entries, int m, int segment, int64_t first_chunk, int64_t last_chunk, int width)
-      : entry(entries + static_cast<int64_t>(segment) * entry_words(m)) {
-    const int64_t before = segment > 0 ? entry[-entry_words(m)] : 0;
+      : entry(entry_of(entries, m, segment)) {
+    const int64_t before = chunks_before(entries, m, segment);
     const int64_t length = entry[1] >> 1;
     first = (first_chunk - before) * width;
     last = (last_chunk - before) * width;
@@ -83,7 +92,7 @@ FASTCONFIG_HD void for_pieces(const Table& table, int64_t first, int64_t last, i
   const int64_t* entries = table.entries();
   int segment = table.segments == 1 ? 0 : find_segment(entries, table.m, table.segments, first);
   for (; first < last; ++segment) {
-    const int64_t end = entries[static_cast<int64_t>(segment) * entry_words(table.m)];
+    const int64_t end = entry_of(entries, table.m, segment)[0];
     const int64_t stop = end < last ? end : last;
     visit(Piece(entries, table.m, segment, first, stop, width));
     first = stop;
@@ -97,7 +106,7 @@ FASTCONFIG_HD void for_pieces_reversed(const Table& table, int64_t first, int64_
   const int64_t* entries = table.entries();
   int segment = table.segments == 1 ? 0 : find_segment(entries, table.m, table.segments, last - 1);
   for (; first < last; --segment) {
-    const int64_t before = segment > 0 ? entries[static_cast<int64_t>(segment - 1) * entry_words(table.m)] : 0;
+    const int64_t before = chunks_before(entries, table.m, segment);
     const int64_t start = before > first ? before : first;
     visit(Piece(entries, table.m, segment, start, last, width));
     last = start;
@@ -118,8 +127,8 @@ struct Slot {
     const int64_t* entries = table.entries();
     const bool exists = chunk < last;
     const int segment = table.segments == 1 || !exists ? 0 : find_segment(entries, table.m, table.segments, chunk);
-    entry = entries + static_cast<int64_t>(segment) * entry_words(table.m);
-    const int64_t before = segment > 0 ? entry[-entry_words(table.m)] : 0;
+    entry = entry_of(entries, table.m, segment);
+    const int64_t before = chunks_before(entries, table.m, segment);
     length = exists ? entry[1] >> 1 : 0;
     column = exists ? ((chunk - before) * kChunkVectors + place % kChunkVectors) * vector : 0;
     whole = (entry[1] & 1) != 0;

@@ -64,9 +64,26 @@ inline PyObject* item(PyObject* row, Py_ssize_t i) {  // of a list or tuple; bor
   return PyList_Check(row) ? PyList_GET_ITEM(row, i) : PyTuple_GET_ITEM(row, i);
 }
 
+// Tensor i of column p: rows are lists or tuples, or, where ``vectors``, the tensors themselves; borrowed.
+inline PyObject* element(PyObject* rows, Py_ssize_t i, Py_ssize_t p, bool vectors) {
+  PyObject* row = PyList_GET_ITEM(rows, i);
+  return vectors ? row : item(row, p);
+}
+
 inline bool as_int(PyObject* object, int64_t& value) {
   value = PyLong_AsLongLong(object);
   return !(value == -1 && PyErr_Occurred());
+}
+
+inline bool as_ints(PyObject* const* arguments, int64_t* values, int count) {
+  for (int k = 0; k < count; ++k)
+    if (!as_int(arguments[k], values[k])) return false;
+  return true;
+}
+
+// A function as a method table of METH_FASTCALL wants it.
+inline PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
 inline int64_t integer(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)); }

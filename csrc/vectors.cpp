@@ -60,7 +60,7 @@ struct Column {
 // in shape, or from what they all share.
 bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, Common& common, Column& column) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); ++i) {
-    PyObject* object = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
+    PyObject* object = element(rows, i, p, vectors);
     if (object == Py_None && !vectors) continue;
     dlpack::Tensor tensor{};
     if (!view(object, types, tensor) || !contiguous(tensor)) return false;
@@ -158,8 +158,7 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     PyErr_SetString(PyExc_TypeError, "run takes 14 integers and rcond");
     return nullptr;
   }
-  for (int k = 0; k <= kIntegers; ++k)
-    if (!as_int(arguments[k], v[k])) return nullptr;
+  if (!as_ints(arguments, v, kIntegers + 1)) return nullptr;
   const double rcond = PyFloat_AsDouble(arguments[kIntegers + 1]);
   if (rcond == -1 && PyErr_Occurred()) return nullptr;
   const auto function = reinterpret_cast<Run>(v[0]);
@@ -177,7 +176,7 @@ bool append_entry(std::vector<int64_t>& table, PyObject* rows, Py_ssize_t p, boo
   table.resize(entry + 2 + 2 * m, 0);
   dlpack::Tensor tensor{};
   for (Py_ssize_t i = 0; i < m; ++i) {
-    PyObject* object = vectors ? PyList_GET_ITEM(rows, i) : item(PyList_GET_ITEM(rows, i), p);
+    PyObject* object = element(rows, i, p, vectors);
     table[entry + 2 + m + i] = 1;
     if (object == Py_None) continue;
     if (exchange->from_object(object, &tensor) != 0) return false;
@@ -204,8 +203,7 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   PyObject *rows = arguments[2], *out = arguments[3];
   int64_t function, steps, v[8];
   if (!as_int(arguments[0], function) || !as_int(arguments[1], steps)) return nullptr;
-  for (int k = 0; k < 8; ++k)
-    if (!as_int(arguments[4 + k], v[k])) return nullptr;
+  if (!as_ints(arguments + 4, v, 8)) return nullptr;
   const double rcond = PyFloat_AsDouble(arguments[12]);
   if (rcond == -1 && PyErr_Occurred()) return nullptr;
 
@@ -234,10 +232,10 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 PyMethodDef methods[] = {
     {"attach", &attach, METH_O, nullptr},
-    {"describe", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&describe)), METH_FASTCALL, nullptr},
-    {"scan", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&scan)), METH_FASTCALL, nullptr},
-    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&run)), METH_FASTCALL, nullptr},
-    {"run_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&run_plain)), METH_FASTCALL, nullptr},
+    {"describe", fast(&describe), METH_FASTCALL, nullptr},
+    {"scan", fast(&scan), METH_FASTCALL, nullptr},
+    {"run", fast(&run), METH_FASTCALL, nullptr},
+    {"run_plain", fast(&run_plain), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

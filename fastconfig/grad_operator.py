@@ -121,12 +121,12 @@ def _config_update(
     if losses is not None:
         _check_losses(losses, grads.m)
     if weight_model is _EQUAL and length_model is _PROJECTION and rcond is None:
-        return _merge(grads, _PLAIN)
+        return merge(grads, _PLAIN)
     length = length_rule(length_model)
     if grads.batch is not None and (length is None or not is_equal(weight_model)):
         return _one_by_one(grads, weight_model, length_model, losses, rcond)
     weights = direction_weights(weight_model, grads, losses)
-    update = _merge(grads, _config_rule(grads, weights, *(length or ("none", 0)), rcond))
+    update = merge(grads, _config_rule(grads, weights, *(length or ("none", 0)), rcond))
     if length is not None:
         return update
     target = update if isinstance(update, Tensor) else _joined(update)
@@ -151,7 +151,8 @@ def _unweighted_rule(m: int, length: str, track_id: int, rcond: float | None) ->
     return make_rule("config", m, _CPU, length=length, track_id=track_id, rcond=rcond)
 
 
-def _merge(grads: Gradients, rule: Rule) -> Update:
+def merge(grads: Gradients, rule: Rule) -> Update:
+    """The update of gradients that are checked already."""
     update = grads.new_update()
     choose(grads).update(grads, rule, update)
     return update
@@ -280,6 +281,10 @@ class _GramOperator(GradientOperator):
 
     _rule: Rule
 
+    def rule_for(self, grads: Gradients) -> Rule:
+        """How coefficients of these gradients follow from their Gram matrix."""
+        return self._rule
+
     def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
         """Merge the gradients.
 
@@ -297,7 +302,7 @@ class _GramOperator(GradientOperator):
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)
-        return _merge(rows, self._rule)
+        return merge(rows, self.rule_for(rows))
 
 
 class PCGradOperator(_GramOperator):
@@ -352,15 +357,14 @@ class PCGradOperator(_GramOperator):
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)
-        return _merge(rows, self.rule_for(rows, order))
+        return merge(rows, self.rule_for(rows, order))
 
     def rule_for(self, grads: Gradients, order: Tensor | None = None) -> Rule:
         """How coefficients of these gradients follow from G; in a new random order with ``shuffle``."""
         if order is None and not self.shuffle:
             return self._rule
         if order is None:
-            problems = () if grads.batch is None else (grads.batch,)
-            order = torch.rand(*problems, grads.m, grads.m, generator=self.generator).argsort(-1)
+            order = torch.rand(*grads.batch_shape, grads.m, grads.m, generator=self.generator).argsort(-1)
         reduction = "mean" if self._rule.mean else "sum"
         device = float64_device(grads.device)
         return make_rule("pcgrad", grads.m, device, batch=grads.batch, order=order, reduction=reduction)
@@ -381,10 +385,6 @@ class PPCGradOperator(_GramOperator):
     def __init__(self, *, reduction: str = "sum") -> None:
         super().__init__()
         self._rule = make_rule("ppcgrad", 1, _CPU, reduction=reduction)
-
-    def rule_for(self, grads: Gradients) -> Rule:
-        """How coefficients of these gradients follow from their Gram matrix."""
-        return self._rule
 
 
 class IMTLGOperator(_GramOperator):

@@ -226,14 +226,23 @@ class Gradients:
             if shape is not None:
                 yield [row[p] for row in self.rows]
 
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """(B,), or () where there is no batch dimension."""
+        return () if self.batch is None else (self.batch,)
+
+    @property
+    def problems(self) -> int:
+        """B, or 1 where there is no batch dimension."""
+        return 1 if self.batch is None else self.batch
+
     def new_update(self) -> Update:
         """An uninitialised result in the form, dtype and device of the gradients."""
         on_cpu = self.device_type == "cpu"
         if self.form != "parameters":
             if on_cpu and self.plain and self.n < _SMALL:
                 return torch.empty(self.n, dtype=self.dtype)
-            shape = (self.n,) if self.batch is None else (self.batch, self.n)
-            return _new(shape, self.dtype, self.device)
+            return _new((*self.batch_shape, self.n), self.dtype, self.device)
         if self.plain:
             dtype = self.dtype
             if on_cpu:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .backends import choose
-from .grad_operator import PCGradOperator, PPCGradOperator
+from .grad_operator import PCGradOperator, PPCGradOperator, merge
 from .gradients import Gradients
 from .methods import REDUCTIONS
 from .ops import gram_of
@@ -124,12 +124,12 @@ class _Projection:
             for i, mask in enumerate(has_grads):
                 if mask.shape != (n,):
                     raise ValueError(f"has_grads[{i}]: got shape {tuple(mask.shape)}, want {(n,)}")
-        if has_grads is None or self.reduction == "sum" or _all_there(has_grads):
-            update = self._operators[self.reduction].calculate_gradient(rows.rows, **given)
-            assert isinstance(update, Tensor)
-            return update
-        update = self._operators["sum"].calculate_gradient(rows.rows, **given)
+        whole = has_grads is None or self.reduction == "sum" or _all_there(has_grads)
+        operator = self._operators[self.reduction if whole else "sum"]
+        update = merge(rows, operator.rule_for(rows, **given))
         assert isinstance(update, Tensor)
+        if has_grads is None or whole:
+            return update
         shared = has_grads[0].to(update.dtype, copy=True)
         for mask in has_grads[1:]:
             shared.mul_(mask)
@@ -201,9 +201,10 @@ class _Projection:
         """The update of every group, in the order of its parameters."""
         parts = [Gradients([[row[p] for p in places] for row in rows]) for places in groups.values()]
         means = [mean for _, _, mean in groups]
-        if len(parts) == 1:
-            return [self._operators["mean" if means[0] else "sum"].calculate_gradient(parts[0].rows, **given)]
         first = parts[0]
+        if len(parts) == 1:
+            operator = self._operators["mean" if means[0] else "sum"]
+            return [merge(first, operator.rule_for(first, **given))]
         gram = gram_of(first)
         for part in parts[1:]:
             gram = gram + gram_of(part).to(gram.device)

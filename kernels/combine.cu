@@ -129,14 +129,7 @@ void launch_finish_of(const Context& context, const Plan& plan, const Table& tab
     launch(context, finish<T, M>, plan.blocks, problems, combine_threads, Mode::following, table, partials,
            programs, first, stage);
   };
-  if (table.m > kSmallRows) return run(Number<kSolvedRows>{});
-  switch (small_rows(table.m)) {
-    case 2: return run(Number<2>{});
-    case 3: return run(Number<3>{});
-    case 4: return run(Number<4>{});
-    case 6: return run(Number<6>{});
-    default: return run(Number<8>{});
-  }
+  table.m > kSmallRows ? run(Number<kSolvedRows>{}) : with_small_rows(small_rows(table.m), run);
 }
 
 }  // namespace

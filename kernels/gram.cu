@@ -46,27 +46,17 @@ __global__ void __launch_bounds__(gram_threads(M), 1)
   put_block_sum<M, kThreads>(products, table.m, partials + (problem * gridDim.x + blockIdx.x) * triangle(table.m));
 }
 
-template <class T>
-void launch_rows(const Context& context, const Plan& plan, const Table& table, int64_t problems, double* partials) {
-  const auto run = [&](auto rows) {
-    constexpr int M = decltype(rows)::value;
-    launch(context, gram_small<T, M>, plan.blocks, problems, gram_threads(M), Mode::ordinary, table, partials);
-  };
-  switch (plan.rows) {
-    case 2: return run(Number<2>{});
-    case 3: return run(Number<3>{});
-    case 4: return run(Number<4>{});
-    case 6: return run(Number<6>{});
-    default: return run(Number<8>{});
-  }
-}
-
 }  // namespace
 
 void launch_gram(const Context& context, const Plan& plan, const Table& table, int64_t problems, double* partials) {
   if (plan.tiles) return launch_gram_tiles(context, plan, table, problems, partials);
-  with_type(context.kind,
-            [&](auto type) { launch_rows<typename decltype(type)::type>(context, plan, table, problems, partials); });
+  with_type(context.kind, [&](auto type) {
+    using T = typename decltype(type)::type;
+    with_small_rows(plan.rows, [&](auto rows) {
+      constexpr int M = decltype(rows)::value;
+      launch(context, gram_small<T, M>, plan.blocks, problems, gram_threads(M), Mode::ordinary, table, partials);
+    });
+  });
 }
 
 }  // namespace fastconfig

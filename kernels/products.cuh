@@ -96,9 +96,6 @@ __device__ __forceinline__ double warp_sum(double x) {
   return x;
 }
 
-// Place of (i, j), i <= j, in the packed upper triangle of an m x m matrix.
-__device__ __forceinline__ int packed(int i, int j, int m) { return i * m - i * (i - 1) / 2 + j - i; }
-
 // The sums of a block's threads, packed for m gradients, to `out`; in a fixed order.
 template <int M, int THREADS>
 __device__ __forceinline__ void put_block_sum(const Products<M>& products, int m, double* out) {
@@ -114,9 +111,8 @@ __device__ __forceinline__ void put_block_sum(const Products<M>& products, int m
     double s = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) s += sums[w][threadIdx.x];
-    int i = 0, j = static_cast<int>(threadIdx.x);
-    for (; j >= M - i; ++i) j -= M - i;
-    if (i + j < m) out[packed(i, i + j, m)] = s;
+    const Unpacked at(threadIdx.x, M);
+    if (at.j < m) out[packed(at.i, at.j, m)] = s;
   }
 }
 

@@ -29,10 +29,9 @@ __global__ void __launch_bounds__(kSumThreads) sum(const double* partials, int p
   s = 0;
 #pragma unroll
   for (int w = 0; w < kSumWarps; ++w) s += sums[w][lane];
-  int i = 0, j = k;
-  for (; j >= m - i; ++i) j -= m - i;
+  const Unpacked at(k, m);
   double* target = gram + static_cast<int64_t>(blockIdx.y) * m * m;
-  target[i * m + i + j] = target[(i + j) * m + i] = s;
+  target[at.i * m + at.j] = target[at.j * m + at.i] = s;
 }
 
 // One warp a problem; what is used throughout in shared memory, the rest, m * m numbers a problem, in `scratch`.

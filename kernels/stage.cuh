@@ -41,10 +41,10 @@ __device__ __forceinline__ void solve(StageMemory<M>& memory, int m, const Stage
 // memory.gram from the packed partial Gram matrices of one problem, added up in the same order by every block.
 template <int M, int THREADS>
 __device__ __forceinline__ void sum_partials(const double* partials, int programs, int m, StageMemory<M>& memory) {
-  constexpr int kTriangle = M * (M + 1) / 2;
+  constexpr int kTriangle = triangle(M);
   constexpr int kSide = THREADS / kTriangle < kStripes ? THREADS / kTriangle : kStripes;
   __shared__ double sums[kSide][kTriangle];
-  const int entries = m * (m + 1) / 2, k = threadIdx.x % kTriangle, stripe = threadIdx.x / kTriangle;
+  const int entries = triangle(m), k = threadIdx.x % kTriangle, stripe = threadIdx.x / kTriangle;
   if (stripe < kSide && k < entries) {
     double s = 0;
 #pragma unroll 8
@@ -56,9 +56,8 @@ __device__ __forceinline__ void sum_partials(const double* partials, int program
     double s = 0;
 #pragma unroll
     for (int side = 0; side < kSide; ++side) s += sums[side][threadIdx.x];
-    int i = 0, j = static_cast<int>(threadIdx.x);
-    for (; j >= m - i; ++i) j -= m - i;
-    memory.gram[i * m + i + j] = memory.gram[(i + j) * m + i] = s;
+    const Unpacked at(threadIdx.x, m);
+    memory.gram[at.i * m + at.j] = memory.gram[at.j * m + at.i] = s;
   }
   __syncthreads();
 }

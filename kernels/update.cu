@@ -88,13 +88,7 @@ void launch_rows(const Context& context, const Plan& plan, const Table& table, d
   const auto run_kept = [&](auto rows) {
     return plan.kept == 1 ? run(rows, Number<1>{}) : run(rows, Number<most_kept(decltype(rows)::value)>{});
   };
-  switch (plan.rows) {
-    case 2: return run_kept(Number<2>{});
-    case 3: return run_kept(Number<3>{});
-    case 4: return run_kept(Number<4>{});
-    case 6: return run_kept(Number<6>{});
-    default: return run_kept(Number<8>{});
-  }
+  with_small_rows(plan.rows, run_kept);
 }
 
 }  // namespace

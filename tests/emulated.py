@@ -7,13 +7,15 @@ import functools
 import hashlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+
+import pytest
+from processes import compiler
 
 NAME = "fastconfig._cuda"
 HERE = Path(__file__).parent
@@ -22,22 +24,20 @@ INCLUDED = (HERE / "emulator", ROOT / "csrc", ROOT / "kernels")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas")
 
 
-def compiler() -> str | None:
-    """The C++ compiler, or None."""
-    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-
-
 @functools.cache
 def module(float64: bool) -> ModuleType:
-    """``fastconfig._cuda`` on the CPU; built once for the state that the sources are in.
+    """``fastconfig._cuda`` on the CPU, built once for a state of the sources; without a compiler, a skip.
 
     Args:
         float64: whether the device is one that computes float64 at a usable rate.
     """
+    command = compiler()
+    if command is None:
+        pytest.skip("no C++ compiler: CXX is not set, and there is no c++, g++ or clang++")
     sources = [*sorted((ROOT / "kernels").glob("*.cu")), ROOT / "csrc/cuda.cpp"]
-    headers = [path for folder in INCLUDED for path in sorted(folder.iterdir()) if path.is_file()]
+    included = [path for folder in INCLUDED for path in sorted(folder.iterdir())]
     state = hashlib.sha256(repr((FLAGS, sysconfig.get_platform(), sysconfig.get_python_version())).encode())
-    for path in [*sources, *headers]:
+    for path in included:
         if path.suffix in (".cu", ".cuh", ".hpp", ".h", ".cpp"):
             state.update(path.read_bytes())
     folder = ROOT / "build" / "emulated"
@@ -46,7 +46,7 @@ def module(float64: bool) -> ModuleType:
     with open(target.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of test processes side by side one builds
         if not target.exists():
-            _build(sources, float64, target)
+            _build(command, sources, float64, target)
     before = sys.modules.get(NAME)
     spec = importlib.util.spec_from_file_location(NAME, target)
     assert spec is not None
@@ -59,20 +59,20 @@ def module(float64: bool) -> ModuleType:
     return made
 
 
-def _build(sources: list[Path], float64: bool, target: Path) -> None:
+def _build(command: list[str], sources: list[Path], float64: bool, target: Path) -> None:
     include = [f"-I{path}" for path in (*INCLUDED, sysconfig.get_path("include"))]
     define = f"-DFASTCONFIG_EMULATED_FLOAT64={int(float64)}"
 
     def compile_one(source: Path) -> str:
         made = str(target.with_suffix(f".{source.stem}.o"))
-        run = [compiler(), *FLAGS, *include, define, "-include", "cuda_runtime.h", "-x", "c++"]
+        run = [*command, *FLAGS, *include, define, "-include", "cuda_runtime.h", "-x", "c++"]
         subprocess.run([*run, "-c", str(source), "-o", made], check=True)
         return made
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, sources))
     unfinished = target.with_suffix(".part")
-    subprocess.run([compiler(), "-shared", "-pthread", *objects, "-o", unfinished], check=True)
+    subprocess.run([*command, "-shared", "-pthread", *objects, "-o", unfinished], check=True)
     unfinished.rename(target)
     for made in objects:
         os.unlink(made)

@@ -84,6 +84,19 @@ def low_rank(m: int, n: int, rank: int) -> Tensor:
     return torch.randn(m, rank, dtype=torch.float64) @ orthonormal(rank, n)
 
 
+def conflicting(m: int, n: int) -> Tensor:
+    """(m, n) float32 of which most pairs conflict, of mixed lengths."""
+    rows = torch.randn(m, n) + 0.3 * torch.randn(n)
+    return (rows - 0.9 * rows.mean(0)) * torch.logspace(-2, 2, m)[torch.randperm(m), None]
+
+
+def projected(rows: Tensor, masks: Tensor | None, reduction: str, order: Tensor | None) -> Tensor:
+    """The merged gradient in float64: PCGrad's in an order, else PPCGrad's; masks say what a task has."""
+    total = reference.ppcgrad(rows) if order is None else reference.pcgrad(rows, order=order)
+    shared = torch.ones(rows.shape[1]) if masks is None else masks.prod(0)
+    return torch.where((shared > 0) & (reduction == "mean"), total / len(rows), total)
+
+
 def scaled(rows: Tensor, decades: float) -> Tensor:
     """The rows with norms spread over 10^-decades .. 10^decades."""
     exponents = torch.linspace(-decades, decades, len(rows), dtype=rows.dtype)

@@ -54,8 +54,6 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 def emulate(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
     """Have the CUDA backend serve the CPU."""
-    if emulated.compiler() is None:
-        pytest.skip("no C++ compiler")
     monkeypatch.setitem(sys.modules, "fastconfig._cuda", emulated.module(float64))
     backends._loaded.pop("cuda", None)
 

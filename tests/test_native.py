@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
+import processes
 import pytest
 
 HERE = Path(__file__).parent
@@ -38,17 +37,17 @@ def compile_and_run(compiler: list[str], source: Path, folder: Path, *flags: str
 @pytest.fixture(scope="module")
 def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The C++ compiler, if a program that it makes with the sanitizers runs here."""
-    given = os.environ.get("CXX") or next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if given is None:
+    found = processes.compiler()
+    if found is None:
         pytest.skip("no C++ compiler: CXX is not set, and there is no c++, g++ or clang++")
     folder = tmp_path_factory.mktemp("sanitizers")
     trivial = folder / "trivial.cpp"
     trivial.write_text("int main() { return 0; }\n")
     try:
-        compile_and_run(shlex.split(given), trivial, folder, seed=0)
+        compile_and_run(found, trivial, folder, seed=0)
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"address and undefined sanitizers do not work here: {error}")
-    return shlex.split(given)
+    return found
 
 
 @pytest.mark.parametrize("source", PROGRAMS, ids=lambda source: source.stem)

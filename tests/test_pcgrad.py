@@ -10,31 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import rounding_bound
+from inputs import conflicting, projected, relative_error, rounding_bound
 from torch import Tensor
 
 from fastconfig import reference
 from fastconfig.pcgrad import PCGrad, PPCGrad
 
 LIMIT = 2e-6  # of the relative error in float32
-
-
-def conflicting(m: int, n: int) -> Tensor:
-    """(m, n) float32 of which most pairs conflict, of mixed lengths."""
-    rows = torch.randn(m, n) + 0.3 * torch.randn(n)
-    return (rows - 0.9 * rows.mean(0)) * torch.logspace(-2, 2, m)[torch.randperm(m), None]
-
-
-def exact(rows: Tensor, masks: Tensor | None, reduction: str, order: Tensor | None) -> Tensor:
-    """The merged gradient in float64: PCGrad's in an order, else PPCGrad's."""
-    total = reference.ppcgrad(rows) if order is None else reference.pcgrad(rows, order=order)
-    shared = torch.ones(rows.shape[1]) if masks is None else masks.prod(0)
-    return torch.where((shared > 0) & (reduction == "mean"), total / len(rows), total)
-
-
-def error(update: Tensor, wanted: Tensor) -> float:
-    assert torch.isfinite(update).all()
-    return float((update.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -50,11 +32,11 @@ def test_project_conflicting(m: int, reduction: str, backend: str) -> None:
         rows = conflicting(m, n) if given is None else conflicting(m, n) * given
         has = None if given is None else list(given)
         before = rows.clone()
-        wanted = exact(rows, given, reduction, order)
-        assert error(pcgrad.project_conflicting(list(rows), has, order=order), wanted) <= LIMIT
-        assert error(pcgrad.project_conflicting(rows, has, order=order), wanted) <= LIMIT
-        wanted = exact(rows, given, reduction, None)
-        assert error(ppcgrad.project_conflicting(list(rows), has), wanted) <= LIMIT
+        wanted = projected(rows, given, reduction, order)
+        assert relative_error(pcgrad.project_conflicting(list(rows), has, order=order), wanted) <= LIMIT
+        assert relative_error(pcgrad.project_conflicting(rows, has, order=order), wanted) <= LIMIT
+        wanted = projected(rows, given, reduction, None)
+        assert relative_error(ppcgrad.project_conflicting(list(rows), has), wanted) <= LIMIT
         assert torch.equal(rows, before)
 
 
@@ -63,8 +45,8 @@ def test_other_dtypes(dtype: torch.dtype, backend: str) -> None:
     rows = conflicting(3, 500).to(dtype)
     update = PPCGrad("sum").project_conflicting(list(rows))
     assert update.dtype == dtype
-    wanted = exact(rows.double(), None, "sum", None)
-    assert error(update, wanted) <= max(1e-12, rounding_bound(rows, wanted))
+    wanted = projected(rows.double(), None, "sum", None)
+    assert relative_error(update, wanted) <= max(1e-12, rounding_bound(rows, wanted))
 
 
 class Tasks:
@@ -100,13 +82,13 @@ def test_pc_backward(m: int, reduction: str, half: bool, backend: str) -> None:
         packed, shapes, masks = method.pack_grad(tasks.losses(), tasks.parameters)
         assert shapes == [p.shape for p in tasks.parameters] == [piece.shape for piece in merged]
         assert [piece.dtype for piece in merged] == [p.dtype for p in tasks.parameters]
-        wanted = exact(torch.stack(packed), torch.stack(masks), reduction, order if given else None)
+        wanted = projected(torch.stack(packed), torch.stack(masks), reduction, order if given else None)
         flat = torch.cat([piece.reshape(-1).float() for piece in merged])
-        assert error(flat, wanted) <= (2**-10 if half else LIMIT)
+        assert relative_error(flat, wanted) <= (2**-10 if half else LIMIT)
         assert not merged[2].any()
         if not half:
             again = method.project_conflicting(packed, masks, **given)
-            assert error(again, wanted) <= LIMIT
+            assert relative_error(again, wanted) <= LIMIT
 
 
 def test_pack_grad() -> None:
@@ -159,7 +141,7 @@ def test_orders() -> None:
     again = PCGrad(generator=torch.Generator().manual_seed(3))
     assert torch.equal(again.project_conflicting(rows), updates[0])
     fixed = PCGrad("sum", shuffle=False).project_conflicting(rows)
-    assert error(fixed, reference.pcgrad(rows)) <= LIMIT
+    assert relative_error(fixed, reference.pcgrad(rows)) <= LIMIT
 
 
 @pytest.mark.parametrize("method", [PCGrad, PPCGrad])

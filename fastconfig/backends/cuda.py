@@ -67,8 +67,7 @@ class CudaBackend:
         return None
 
     def gram(self, grads: Gradients) -> Tensor:
-        batch = () if grads.batch is None else (grads.batch,)
-        gram = torch.empty(*batch, grads.m, grads.m, dtype=torch.float64, device=grads.device)
+        gram = torch.empty(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64, device=grads.device)
         self._run(grads, None, _GRAM, gram=gram.data_ptr())
         return gram
 
@@ -125,10 +124,9 @@ class CudaBackend:
         if not isinstance(rows, Tensor):
             words = [word for entry in entries(grads, out) for word in entry]
             return array("q", words), grads.m, kind, 1, 0, 0
-        problems = 1 if grads.batch is None else grads.batch
         between = (0, 0) if grads.batch is None else (rows.stride(0), grads.n)
         steps = (elements * rows.element_size() for elements in between)
-        return array("q", tensor_entry(rows, out)), grads.m, kind, problems, *steps
+        return array("q", tensor_entry(rows, out)), grads.m, kind, grads.problems, *steps
 
     def _device(self, index: int) -> bool | str:
         found = self._float64.get(index)
@@ -141,7 +139,7 @@ class CudaBackend:
         return found
 
     def _cutoff(self, grads: Gradients, rule: Rule) -> float:
-        return device_cutoff(rule, grads.dtype, self._float64[grads.device.index or 0] is True)
+        return device_cutoff(rule, grads.dtype, self._device(grads.device.index or 0) is True)
 
     def _on(self, index: int) -> AbstractContextManager[object]:
         """Makes a device the current one; nothing to do in most calls."""

@@ -36,8 +36,7 @@ class NumbaBackend:
         return _UNSUPPORTED[grads.dtype]
 
     def gram(self, grads: Gradients) -> Tensor:
-        batch = () if grads.batch is None else (grads.batch,)
-        out = torch.empty(*batch, grads.m, grads.m, dtype=torch.float64)
+        out = torch.empty(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64)
         _run(GRAM, grads, None, out.data_ptr(), 0)
         return out
 
@@ -53,7 +52,7 @@ class NumbaBackend:
             _run(GRAM + COMBINE, grads, out, 0, 0, rule)
             return
         m = grads.m
-        problems = 1 if grads.batch is None else grads.batch
+        problems = grads.problems
         scratch = torch.empty(problems * (m + 1) * m, dtype=torch.float64)  # G, then c
         gram = scratch.data_ptr()
         _run(GRAM + COMBINE, grads, out, gram, gram + 8 * problems * m * m, rule)
@@ -86,6 +85,5 @@ def _table(grads: Gradients, out: Update | None) -> tuple[array[int], int, int]:
     rows = grads.rows
     if not isinstance(rows, Tensor):
         return array("q", [word for entry in entries(grads, out) for word in entry]), 1, len(grads.segments)
-    problems = 1 if grads.batch is None else grads.batch
-    words = [word for problem in range(problems) for word in tensor_entry(rows, out, problem)]
-    return array("q", words), problems, 1
+    words = [word for problem in range(grads.problems) for word in tensor_entry(rows, out, problem)]
+    return array("q", words), grads.problems, 1

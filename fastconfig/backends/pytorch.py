@@ -27,9 +27,8 @@ class PyTorchBackend(ThreeSteps):
 
     @torch.no_grad()
     def gram(self, grads: Gradients) -> Tensor:
-        batch = () if grads.batch is None else (grads.batch,)
         work = float64_device(grads.device)
-        total = torch.zeros(*batch, grads.m, grads.m, dtype=torch.float64, device=work)
+        total = torch.zeros(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64, device=work)
         for segment in grads.segments:
             for _, block in _blocks(segment, grads, work):
                 total += block @ block.mT

@@ -43,7 +43,7 @@ class Call:
     ) -> None:
         self.grads = grads
         self.device = grads.device
-        self.problems = 1 if grads.batch is None else grads.batch
+        self.problems = grads.problems
         self.usable = uses_float64(self.device)
         self.float64 = grads.dtype is torch.float64 or self.usable
         width = chunk_width(grads.dtype.itemsize)
@@ -99,8 +99,7 @@ class Call:
 
     def gram(self, partials: Tensor) -> Tensor:
         m, s = self.grads.m, self.shape
-        batch = () if self.grads.batch is None else (self.grads.batch,)
-        gram = torch.empty(*batch, m, m, dtype=torch.float64, device=self.device)
+        gram = torch.empty(*self.grads.batch_shape, m, m, dtype=torch.float64, device=self.device)
         partials_triton.sum_rows[(m, self.problems)](
             partials,
             gram,
