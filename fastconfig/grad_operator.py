@@ -226,21 +226,30 @@ class GradientOperator:
         Raises:
             ValueError: if the result does not fit the network; nothing is written then.
         """
-        update = self.calculate_gradient(grads, losses)
-        if isinstance(update, Tensor):
-            apply_gradient_vector(network, update, none_grad_mode, zero_grad_mode)
-            return
-        parameters = list(network.parameters())
-        fits = len(update) == len(parameters) and all(
-            piece is None or piece.shape == par.shape for par, piece in zip(parameters, update, strict=True)
-        )
-        if not fits:
-            shapes = [None if piece is None else tuple(piece.shape) for piece in update]
-            wanted = [tuple(par.shape) for par in parameters]
-            raise ValueError(f"grads: got tensors of shapes {shapes}, want {wanted}, the network's")
-        for par, piece in zip(parameters, update, strict=True):
-            if piece is not None:
-                par.grad = piece.to(par.dtype)
+        write_gradient(network, self.calculate_gradient(grads, losses), none_grad_mode, zero_grad_mode)
+
+
+def write_gradient(
+    network: torch.nn.Module,
+    update: Update,
+    none_grad_mode: Literal["zero", "skip"],
+    zero_grad_mode: Literal["skip", "pad_zero", "pad_value"],
+) -> None:
+    """Write a merged gradient to the network's ``.grad``, for :meth:`GradientOperator.update_gradient`."""
+    if isinstance(update, Tensor):
+        apply_gradient_vector(network, update, none_grad_mode, zero_grad_mode)
+        return
+    parameters = list(network.parameters())
+    fits = len(update) == len(parameters) and all(
+        piece is None or piece.shape == par.shape for par, piece in zip(parameters, update, strict=True)
+    )
+    if not fits:
+        shapes = [None if piece is None else tuple(piece.shape) for piece in update]
+        wanted = [tuple(par.shape) for par in parameters]
+        raise ValueError(f"grads: got tensors of shapes {shapes}, want {wanted}, the network's")
+    for par, piece in zip(parameters, update, strict=True):
+        if piece is not None:
+            par.grad = piece.to(par.dtype)
 
 
 class ConFIGOperator(GradientOperator):
@@ -275,6 +284,13 @@ class ConFIGOperator(GradientOperator):
         """The ConFIG update; arguments, result and errors as in :func:`ConFIG_update`."""
         return _config_update(Gradients(grads), self.weight_model, self.length_model, losses, self.rcond)
 
+    def rule_for(self, grads: Gradients) -> Rule | None:
+        """How coefficients follow from the Gram matrix; None with a model that sees the gradients."""
+        length = length_rule(self.length_model)
+        if length is None or not is_equal(self.weight_model):
+            return None
+        return _unweighted_rule(grads.m, *length, self.rcond)
+
 
 class _GramOperator(GradientOperator):
     """An operator that is one rule on the Gram matrix."""
@@ -303,6 +319,16 @@ class _GramOperator(GradientOperator):
         if losses is not None:
             _check_losses(losses, rows.m)
         return merge(rows, self.rule_for(rows))
+
+
+def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
+    """How an operator's coefficients follow from the Gram matrix; None if it must see the gradients."""
+    ours: Any = (ConFIGOperator, _GramOperator, PCGradOperator)
+    calculate = getattr(operator.calculate_gradient, "__func__", None)
+    if not any(calculate is kind.calculate_gradient for kind in ours):
+        return None  # a user's own, also one that overrides ours
+    assert isinstance(operator, ConFIGOperator | _GramOperator)
+    return operator.rule_for(grads)
 
 
 class PCGradOperator(_GramOperator):

@@ -255,7 +255,7 @@ class Gradients:
         """``update`` as flat views, one a segment: (n_s,), or (B, N) for a batch."""
         if isinstance(update, Tensor):
             return [update]
-        return [_flat_view(tensor) for tensor in update if tensor is not None]
+        return [flat_view(tensor) for tensor in update if tensor is not None]
 
     def stacked(self) -> Tensor:
         """(m, N), or (B, m, N): what a model written for conflictfree expects. Copies, unless one tensor."""
@@ -284,11 +284,11 @@ class Gradients:
 
 def _flat(column: list[Tensor | None]) -> list[Tensor | None]:
     if _one_memory_order(column):
-        return [None if tensor is None else _flat_view(tensor) for tensor in column]
+        return [None if tensor is None else flat_view(tensor) for tensor in column]
     return [None if tensor is None else tensor.detach().reshape(-1) for tensor in column]
 
 
-def _flat_view(tensor: Tensor) -> Tensor:
+def flat_view(tensor: Tensor) -> Tensor:
     """A dense tensor's elements in memory order."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
@@ -296,11 +296,11 @@ def _flat_view(tensor: Tensor) -> Tensor:
 def _one_memory_order(column: list[Tensor | None]) -> bool:
     present = [tensor for tensor in column if tensor is not None]
     return all(t.is_contiguous() for t in present) or (
-        len({t.stride() for t in present}) == 1 and _is_dense(present[0])
+        len({t.stride() for t in present}) == 1 and is_dense(present[0])
     )
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill a stretch of memory, each once, in whatever order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

@@ -5,7 +5,7 @@ Slow, memory-hungry and readable. Every backend is tested against these function
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -127,6 +127,55 @@ def imtlg(rows: Tensor, *, rcond: float | None = None) -> Tensor:
     if v.sum().abs() <= len(v) * torch.finfo(torch.float64).eps * v.abs().sum():
         return torch.zeros_like(direction)
     return direction / v.sum()
+
+
+class Momentum:
+    """M-ConFIG (Liu, Chu and Thuerey 2024, algorithm 1) on full vectors in float64.
+
+    Args:
+        m: number of gradients.
+        merge: (m, N) bias-corrected momenta -> (N,).
+        beta_1, beta_2: moving average constants.
+    """
+
+    def __init__(
+        self,
+        m: int,
+        merge: Callable[[Tensor], Tensor] = config,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+    ) -> None:
+        self.merge = merge
+        self.beta_1, self.beta_2 = beta_1, beta_2
+        self.counts, self.updates = [0] * m, 0
+        self.momenta: Tensor | None = None
+        self.second = self.fake = torch.zeros((), dtype=torch.float64)
+
+    def step(self, indexes: Sequence[int], rows: Tensor) -> Tensor:
+        """One step.
+
+        Args:
+            indexes: which k gradients come.
+            rows: (k, N) these gradients.
+
+        Returns:
+            (N,) float64; zeros until every gradient has come.
+        """
+        if self.momenta is None:
+            self.momenta = torch.zeros(len(self.counts), rows.shape[1], dtype=torch.float64)
+        for i, row in zip(indexes, rows.double(), strict=True):
+            self.counts[i] += 1
+            self.momenta[i] = self.beta_1 * self.momenta[i] + (1 - self.beta_1) * row
+        if 0 in self.counts:
+            return torch.zeros_like(self.momenta[0])
+        self.updates += 1
+        decayed = torch.tensor([1 - self.beta_1**t for t in self.counts], dtype=torch.float64)
+        u = self.merge(self.momenta / decayed[:, None])
+        fake = u * (1 - self.beta_1**self.updates)
+        gradient = (fake - self.beta_1 * self.fake) / (1 - self.beta_1)
+        self.fake = fake
+        self.second = self.beta_2 * self.second + (1 - self.beta_2) * gradient**2
+        return u / ((self.second / (1 - self.beta_2**self.updates)).sqrt() + 1e-8)
 
 
 def _float64_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

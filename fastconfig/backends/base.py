@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import methods
 from ..gradients import Gradients, Update
 from ..methods import Rule
+from ..momenta import Step
 
 
 class Backend(Protocol):
@@ -31,6 +32,24 @@ class Backend(Protocol):
 
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         """The three steps at once."""
+
+    def accumulate(self, step: Step) -> None:
+        """m_i <- beta_1 m_i + (1 - beta_1) g_i for the gradients that came."""
+
+    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
+        """:meth:`accumulate`, merge the bias-corrected momenta, and :meth:`rescale` to ``out``.
+
+        Bytes, in vectors of N elements: a pass reads m momenta and k gradients and writes k momenta; a pass
+        reads m momenta and two vectors and writes these two and the result.
+        """
+
+    def rescale(self, step: Step, merged: Update, out: Update) -> None:
+        """Second moment from ``merged`` u, then u / (sqrt(second) + 1e-8) to ``out``.
+
+        fake_t = (1 - beta_1^t) u; the gradient that u would have taken is (fake_t - beta_1 fake_(t-1)) /
+        (1 - beta_1), and second <- beta_2 second + (1 - beta_2) times its square. ``merged`` has the form and
+        dtype of ``step.momenta.new_update()``, ``out`` the gradients' dtype; they may be the same.
+        """
 
 
 class ThreeSteps(Backend, Protocol):

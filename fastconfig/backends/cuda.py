@@ -15,6 +15,7 @@ from ..gradients import Gradients, Update
 from ..methods import Rule
 from ..numbers import DTYPES
 from .base import device_cutoff
+from .momentum import TorchMomentum
 from .table import entries, tensor_entry
 
 _GRAM, _COMBINE = 1, 2  # steps of _cuda.run
@@ -23,7 +24,7 @@ _NOTHING = nullcontext()
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
-class CudaBackend:
+class CudaBackend(TorchMomentum):
     """Gram, coefficients, combine and the fused update in CUDA, for up to 64 gradients.
 
     FASTCONFIG_CUDA_ONE_LAUNCH=0 turns the update in one launch off, FASTCONFIG_CUDA_OVERLAP=0 launches that

@@ -13,6 +13,7 @@ from ..gradients import Gradients, Update
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
 from ..methods import Rule, compiled_coefficients
+from .momentum import TorchMomentum
 from .table import entries, tensor_entry
 from .team import parallel_address, threads_for
 
@@ -25,7 +26,7 @@ _KINDS = {
 _UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in _KINDS.items()}
 
 
-class NumbaBackend:
+class NumbaBackend(TorchMomentum):
     """Gram, coefficients and combine in compiled code on the CPU."""
 
     name = "numba"

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..gradients import Gradients, Segment, Update
 from ..numbers import float64_device
 from .base import ThreeSteps
+from .momentum import TorchMomentum
 
 _BLOCK = {
     "cpu": 1 << 16,
@@ -17,7 +18,7 @@ _BLOCK = {
 }  # elements of a float64 block: on a CPU it stays in cache
 
 
-class PyTorchBackend(ThreeSteps):
+class PyTorchBackend(TorchMomentum, ThreeSteps):
     """Gram and combine by ``torch.matmul`` on float64 blocks of columns."""
 
     name = "pytorch"

@@ -18,6 +18,7 @@ from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
 from . import withdraw
 from .base import device_cutoff
+from .momentum import TorchMomentum
 from .pytorch import PyTorchBackend
 from .triton_launch import INTERPRETED, VERSION, Call, captured_table, solve, uses_float64
 
@@ -49,7 +50,7 @@ def _or_pytorch(step: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class TritonBackend:
+class TritonBackend(TorchMomentum):
     """Gram, coefficients and combine in Triton.
 
     Beyond ``most`` gradients (64; 8 before Triton 3.5) plain PyTorch serves.

@@ -1,0 +1,39 @@
+"""Which losses a step has: an integer or a sequence of them, as loops, NumPy and torch give them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+
+def is_one(indexes: Any) -> bool:
+    """Whether this is an index alone, not a sequence of some."""
+    return isinstance(indexes, int) or getattr(indexes, "ndim", None) == 0 or not hasattr(indexes, "__len__")
+
+
+def index_list(indexes: Any, count: int, argument: str) -> list[int]:
+    """The indexes as a list of different integers from 0 to ``count`` - 1.
+
+    Args:
+        indexes: an integer, or a sequence, NumPy array or tensor of them.
+        count: how many there are to choose from.
+        argument: what error messages call it.
+
+    Raises:
+        TypeError: for what is no integer.
+        ValueError: for an index out of range or given twice, and for none.
+    """
+    several: Iterable[Any] = [indexes] if is_one(indexes) else indexes
+    try:
+        chosen = [operator.index(i) for i in several]
+    except TypeError:
+        raise TypeError(f"{argument}: got {indexes!r}, want an integer or a sequence of integers") from None
+    if not chosen:
+        raise ValueError(f"{argument}: got no index, want at least one of 0..{count - 1}")
+    for i in chosen:
+        if not 0 <= i < count:
+            raise ValueError(f"{argument}: got {i}, want 0..{count - 1}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"{argument}: got {chosen}, want every index once")
+    return chosen

@@ -1,0 +1,182 @@
+"""Loss recorders: what a loss model sees of the losses that are not computed in a step.
+
+The names, parameters and defaults of ``conflictfree.loss_recorder``; what raises there by mistake works here
+as its documentation says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional, Tuple, Union  # noqa: UP035  # also taken from here by star import
+
+from torch import Tensor
+
+from .indexes import index_list
+
+__all__ = [
+    "LatestLossRecorder",
+    "LossRecorder",
+    "MomentumLossRecorder",
+    "Optional",
+    "Sequence",
+    "Tuple",
+    "Union",
+]
+
+
+class LossRecorder:
+    """Base class of loss recorders. A subclass overrides :meth:`record_loss`.
+
+    Args:
+        num_losses: how many losses there are.
+
+    Attributes:
+        num_losses: how many losses there are.
+        current_losses: what was recorded last, one a loss; zeros at first.
+
+    Raises:
+        ValueError: if num_losses is below 1.
+    """
+
+    def __init__(self, num_losses: int) -> None:
+        if num_losses < 1:
+            raise ValueError(f"num_losses: got {num_losses}, want at least 1")
+        self.num_losses = num_losses
+        self.current_losses: list[Any] = [0.0] * num_losses
+
+    def record_loss(self, losses_indexes: Any, losses: Any) -> list[Any]:
+        """Record some of the losses.
+
+        Args:
+            losses_indexes: which: an integer, or a sequence of k different ones.
+            losses: their values: numbers or tensors of one element; k of them, or one alone.
+
+        Returns:
+            The recorded values of all losses, a list of its own.
+
+        Raises:
+            NotImplementedError: always; a subclass overrides it.
+        """
+        raise NotImplementedError("record_loss method must be implemented")
+
+    def record_all_losses(self, losses: Sequence[Any]) -> list[Any]:
+        """Record all losses.
+
+        Args:
+            losses: num_losses values.
+
+        Returns:
+            As :meth:`record_loss`.
+
+        Raises:
+            ValueError: for another number of losses.
+        """
+        if len(losses) != self.num_losses:
+            raise ValueError(f"losses: got {len(losses)}, want {self.num_losses}: one an index")
+        return self.record_loss(range(self.num_losses), losses)
+
+    def _preprocess_losses(self, losses_indexes: Any, losses: Any) -> tuple[list[int], list[Any]]:
+        """Indexes and values as lists of one length, checked; for use in :meth:`record_loss`."""
+        chosen = index_list(losses_indexes, self.num_losses, "losses_indexes")
+        values = [losses] if _is_one(losses) else list(losses)
+        if len(values) != len(chosen):
+            raise ValueError(f"losses: got {len(values)}, want {len(chosen)}: one an index")
+        # a graph must not live on in what is recorded
+        return chosen, [value.detach() if isinstance(value, Tensor) else value for value in values]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded, in plain containers."""
+        return {"current_losses": list(self.current_losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`.
+
+        Raises:
+            ValueError: for the state of another number of losses; nothing is changed then.
+        """
+        self.check_state(state)
+        self.current_losses = list(state["current_losses"])
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Whether a state fits; nothing is changed.
+
+        Raises:
+            ValueError: naming what came and what is wanted.
+        """
+        for name, values in self.state_dict().items():
+            if name not in state or len(state[name]) != len(values):
+                got = "none" if name not in state else str(len(state[name]))
+                raise ValueError(f"state: got {got} for {name}, want {len(values)} values")
+
+
+def _is_one(losses: Any) -> bool:
+    return losses.dim() == 0 if isinstance(losses, Tensor) else not hasattr(losses, "__len__")
+
+
+class LatestLossRecorder(LossRecorder):
+    """Keeps the latest value of every loss.
+
+    Args:
+        num_losses: how many losses there are.
+
+    Raises:
+        ValueError: if num_losses is below 1.
+    """
+
+    def record_loss(self, losses_indexes: Any, losses: Any) -> list[Any]:
+        """Record some of the losses; arguments and result as in :class:`LossRecorder`.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted; nothing is recorded.
+        """
+        for i, value in zip(*self._preprocess_losses(losses_indexes, losses), strict=True):
+            self.current_losses[i] = value
+        return list(self.current_losses)
+
+
+class MomentumLossRecorder(LossRecorder):
+    """Keeps an exponential moving average of every loss, bias-corrected; zero until a loss has come.
+
+    Args:
+        num_losses: how many losses there are.
+        betas: moving average constant, 0 <= beta < 1: one for all, or one a loss.
+
+    Raises:
+        ValueError: for another number of betas, or one out of range; if num_losses is below 1.
+    """
+
+    def __init__(self, num_losses: int, betas: float | Sequence[float] = 0.9) -> None:
+        super().__init__(num_losses)
+        self.betas = list(betas) if isinstance(betas, Sequence) else [betas] * num_losses
+        if len(self.betas) != num_losses:
+            raise ValueError(f"betas: got {len(self.betas)}, want one, or {num_losses}: one a loss")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: got {betas}, want numbers from 0 to 1 (1 excluded)")
+        self.m: list[Any] = [0.0] * num_losses
+        self.t = [0] * num_losses
+
+    def record_loss(self, losses_indexes: Any, losses: Any) -> list[Any]:
+        """Record some of the losses; arguments and result as in :class:`LossRecorder`.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted; nothing is recorded.
+        """
+        for i, value in zip(*self._preprocess_losses(losses_indexes, losses), strict=True):
+            beta = self.betas[i]
+            self.t[i] += 1
+            self.m[i] = beta * self.m[i] + (1 - beta) * value
+            self.current_losses[i] = self.m[i] / (1 - beta ** self.t[i])
+        return list(self.current_losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded, in plain containers."""
+        return super().state_dict() | {"m": list(self.m), "t": list(self.t)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`.
+
+        Raises:
+            ValueError: for the state of another number of losses; nothing is changed then.
+        """
+        super().load_state_dict(state)
+        self.m, self.t = list(state["m"]), list(state["t"])

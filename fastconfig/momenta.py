@@ -1,0 +1,379 @@
+"""The state of the momentum operators, and one step of it as the backends see it; all input checks.
+
+Every row is a list of tensors, one a parameter, or one vector. A parameter's tensors share one dense memory
+order, that of the gradient it was first seen with, and a row has none for a parameter that its gradients
+never had: a missing tensor counts as zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .gradients import Gradients, Update, flat_view, is_dense
+from .numbers import float64_device
+from .results import new_result
+
+EPSILON = 1e-8  # beside the root of a second moment
+
+
+class Clock:
+    """How often every gradient has come, and how many updates there were.
+
+    On a CUDA device the numbers live there, so that a CUDA graph counts its replays.
+
+    Attributes:
+        counts: of every gradient, as the host knows them.
+        updates: as the host knows them.
+        steps: (m + 2) int64 on the device: counts, updates, updates; None on others.
+    """
+
+    def __init__(self, m: int, beta_1: float, beta_2: float) -> None:
+        self.beta_1, self.beta_2 = beta_1, beta_2
+        self.counts = [0] * m
+        self.updates = 0
+        self.steps: Tensor | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every gradient has come."""
+        return 0 not in self.counts
+
+    def tick(self, chosen: Sequence[int]) -> None:
+        """Count gradients that have come; an update, if all have by now."""
+        for i in chosen:
+            self.counts[i] += 1
+        self.updates += self.complete
+        if self.steps is not None:
+            for i in chosen:
+                self.steps[i].add_(1)
+            if self.complete:
+                self.steps[-2:].add_(1)
+
+    def values(self) -> list[float]:
+        """1 - beta_1^t of every gradient's t; then 1 - beta_1^t and 1 - beta_2^t of the updates'."""
+        first = [1 - self.beta_1**t for t in (*self.counts, self.updates)]
+        return [*first, 1 - self.beta_2**self.updates]
+
+    def decayed(self, device: torch.device) -> Tensor:
+        """:meth:`values`, (m + 2) float64 on a device, without waiting for it."""
+        if self.steps is None:
+            return torch.tensor(self.values(), dtype=torch.float64, device=float64_device(device))
+        first = 1 - self.beta_1 ** self.steps[:-1].double()
+        return torch.cat([first, 1 - self.beta_2 ** self.steps[-1:].double()])
+
+    def decayed_second(self, device: torch.device) -> Tensor:
+        """1 - beta_2^t of every gradient's t, (m) float64 on a device, without waiting for it."""
+        if self.steps is None:
+            values = [1 - self.beta_2**t for t in self.counts]
+            return torch.tensor(values, dtype=torch.float64, device=float64_device(device))
+        return 1 - self.beta_2 ** self.steps[:-2].double()
+
+    def move(self, device: torch.device) -> None:
+        """Count on this device from now on, if it is one that runs behind the host."""
+        self.read()
+        self.steps = None
+        if device.type == "cuda":
+            steps = [*self.counts, self.updates, self.updates]
+            self.steps = torch.tensor(steps, dtype=torch.int64, device=device)
+
+    def read(self) -> None:
+        """Take the device's numbers over to the host; waits for it."""
+        if self.steps is not None:
+            *self.counts, self.updates, _ = self.steps.tolist()
+
+
+@dataclass
+class Step:
+    """One step as a backend sees it: flat tensors, a segment of :attr:`momenta` after the other.
+
+    Attributes:
+        momenta: m rows of the state, written in place.
+        second: of every segment the second moment (n_s,), written in place.
+        fake: of every segment the last merged momentum (n_s,) times 1 - beta_1^t, written in place.
+        chosen: which k of the momenta are updated, all different.
+        grads: of every segment their k gradients (n_s,) of any stride; None counts as zeros.
+        dtype: that of the gradients and of the result.
+        clock: has counted this step already; has the betas.
+        kept: what a backend keeps from one step to the next, while the state's tensors stay where they are.
+    """
+
+    momenta: Gradients
+    second: list[Tensor]
+    fake: list[Tensor]
+    chosen: tuple[int, ...]
+    grads: list[list[Tensor | None]]
+    dtype: torch.dtype
+    clock: Clock
+    kept: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return self.momenta.device
+
+
+class Momenta:
+    """m momenta of N elements, and other vectors beside them.
+
+    Args:
+        m: number of gradients.
+        dtype: float32 or float64; None takes the first gradients', float32 for half precision.
+        clock: counts the gradients.
+        names: of the other vectors.
+
+    Attributes:
+        form: "vector" or "parameters", as the first gradient; None before it.
+        rows: m rows of a tensor a parameter.
+        others: the other vectors by name, a tensor a parameter.
+    """
+
+    def __init__(self, m: int, dtype: torch.dtype | None, clock: Clock, names: Sequence[str]) -> None:
+        self.m = m
+        self.dtype = dtype
+        self.clock = clock
+        self.form: str | None = None
+        self.device = torch.device("cpu")
+        self.rows: list[list[Tensor | None]] = [[] for _ in range(m)]
+        self.others: dict[str, list[Tensor | None]] = {name: [] for name in names}
+        self._to_move = True  # the next gradient says to which device
+        self._forget()
+
+    def _forget(self) -> None:
+        self._gradients: Gradients | None = None
+        self._flat: dict[str, list[Tensor]] = {}
+        self.kept: dict[str, Any] = {}  # by backends, as long as all tensors stay where they are
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what holds for these very tensors only: a copy has others."""
+        return vars(self) | {"_gradients": None, "_flat": {}, "kept": {}}
+
+    @property
+    def columns(self) -> list[Tensor | None]:
+        """A tensor of every parameter, for its shape and memory order; None where none is known."""
+        return next(iter(self.others.values()))
+
+    def check(self, grads: Gradients) -> None:
+        """Whether gradients fit the state; nothing is changed.
+
+        Raises:
+            ValueError: naming what came and what is wanted.
+        """
+        if self.form is not None:
+            self._check(grads, *_form_and_shapes(grads))
+
+    def take(self, grads: Gradients, chosen: Sequence[int]) -> list[list[Tensor | None]]:
+        """Make room for gradients that fit, and count them: of every segment the k flat gradients."""
+        form, shapes = _form_and_shapes(grads)
+        if self.form is None:
+            self._begin(form, len(shapes), grads.dtype)
+        if self._to_move:
+            self._move(grads.device)
+        given: list[Any] = list(grads.rows) if form == "parameters" else [[row] for row in grads.rows]
+        for p, shape in enumerate(shapes):
+            if shape is not None:
+                self._make_room(p, [row[p] for row in given], chosen)
+        self.clock.tick(chosen)
+        known = [p for p, column in enumerate(self.columns) if column is not None]
+        return [[_flat(row[p], self.columns[p]) for row in given] for p in known]
+
+    def _check(self, grads: Gradients, form: str, shapes: Sequence[torch.Size | None]) -> None:
+        if form != self.form:
+            forms = {"vector": "flat vectors", "parameters": "sequences of per-parameter tensors"}
+            raise ValueError(f"grads: got {forms[form]}, want {forms[str(self.form)]} as before")
+        if grads.device != self.device and not self._to_move:
+            raise ValueError(f"grads: got device {grads.device}, want {self.device}, the state's")
+        if len(shapes) != len(self.columns):
+            raise ValueError(f"grads: got {len(shapes)} parameters, want {len(self.columns)}, the state's")
+        for p, (shape, column) in enumerate(zip(shapes, self.columns, strict=True)):
+            if shape is not None and column is not None and shape != column.shape:
+                what = "" if form == "vector" else f" for parameter {p}"
+                raise ValueError(
+                    f"grads: got shape {tuple(shape)}{what}, want {tuple(column.shape)}, the state's"
+                )
+
+    def _begin(self, form: str, parameters: int, dtype: torch.dtype) -> None:
+        self.form = form
+        if self.dtype is None:
+            self.dtype = torch.promote_types(dtype, torch.float32)
+        self.rows = [[None] * parameters for _ in range(self.m)]
+        self.others = {name: [None] * parameters for name in self.others}
+
+    def _move(self, device: torch.device) -> None:
+        """To the gradients' device and the state's dtype, after the state was made or loaded."""
+        self._to_move = False
+        self.device = device
+        for row in (*self.rows, *self.others.values()):
+            row[:] = [None if tensor is None else tensor.to(device, self.dtype) for tensor in row]
+        self.clock.move(device)
+        self._forget()
+
+    def _make_room(self, p: int, given: list[Tensor | None], chosen: Sequence[int]) -> None:
+        missing = [row for row in self.others.values() if row[p] is None]
+        missing += [
+            self.rows[i]
+            for i, tensor in zip(chosen, given, strict=True)
+            if tensor is not None and self.rows[i][p] is None
+        ]
+        if self.form == "vector" and self.rows[0][p] is None:
+            missing += [row for i, row in enumerate(self.rows) if i not in chosen]
+        if not missing:
+            return
+        like = self.columns[p]
+        if like is None:
+            like = next(tensor for tensor in given if tensor is not None)
+        for row in missing:
+            if row[p] is None:
+                row[p] = _zeros_like(like, self.dtype)
+        self._forget()
+
+    @property
+    def gradients(self) -> Gradients:
+        """The momenta as m gradients."""
+        if self._gradients is None:
+            self._gradients = self.as_gradients(self.rows)
+        return self._gradients
+
+    def as_gradients(self, rows: Sequence[list[Tensor | None]]) -> Gradients:
+        """Rows of a tensor a parameter as gradients of the state's form."""
+        return Gradients(rows if self.form == "parameters" else [row[0] for row in rows])  # type: ignore[arg-type]
+
+    def flat(self, name: str) -> list[Tensor]:
+        """One of the other vectors as flat tensors, one a segment."""
+        if name not in self._flat:
+            self._flat[name] = [flat_view(tensor) for tensor in self.others[name] if tensor is not None]
+        return self._flat[name]
+
+    def flat_row(self, i: int) -> list[Tensor | None]:
+        """A momentum as flat tensors, one a segment."""
+        known = [tensor for tensor, like in zip(self.rows[i], self.columns, strict=True) if like is not None]
+        return [None if tensor is None else flat_view(tensor) for tensor in known]
+
+    def new_update(self, dtype: torch.dtype, *, zeros: bool = False) -> Update:
+        """A result in the form of the gradients: uninitialised, or zeros."""
+        update = [None if column is None else _new_like(column, dtype) for column in self.columns]
+        if zeros:
+            for tensor in update:
+                if tensor is not None:
+                    tensor.zero_()
+        if self.form == "parameters":
+            return update
+        assert update[0] is not None
+        return update[0]
+
+    def ordered(self, update: Update) -> Update:
+        """An update in the memory order of the state; copied only where its own is another."""
+        if isinstance(update, Tensor):
+            return update.contiguous()
+        pairs = zip(update, self.columns, strict=True)
+        return [
+            None if piece is None or column is None else _ordered(piece, column) for piece, column in pairs
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers, numbers and the state's own tensors. Waits for the device."""
+        self.clock.read()
+        return {
+            "form": self.form,
+            "counts": list(self.clock.counts),
+            "updates": self.clock.updates,
+            "momenta": [list(row) for row in self.rows],
+            **{name: list(row) for name, row in self.others.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over copies of a state that :meth:`check_state` has passed."""
+        self.form = state["form"]
+        self.rows = [_copies(row) for row in state["momenta"]]
+        self.others = {name: _copies(state[name]) for name in self.others}
+        loaded = next((tensor for tensor in self.columns if tensor is not None), None)
+        if self.dtype is None and loaded is not None:
+            self.dtype = loaded.dtype
+        self.clock.counts, self.clock.updates = list(state["counts"]), state["updates"]
+        self.clock.steps = None
+        self._to_move = True
+        self._forget()
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Whether a state fits; nothing is changed.
+
+        Raises:
+            ValueError: naming what came and what is wanted.
+        """
+        names = ("form", "counts", "updates", "momenta", *self.others)
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise ValueError(f"state: got no {', '.join(missing)}, want what state_dict() of this class gave")
+        for name in ("counts", "momenta"):
+            if len(state[name]) != self.m:
+                raise ValueError(f"state: got {len(state[name])} {name}, want {self.m}: num_vectors")
+        rows = {name: state[name] for name in self.others}
+        shapes = _shapes(next(iter(rows.values())))
+        rows |= {f"momenta[{i}]": row for i, row in enumerate(state["momenta"])}
+        for name, row in rows.items():
+            if not _fit(_shapes(row), shapes):
+                raise ValueError(f"state: got shapes {_shapes(row)} for {name}, want {shapes}")
+        wanted = _shapes(self.columns)
+        if self.form is not None and state["form"] is not None:
+            if state["form"] != self.form:
+                raise ValueError(f"state: got form {state['form']!r}, want {self.form!r}")
+            if not _fit(shapes, wanted):
+                raise ValueError(f"state: got shapes {shapes}, want {wanted}")
+
+
+_Shapes: TypeAlias = list[tuple[int, ...] | None]
+
+
+def _form_and_shapes(grads: Gradients) -> tuple[str, list[torch.Size | None]]:
+    if grads.form == "parameters":
+        return "parameters", grads.shapes
+    return "vector", [torch.Size([grads.n])]
+
+
+def _shapes(row: Sequence[Tensor | None]) -> _Shapes:
+    return [None if tensor is None else tuple(tensor.shape) for tensor in row]
+
+
+def _fit(shapes: _Shapes, wanted: _Shapes) -> bool:
+    """Whether both are the same, where both are known."""
+    return len(shapes) == len(wanted) and all(
+        a is None or b is None or a == b for a, b in zip(shapes, wanted, strict=True)
+    )
+
+
+def _copies(row: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.detach().clone() for tensor in row]
+
+
+def _ordered(tensor: Tensor, column: Tensor) -> Tensor:
+    """A tensor with its elements in the memory order of ``column``; copied only where its own is another."""
+    if tensor.stride() == column.stride():
+        return tensor.detach()
+    ordered = torch.empty_strided(column.shape, column.stride(), dtype=tensor.dtype, device=tensor.device)
+    return ordered.copy_(tensor.detach())
+
+
+def _flat(tensor: Tensor | None, column: Tensor | None) -> Tensor | None:
+    """A gradient as a flat tensor in the memory order of the state, of any step if it is a vector."""
+    if tensor is None or column is None:
+        return None
+    return tensor.detach() if tensor.dim() == 1 else flat_view(_ordered(tensor, column))
+
+
+def _new_like(like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Uninitialised, in the memory order of ``like`` if that is dense."""
+    if like.is_contiguous() or not is_dense(like):
+        if like.device.type == "cpu" and dtype is not None:
+            return new_result(like.shape, dtype)
+        return torch.empty(like.shape, dtype=dtype, device=like.device)
+    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device)
+
+
+def _zeros_like(like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    # the state outlives the results: memory of its own
+    if like.is_contiguous() or not is_dense(like):
+        return torch.zeros(like.shape, dtype=dtype, device=like.device)
+    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device).zero_()

@@ -1,0 +1,372 @@
+"""M-ConFIG: the momentum operators of ``conflictfree.momentum_operator``, with a state that can be saved.
+
+    operator = PseudoMomentumOperator(num_vectors=len(losses))
+    for step, batch in enumerate(data):
+        index = step % len(losses)
+        optimizer.zero_grad()
+        losses[index](network, batch).backward()  # one backward pass a step, whatever the number of losses
+        operator.update_gradient(network, index, get_gradient_vector(network))
+        optimizer.step()
+
+Names, parameters and defaults are conflictfree's; what raises there by mistake works here as documented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Any, Literal, Optional, Union  # also taken from here by star import
+
+import torch
+from torch import Tensor
+
+from .backends import choose
+from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
+from .grad_operator import ConFIGOperator, GradientOperator, merge, rule_of, write_gradient
+from .grad_operator import __all__ as _operator_all
+from .gradients import Gradients, Update
+from .indexes import index_list, is_one
+from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
+from .methods import Rule
+from .momenta import EPSILON, Clock, Momenta, Step
+from .numbers import cutoff
+from .utils import *  # noqa: F403
+from .utils import __all__ as _utils_all
+
+__all__ = [
+    "LatestLossRecorder",
+    "LossRecorder",
+    "MomentumLossRecorder",
+    "MomentumOperator",
+    "Optional",
+    "PseudoMomentumOperator",
+    "SeparateMomentumOperator",
+    "Sequence",
+    "Union",
+    *_operator_all,
+    *_utils_all,
+]
+
+_CONFIG = ConFIGOperator()
+
+
+class MomentumOperator:
+    """Base class of momentum operators. A subclass overrides :meth:`calculate_gradient`.
+
+    Args:
+        num_vectors: number of gradients, m.
+        beta_1: moving average constant of the first momenta, 0 <= beta_1 < 1.
+        beta_2: moving average constant of the second, 0 <= beta_2 < 1.
+        gradient_operator: merges the bias-corrected momenta. One that a user wrote is called with their
+            (m, N) tensor.
+        loss_recorder: needed where losses are given; remembers those that a step does not compute.
+        dtype: of the state, torch.float32 or torch.float64; the first gradients' by default, float32 for
+            half precision.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+
+    def __init__(
+        self,
+        num_vectors: int,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        gradient_operator: GradientOperator = _CONFIG,
+        loss_recorder: LossRecorder | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if num_vectors < 1:
+            raise ValueError(f"num_vectors: got {num_vectors}, want at least 1")
+        for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name}: got {beta}, want a number from 0 to 1 (1 excluded)")
+        if dtype not in (None, torch.float32, torch.float64):
+            # below, the moving averages stop moving: 1 - beta_2 is less than half precision resolves
+            raise TypeError(f"dtype: got {dtype}, want torch.float32 or torch.float64")
+        if loss_recorder is not None and loss_recorder.num_losses != num_vectors:
+            raise ValueError(
+                f"loss_recorder: got one for {loss_recorder.num_losses} losses, want {num_vectors}"
+            )
+        self.num_vectors = num_vectors
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.gradient_operator = gradient_operator
+        self.loss_recorder = loss_recorder
+        self.dtype = dtype
+
+    def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
+        """Take in some of the gradients and merge the momenta.
+
+        Args:
+            indexes: which gradients come: an integer, or a sequence of k different ones.
+            grads: for one index its gradient: a vector (N,) or a sequence of per-parameter tensors (None
+                counts as zeros); for a sequence of indexes k of them, or a tensor (k, N). float32, float64,
+                bfloat16 or float16; any strides; never modified.
+            losses: their losses, one or k, for operators that use them; ``loss_recorder`` keeps them.
+
+        Returns:
+            The update in the form, dtype and device of the gradients; zeros until every gradient has come.
+
+        Raises:
+            NotImplementedError: always; a subclass overrides it.
+        """
+        raise NotImplementedError("calculate_gradient method must be implemented")
+
+    def update_gradient(
+        self,
+        network: torch.nn.Module,
+        indexes: Any,
+        grads: Any,
+        losses: Any = None,
+        *,
+        none_grad_mode: Literal["zero", "skip"] = "skip",
+        zero_grad_mode: Literal["skip", "pad_zero", "pad_value"] = "pad_value",
+    ) -> None:
+        """Write :meth:`calculate_gradient`'s result to the network's ``.grad``.
+
+        Args:
+            network: the network.
+            indexes, grads, losses: as in :meth:`calculate_gradient`; per-parameter sequences follow
+                ``network.parameters()``, and a parameter that no gradient had so far is left alone.
+            none_grad_mode, zero_grad_mode: as in :func:`fastconfig.utils.apply_gradient_vector`; use
+                "zero" where the vectors were taken with "zero".
+
+        Raises:
+            TypeError, ValueError: as :meth:`calculate_gradient`; or if the result does not fit the network:
+                ``.grad`` is as before then.
+        """
+        update = self.calculate_gradient(indexes, grads, losses)
+        write_gradient(network, update, none_grad_mode, zero_grad_mode)
+
+    def _preprocess_gradients_losses(
+        self, indexes: Any, grads: Any, losses: Any = None
+    ) -> tuple[list[int], list[Any], list[Any] | None]:
+        """For subclasses: indexes and gradients as lists of one length, and all losses as recorded."""
+        chosen, rows = self._checked(indexes, grads, losses)
+        return chosen, list(rows.rows), self._recorded(chosen, losses)
+
+    def _recorded(self, chosen: list[int], losses: Any) -> list[Any] | None:
+        if losses is None or self.loss_recorder is None:
+            return None
+        return self.loss_recorder.record_loss(chosen, losses)
+
+    def _checked(self, indexes: Any, grads: Any, losses: Any) -> tuple[list[int], Gradients]:
+        """Which gradients come, and these, checked."""
+        chosen = index_list(indexes, self.num_vectors, "indexes")
+        rows = Gradients(_as_rows(grads, is_one(indexes)))
+        if rows.batch is not None:
+            raise ValueError(f"grads: got shape {tuple(grads.shape)}, want (N,) or (k, N)")
+        if rows.m != len(chosen):
+            raise ValueError(f"grads: got {rows.m} gradients, want {len(chosen)}: one an index")
+        if losses is not None and self.loss_recorder is None:
+            raise ValueError("losses: got some without a loss_recorder, want one given to the operator")
+        return chosen, rows
+
+
+def _as_rows(grads: Any, one: bool) -> Any:
+    """The gradients as a tensor (k, N) or a sequence of k."""
+    if isinstance(grads, Tensor):
+        return [grads] if grads.dim() == 1 else grads
+    if not one or not isinstance(grads, Sequence):
+        return grads
+    first = grads[0] if len(grads) == 1 else None
+    wrapped = (isinstance(first, Tensor) and first.dim() == 1) or isinstance(first, Sequence)
+    return grads if wrapped else [grads]
+
+
+class _Resumable(MomentumOperator):
+    """An operator with a state."""
+
+    @cached_property
+    def _momenta(self) -> Momenta:
+        clock = Clock(self.num_vectors, self.beta_1, self.beta_2)
+        return Momenta(self.num_vectors, self.dtype, clock, self._other_vectors())
+
+    def _other_vectors(self) -> list[str]:
+        """Names of the vectors that the state has beside the momenta."""
+        raise NotImplementedError
+
+    @property
+    def all_initialized(self) -> bool:
+        """Whether every gradient has come, so that updates are not zeros any more."""
+        return self._momenta.clock.complete
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a step changes, for ``torch.save``: plain containers, numbers and tensors.
+
+        The tensors are the state's own, as those of a torch optimizer. Waits for the device.
+        """
+        state = self._momenta.state_dict()
+        if self.loss_recorder is not None:
+            state["loss_recorder"] = self.loss_recorder.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`; its tensors are copied.
+
+        They follow the next gradient to its device; their dtype stays, unless ``dtype`` was given.
+
+        Raises:
+            ValueError: if it does not fit the operator, or what the operator holds; nothing is changed then.
+        """
+        self._momenta.check_state(state)
+        recorder = self.loss_recorder
+        if (recorder is None) != ("loss_recorder" not in state):
+            got, wanted = ("one", "none") if recorder is None else ("none", "one")
+            raise ValueError(f"state: got {got} for loss_recorder, want {wanted}, as the operator has")
+        if recorder is not None:
+            recorder.load_state_dict(state["loss_recorder"])
+        self._momenta.load_state_dict(state)
+
+    def _take(
+        self, indexes: Any, grads: Any, losses: Any
+    ) -> tuple[list[int], Gradients, list[list[Tensor | None]], list[Any] | None]:
+        """Indexes, gradients, these as flat segments, and all losses; the state is ready for the step."""
+        chosen, rows = self._checked(indexes, grads, losses)
+        self._momenta.check(rows)
+        losses = self._recorded(chosen, losses)
+        return chosen, rows, self._momenta.take(rows, chosen), losses
+
+
+class PseudoMomentumOperator(_Resumable):
+    """M-ConFIG (Liu, Chu and Thuerey 2024, arXiv:2408.11104, algorithm 1): the operator to use.
+
+    Momenta m_i <- beta_1 m_i + (1 - beta_1) g_i of the gradients that come are merged to u after their bias
+    correction; the second moment is estimated from what u would have taken for a gradient, and the update is
+    u / (sqrt(second) + 1e-8). Use an optimizer without momentum of its own, such as SGD.
+
+    The state is m + 2 vectors. A gradient with NaN or Inf stays in it, as in any moving average.
+
+    Args, errors: as :class:`MomentumOperator`.
+
+    Examples:
+        >>> operator = PseudoMomentumOperator(num_vectors=len(losses))
+        >>> update = operator.calculate_gradient(index, get_gradient_vector(network))
+    """
+
+    def _other_vectors(self) -> list[str]:
+        return ["second", "fake"]
+
+    @torch.no_grad()
+    def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
+        """Take in some of the gradients and merge the momenta; arguments, result: see the base class.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
+        """
+        chosen, rows, flat, losses = self._take(indexes, grads, losses)
+        state, dtype = self._momenta, rows.dtype
+        momenta = state.gradients
+        step = Step(
+            momenta,
+            state.flat("second"),
+            state.flat("fake"),
+            tuple(chosen),
+            flat,
+            dtype,
+            state.clock,
+            state.kept,
+        )
+        backend = choose(momenta)
+        if not self.all_initialized:
+            backend.accumulate(step)
+            return state.new_update(dtype, zeros=True)
+        rule = rule_of(self.gradient_operator, momenta)
+        out = state.new_update(dtype)
+        if rule is not None:
+            backend.momentum_update(step, _at_precision(rule, dtype, momenta.dtype), out)
+            return out
+        backend.accumulate(step)
+        corrected = momenta.stacked().div_(state.clock.decayed(momenta.device)[:-2, None].to(momenta.device))
+        merged = _merged_by(self.gradient_operator, corrected, losses)
+        backend.rescale(step, state.ordered(momenta.restored(merged)), out)
+        return out
+
+
+class SeparateMomentumOperator(_Resumable):
+    """Momenta that are each rescaled by their own second moment before they are merged.
+
+    conflictfree's authors found it worse than :class:`PseudoMomentumOperator`. The state is 3 m vectors: the
+    momenta, their second moments, and the rescaled momenta, which change with their own gradient only.
+
+    Args, errors: as :class:`MomentumOperator`.
+    """
+
+    def _other_vectors(self) -> list[str]:
+        return [f"{name}_{i}" for name in ("second", "rescaled") for i in range(self.num_vectors)]
+
+    @torch.no_grad()
+    def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
+        """Take in some of the gradients and merge the rescaled momenta; see the base class.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
+        """
+        chosen, rows, flat, losses = self._take(indexes, grads, losses)
+        state = self._momenta
+        first = state.clock.decayed(rows.device)
+        second = state.clock.decayed_second(rows.device)
+        for k, i in enumerate(chosen):
+            rescaled, square = state.flat(f"rescaled_{i}"), state.flat(f"second_{i}")
+            for momentum, s, z, column in zip(state.flat_row(i), square, rescaled, flat, strict=True):
+                if momentum is not None:
+                    self._rescale(momentum, s, z, column[k], first[i], second[i])
+        if not self.all_initialized:
+            return state.new_update(rows.dtype, zeros=True)
+        merged = self._merge([state.others[f"rescaled_{i}"] for i in range(state.m)], rows.dtype, losses)
+        if isinstance(merged, Tensor):
+            return merged.to(rows.dtype)
+        return [None if piece is None else piece.to(rows.dtype) for piece in merged]
+
+    def _rescale(
+        self, momentum: Tensor, square: Tensor, rescaled: Tensor, gradient: Tensor | None, *decayed: Tensor
+    ) -> None:
+        """Both moments with a gradient, then their corrected ratio; all in place."""
+        first, second = (factor.to(momentum) for factor in decayed)
+        if gradient is None:
+            momentum.mul_(self.beta_1)
+            square.mul_(self.beta_2)
+        else:
+            gradient = gradient.to(momentum.dtype)
+            momentum.lerp_(gradient, 1 - self.beta_1)
+            square.mul_(self.beta_2).addcmul_(gradient, gradient, value=1 - self.beta_2)
+        torch.div(square, second, out=rescaled).sqrt_().add_(EPSILON).mul_(first)
+        torch.div(momentum, rescaled, out=rescaled)
+
+    def _merge(self, rows: list[list[Tensor | None]], given: torch.dtype, losses: list[Any] | None) -> Update:
+        rescaled = self._momenta.as_gradients(rows)
+        rule = rule_of(self.gradient_operator, rescaled)
+        if rule is not None:
+            return merge(rescaled, _at_precision(rule, given, rescaled.dtype))
+        return rescaled.restored(_merged_by(self.gradient_operator, rescaled.stacked(), losses))
+
+
+def _merged_by(operator: GradientOperator, rows: Tensor, losses: list[Any] | None) -> Tensor:
+    """(N,) in the dtype of the rows, by an operator that sees the rows themselves.
+
+    Raises:
+        ValueError: if it gives another shape.
+    """
+    merged = operator.calculate_gradient(rows, losses)
+    if not isinstance(merged, Tensor) or merged.shape != rows.shape[1:]:
+        got = f"shape {tuple(merged.shape)}" if isinstance(merged, Tensor) else f"a {type(merged).__name__}"
+        raise ValueError(
+            f"gradient_operator: got {got} from {type(operator).__name__}.calculate_gradient, "
+            f"want ({rows.shape[1]},)"
+        )
+    return merged.detach().to(rows.dtype)
+
+
+def _at_precision(rule: Rule, given: torch.dtype, held: torch.dtype) -> Rule:
+    """The rule with the cut-off of the gradients' dtype, where that is coarser than the state's."""
+    if given is held or rule.rcond is not None or cutoff(given) <= cutoff(held):
+        return rule
+    return _with_cutoff(rule, cutoff(given))
+
+
+@lru_cache(maxsize=16)
+def _with_cutoff(rule: Rule, rcond: float) -> Rule:
+    return replace(rule, rcond=rcond)

@@ -1,0 +1,186 @@
+"""The momentum operators beside a float64 transcription of M-ConFIG, in every form that gradients come in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from inputs import METHODS, conflicting, relative_error
+from schedules import SCHEDULES, cyclic, errors, several
+from torch import Tensor
+
+from fastconfig import (
+    ConFIGOperator,
+    GradientOperator,
+    IMTLGOperator,
+    PCGradOperator,
+    PPCGradOperator,
+    TrackMinimum,
+    reference,
+)
+from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
+
+OPERATORS: dict[str, tuple[GradientOperator, Any]] = {
+    "config": (ConFIGOperator(), reference.config),
+    "config-minimum": (
+        ConFIGOperator(length_model=TrackMinimum()),
+        lambda rows: reference.config(rows, length="minimum"),
+    ),
+    "pcgrad": (PCGradOperator(), reference.pcgrad),
+    "ppcgrad": (PPCGradOperator(), reference.ppcgrad),
+    "imtlg": (IMTLGOperator(), reference.imtlg),
+}
+
+
+class Own(GradientOperator):
+    """A user's operator; knows tensors (m, N) only."""
+
+    def calculate_gradient(self, grads: Tensor, losses: Any = None) -> Tensor:  # type: ignore[override]
+        assert isinstance(grads, Tensor)
+        return grads.sum(0)
+
+
+@pytest.mark.parametrize("m", [2, 3, 8])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_transcription_over_200_steps(backend: str, schedule: str, m: int) -> None:
+    found = errors(PseudoMomentumOperator(m), SCHEDULES[schedule](m, 200), 1003)
+    assert found[-1] <= 1e-5
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("m", [1, 2, 5, 12])
+def test_inner_operators_in_float64(backend: str, name: str, m: int) -> None:
+    operator, merge = OPERATORS[name]
+    momentum = PseudoMomentumOperator(m, 0.8, 0.99, operator)
+    found = errors(momentum, several(m, 25), 517, dtype=torch.float64, merge=merge)
+    assert max(found) <= 1e-9
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 1001, 70_001])
+def test_sizes(backend: str, n: int) -> None:
+    operator = PseudoMomentumOperator(1 if n == 1 else 3, dtype=torch.float64)
+    schedule = cyclic(operator.num_vectors, 9)
+    assert max(errors(operator, schedule, n, dtype=torch.float64)) <= 1e-9
+
+
+def test_a_users_own_operator_sees_the_corrected_momenta(backend: str) -> None:
+    momentum = PseudoMomentumOperator(3, gradient_operator=Own())
+    found = errors(momentum, several(3, 40), 301, merge=lambda rows: rows.sum(0))
+    assert max(found) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_state_in_float32(backend: str, dtype: torch.dtype) -> None:
+    momentum = PseudoMomentumOperator(3)
+    found = errors(momentum, cyclic(3, 60), 1003, dtype=dtype)
+    assert found[-1] <= torch.finfo(dtype).eps  # one rounding of the result
+    assert {tensor.dtype for row in momentum.state_dict()["momenta"] for tensor in row} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_of_float64(backend: str, dtype: torch.dtype) -> None:
+    momentum = PseudoMomentumOperator(3, dtype=torch.float64)
+    found = errors(momentum, cyclic(3, 60), 1003, dtype=dtype)
+    assert max(found) <= torch.finfo(dtype).eps
+
+
+def strided(rows: Tensor) -> list[Tensor]:
+    return [torch.stack([row, torch.full_like(row, torch.nan)], 1)[:, 0] for row in rows]
+
+
+SHAPES = [(2, 3, 5, 4), (), (0, 3), (17,), (9, 31)]
+
+
+def per_parameter(rows: Tensor) -> list[list[Tensor]]:
+    pieces = [
+        row.split([max(1, torch.Size(s).numel()) if s != (0, 3) else 0 for s in SHAPES]) for row in rows
+    ]
+    return [[piece.view(s) for piece, s in zip(row, SHAPES, strict=True)] for row in pieces]
+
+
+def channels_last(rows: Tensor) -> list[list[Tensor]]:
+    given = per_parameter(rows)
+    return [[row[0].contiguous(memory_format=torch.channels_last), *row[1:]] for row in given]
+
+
+def mixed(rows: Tensor) -> list[list[Tensor]]:
+    """In another memory order from step to step."""
+    return channels_last(rows) if torch.rand(()) < 0.5 else per_parameter(rows)
+
+
+def joined(update: list[Tensor]) -> Tensor:
+    assert [tuple(piece.shape) for piece in update] == SHAPES
+    return torch.cat([piece.reshape(-1) for piece in update])
+
+
+@pytest.mark.parametrize("give", [list, strided], ids=["list", "strided"])
+def test_lists_of_vectors(backend: str, give: Any) -> None:
+    assert max(errors(PseudoMomentumOperator(4), several(4, 30), 777, give=give)) <= 1e-5
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("give", [per_parameter, channels_last, mixed])
+def test_per_parameter_lists(backend: str, give: Any, own: bool) -> None:
+    n = 120 + 1 + 0 + 17 + 279
+    inner, merge = (Own(), lambda rows: rows.sum(0)) if own else OPERATORS["config"]
+    momentum = PseudoMomentumOperator(3, gradient_operator=inner)
+    assert max(errors(momentum, several(3, 30), n, give=give, take=joined, merge=merge)) <= 1e-5
+
+
+def test_parameters_that_a_loss_never_has(backend: str) -> None:
+    """Heads of their own: a missing gradient counts as zeros, and a parameter nobody had yet stays None."""
+    momentum, exact = PseudoMomentumOperator(2, dtype=torch.float64), reference.Momentum(2)
+    nothing = torch.zeros(4)
+    for step in range(20):
+        trunk, head = torch.randn(3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
+        if step % 2 == 0:
+            given, full = [trunk, head, None], torch.cat([trunk, head, nothing[:2]])
+        else:
+            given, full = [trunk, None, head], torch.cat([trunk, nothing[:2], head])
+        update = momentum.calculate_gradient(step % 2, given)
+        wanted = exact.step([step % 2], full[None])
+        if step == 0:
+            assert update[2] is None
+        if step > 0:
+            assert relative_error(torch.cat(update), wanted) <= 1e-10
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_zero_gradients_give_finite_updates(backend: str, name: str) -> None:
+    momentum = PseudoMomentumOperator(3)
+    rows = conflicting(3, 100)
+    rows[1] = 0
+    for step in range(6):
+        update = momentum.calculate_gradient(step % 3, rows[step % 3])
+        assert torch.isfinite(update).all()
+    assert update.any()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_broken_gradient_gives_nan(backend: str, broken: float) -> None:
+    momentum = PseudoMomentumOperator(2)
+    momentum.calculate_gradient([0, 1], torch.randn(2, 50))
+    row = torch.randn(50)
+    row[7] = broken
+    assert momentum.calculate_gradient(1, row).isnan().all()
+
+
+def test_separate_moments(backend: str) -> None:
+    """Each momentum over the root of its own second moment, then merged."""
+    operator = SeparateMomentumOperator(3, 0.9, 0.99, PPCGradOperator())
+    m, s, t = torch.zeros(3, 201).double(), torch.zeros(3, 201).double(), [0] * 3
+    for indexes in several(3, 40):
+        rows = conflicting(3, 201)[indexes]
+        update = operator.calculate_gradient(indexes, rows)
+        for i, row in zip(indexes, rows.double(), strict=True):
+            t[i] += 1
+            m[i] = 0.9 * m[i] + 0.1 * row
+            s[i] = 0.99 * s[i] + 0.01 * row**2
+        if 0 in t:
+            assert not update.any()
+            continue
+        first = torch.tensor([1 - 0.9**k for k in t], dtype=torch.float64)[:, None]
+        second = torch.tensor([1 - 0.99**k for k in t], dtype=torch.float64)[:, None]
+        wanted = reference.ppcgrad(m / first / ((s / second).sqrt() + 1e-8))
+        assert relative_error(update, wanted) <= 1e-5
