@@ -61,5 +61,8 @@ PYBIND11_MODULE(_C, module) {
       py::arg("gram"), py::arg("c"), py::arg("batch"), py::arg("m"), py::arg("rule"), py::arg("rcond"),
       "Write the coefficients (batch, m) of the Gram matrices (batch, m, m), all float64, contiguous.");
 
+  // for compiled code that calls it by its address
+  module.attr("coefficients_address") = reinterpret_cast<uintptr_t>(&fastconfig_coefficients);
+
   if (fastconfig::add_vectors(module.ptr()) != 0) throw py::error_already_set();
 }

@@ -26,6 +26,19 @@ BLOCK = 512  # columns of strided rows that are packed at a time
 
 
 @njit(nogil=True)
+def present_weights(entry: int, m: int, c: int, present: int, weights: int) -> int:
+    """How many gradients a segment has; writes which, and their coefficients."""
+    alive = present_rows(entry, m, present)
+    broken = False
+    for i in range(m):
+        broken |= np.isnan(peek_double(c + 8 * i))
+    for i in range(alive):  # NaN also where the gradient that broke has no such parameter
+        weight = np.nan if broken else peek_double(c + 8 * peek_int(present + 8 * i))
+        poke_double(weights + 8 * i, weight)
+    return alive
+
+
+@njit(nogil=True)
 def combine_columns(entry: int, first: int, last: int, m: int, c: int, stream: int, kind: int) -> None:
     """Write a segment's columns [first, last); ``stream`` past the caches, where the address allows it."""
     literally(kind)
@@ -38,13 +51,7 @@ def combine_columns(entry: int, first: int, last: int, m: int, c: int, stream: i
     rows = present + 8 * m
     packed = rows + 8 * m
     result = packed + 8 * width * m
-    alive = present_rows(entry, m, present)
-    broken = False
-    for i in range(m):
-        broken |= np.isnan(peek_double(c + 8 * i))
-    for i in range(alive):  # NaN also where the gradient that broke has no such parameter
-        weight = np.nan if broken else peek_double(c + 8 * peek_int(present + 8 * i))
-        poke_double(weights + 8 * i, weight)
+    alive = present_weights(entry, m, c, present, weights)
     out = peek_int(entry + 8)
     stream = 1 if stream and (out + first * size) % 64 == 0 else 0
     start = first

@@ -171,6 +171,20 @@ def _prefetch(builder: Any, address: Any) -> None:
     call(builder, "llvm.prefetch.p0", ir.VoidType(), [target, I32(0), I32(3), I32(1)])
 
 
+def combination(builder: Any, rows: Any, m: Any, c: Any, first: Any, number: int, kind: int) -> list[Any]:
+    """sum_i c_i x_i of ``number`` vectors from column ``first`` on, for :func:`weighted_sum`'s rows and c."""
+    size = ITEMSIZE[kind]
+    source = builder.mul(first, I64(size))
+
+    def add_row(i: Any, held: list[Any]) -> list[Any]:
+        base = builder.add(builder.load(pointer(builder, element(builder, rows, i, 8), I64)), source)
+        weight = splat(builder, builder.load(pointer(builder, element(builder, c, i, 8), DOUBLE)))
+        x = [load(builder, offset(builder, base, u * LANES * size), kind) for u in range(number)]
+        return [fma(builder, weight, x_u, s) for x_u, s in zip(x, held, strict=True)]
+
+    return loop(builder, I64(0), m, 1, [ir.Constant(VECTOR, None)] * number, add_row)
+
+
 @intrinsic(prefer_literal=True)
 def weighted_sum(typing_context, rows, m, first, count, c, out, stream, kind):
     """out[k] = sum_i c_i x_i[first + k], k < count (a multiple of LANES), rounded once.
@@ -185,17 +199,9 @@ def weighted_sum(typing_context, rows, m, first, count, c, out, stream, kind):
         rows_, m_, first_, count_, c_, out_, stream_ = arguments[:7]
 
         def vectors(at: Any, number: int, past_caches: bool) -> None:
-            source = builder.mul(builder.add(first_, at), I64(size))
-
-            def add_row(i: Any, held: list[Any]) -> list[Any]:
-                base = builder.add(builder.load(pointer(builder, element(builder, rows_, i, 8), I64)), source)
-                weight = splat(builder, builder.load(pointer(builder, element(builder, c_, i, 8), DOUBLE)))
-                x = [load(builder, offset(builder, base, u * LANES * size), elements) for u in range(number)]
-                return [fma(builder, weight, x_u, s) for x_u, s in zip(x, held, strict=True)]
-
-            zeros = [ir.Constant(VECTOR, None)] * number
+            sums = combination(builder, rows_, m_, c_, builder.add(first_, at), number, elements)
             target = element(builder, out_, at, size)
-            for u, s in enumerate(loop(builder, I64(0), m_, 1, zeros, add_row)):
+            for u, s in enumerate(sums):
                 store(builder, s, offset(builder, target, u * LANES * size), elements, past_caches)
 
         def several(past_caches: bool) -> Any:

@@ -13,20 +13,14 @@ from ..gradients import Gradients, Update
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
 from ..methods import Rule, compiled_coefficients
-from .momentum import TorchMomentum
+from .numba_momentum import KINDS, NumbaMomentum
 from .table import entries, tensor_entry
 from .team import parallel_address, threads_for
 
-_KINDS = {
-    torch.float32: ir_numba.F32,
-    torch.float64: ir_numba.F64,
-    torch.bfloat16: ir_numba.BF16,
-    torch.float16: ir_numba.F16,
-}
-_UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in _KINDS.items()}
+_UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in KINDS.items()}
 
 
-class NumbaBackend(TorchMomentum):
+class NumbaBackend(NumbaMomentum):
     """Gram, coefficients and combine in compiled code on the CPU."""
 
     name = "numba"
@@ -62,7 +56,7 @@ class NumbaBackend(TorchMomentum):
 @cache
 def _entries(dtype: torch.dtype) -> tuple[int, int, int, int, int]:
     """Addresses of run, GOMP_parallel and the bodies of the two passes; bytes of an element."""
-    return (run_address(), parallel_address(), *bodies(_KINDS[dtype]), dtype.itemsize)
+    return (run_address(), parallel_address(), *bodies(KINDS[dtype]), dtype.itemsize)
 
 
 def _run(

@@ -1,0 +1,122 @@
+"""A momentum step on the CPU by kernels/momentum_numba.py, in one call."""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from functools import cache
+from typing import Any, Protocol
+
+import torch
+
+from .. import _C
+from ..gradients import Gradients, Update
+from ..kernels import ir_numba
+from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
+from ..methods import Rule
+from ..momenta import Step
+from .momentum import TorchMomentum
+from .table import entries
+from .team import parallel_address, threads_for
+
+KINDS = {
+    torch.float32: ir_numba.F32,
+    torch.float64: ir_numba.F64,
+    torch.bfloat16: ir_numba.BF16,
+    torch.float16: ir_numba.F16,
+}
+
+
+class NumbaMomentum(TorchMomentum, Protocol):
+    """The part of the backend that takes momentum steps; PyTorch takes gradients that it cannot convert."""
+
+    def accumulate(self, step: Step) -> None:
+        if _converts(step):
+            _run(ACCUMULATE, step, step.momenta, None)
+        else:
+            super().accumulate(step)
+
+    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
+        if _converts(step):
+            _run(ACCUMULATE + GRAM + RESCALE, step, step.momenta, out, rule)
+        else:
+            super().momentum_update(step, rule, out)
+
+    def rescale(self, step: Step, merged: Update, out: Update) -> None:
+        if _converts(step):
+            rows: Any = [merged]
+            _run(RESCALE, step, Gradients(rows, "merged"), out)
+        else:
+            super().rescale(step, merged, out)
+
+
+def _converts(step: Step) -> bool:
+    return ir_numba.unsupported(KINDS[step.dtype]) is None
+
+
+def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule | None = None) -> None:
+    """``steps`` of momentum_numba.py, with ``rows`` in the table."""
+    dtype, m = rows.dtype, rows.m
+    run, parallel, coefficients, accumulate_body, rescale_body = _entries(dtype)
+    table = _rows(step, rows, out)
+    coming = _coming(step)
+    chosen = array("q", step.chosen)
+    *decayed, first, second = step.clock.values()
+    numbers = array("d", [step.clock.beta_1, step.clock.beta_2, first, second, *decayed])
+    size = dtype.itemsize
+    native, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
+    run(
+        steps,
+        table.buffer_info()[0],
+        len(step.fake),
+        m,
+        coming.buffer_info()[0],
+        chosen.buffer_info()[0],
+        len(chosen),
+        KINDS[step.dtype],
+        numbers.buffer_info()[0],
+        coefficients,
+        native,
+        rcond,
+        size,
+        threads_for(m * rows.n * size),
+        parallel,
+        accumulate_body,
+        rescale_body,
+    )
+
+
+@cache
+def _entries(dtype: torch.dtype) -> tuple[Any, int, int, int, int]:
+    """The compiled call; addresses of GOMP_parallel, fastconfig_coefficients and both passes' bodies."""
+    integer, real = ctypes.c_int64, ctypes.c_double
+    kind = ctypes.CFUNCTYPE(None, *[integer] * 11, real, *[integer] * 5)
+    return (kind(momentum_address()), parallel_address(), _C.coefficients_address, *bodies(KINDS[dtype]))
+
+
+def _rows(step: Step, rows: Gradients, out: Update | None) -> array[int]:
+    """The table of gram_numba.py; the momenta's is kept, and only told where the result goes."""
+    if rows is not step.momenta:
+        return _words(rows, out)
+    table: array[int] | None = step.kept.get("numba")
+    if table is None:
+        table = step.kept["numba"] = _words(rows, None)
+    if out is not None:
+        words = 2 + 2 * rows.m
+        for segment, target in enumerate(rows.split(out)):
+            table[words * segment + 1] = target.data_ptr()
+    return table
+
+
+def _words(rows: Gradients, out: Update | None) -> array[int]:
+    return array("q", [word for entry in entries(rows, out) for word in entry])
+
+
+def _coming(step: Step) -> array[int]:
+    """What momentum_numba.py describes; ``step`` keeps its addresses alive."""
+    words: list[int] = []
+    for fake, second, given in zip(step.fake, step.second, step.grads, strict=True):
+        words += fake.data_ptr(), second.data_ptr()
+        words += [0 if row is None else row.data_ptr() for row in given]
+        words += [1 if row is None else row.stride(0) for row in given]
+    return array("q", words)

@@ -1,0 +1,154 @@
+"""Explicit vectors of a momentum step, as those of vectors_numba.py: moving average, and second moment.
+
+Everything is float64 within a vector and rounded once where it is written; a float32 state takes root and
+quotient in float32, which is several times faster and right to two roundings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .ir_numba import (
+    DOUBLE,
+    F32,
+    I64,
+    ITEMSIZE,
+    LANES,
+    VECTOR,
+    call,
+    element,
+    fma,
+    literal,
+    load,
+    loop,
+    offset,
+    pointer,
+    splat,
+    store,
+    switch,
+    unsupported,
+)
+from .vectors_numba import combination
+
+EPSILON = 1e-8  # beside the root of the second moment
+MISSING = -1  # the kind of a gradient that there is not
+KINDS = tuple(kind for kind in range(len(ITEMSIZE)) if unsupported(kind) is None)
+AT_ONCE = 4  # vectors of a row that a combination takes at a time
+
+# doubles that a step is told; then 1 - beta_1^t_i of every momentum
+BETA_1, BETA_2, FIRST, SECOND, DECAYED = range(5)
+
+
+@intrinsic(prefer_literal=True)
+def moving_average(typing_context, row, gradient, given, count, beta, kind):
+    """row <- beta row + (1 - beta) gradient, of ``count`` elements, a multiple of LANES.
+
+    ``given`` is the kind of the gradient; MISSING counts as zeros.
+    """
+    elements = literal(kind)
+    size = ITEMSIZE[elements]
+
+    def generate(context, builder, signature, arguments):
+        row_, gradient_, given_, count_, beta_ = arguments[:5]
+        kept = splat(builder, beta_)
+        new = splat(builder, builder.fsub(ir.Constant(DOUBLE, 1.0), beta_))
+
+        def emit(given: int) -> None:
+            def columns(at: Any, held: list[Any]) -> list[Any]:
+                where = element(builder, row_, at, size)
+                value = builder.fmul(kept, load(builder, where, elements))
+                if given != MISSING:
+                    x = load(builder, element(builder, gradient_, at, ITEMSIZE[given]), given)
+                    value = fma(builder, new, x, value)
+                store(builder, value, where, elements)
+                return held
+
+            loop(builder, I64(0), count_, LANES, [], columns)
+
+        switch(builder, given_, (MISSING, *KINDS), emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4, types.float64, kind), generate
+
+
+@intrinsic(prefer_literal=True)
+def second_moment(
+    typing_context, rows, m, first, count, c, fake, second, numbers, out, written, stream, kind
+):
+    """u = sum_i c_i x_i; fake and second move on; out <- u / (sqrt(second / (1 - beta_2^t)) + EPSILON).
+
+    Columns [first, first + count) of rows, fake and second, count a multiple of LANES; ``out`` is where the
+    first of them goes, in the kind ``written``. ``numbers``: the doubles BETA_1 .. SECOND.
+    """
+    elements = literal(kind)
+    size = ITEMSIZE[elements]
+
+    def generate(context, builder, signature, arguments):
+        rows_, m_, first_, count_, c_, fake_, second_, numbers_, out_, written_, stream_ = arguments[:11]
+
+        def number(k: int) -> Any:
+            return builder.load(pointer(builder, offset(builder, numbers_, 8 * k), DOUBLE))
+
+        one = ir.Constant(DOUBLE, 1.0)
+        beta_1, beta_2 = number(BETA_1), number(BETA_2)
+        inverse = builder.fdiv(one, builder.fsub(one, beta_1))
+        # gradient = (fake_t - beta_1 fake_(t-1)) / (1 - beta_1)
+        now, before = splat(builder, inverse), splat(builder, builder.fmul(beta_1, inverse))
+        decay = splat(builder, number(FIRST))
+        kept, new = splat(builder, beta_2), splat(builder, builder.fsub(one, beta_2))
+        correction = splat(builder, builder.fdiv(one, number(SECOND)))
+
+        def quotient(u: Any, square: Any) -> Any:
+            kind_of = VECTOR
+            if elements == F32:
+                kind_of = ir.VectorType(ir.FloatType(), LANES)
+                u, square = (builder.fptrunc(value, kind_of) for value in (u, square))
+            name = f"llvm.sqrt.v{LANES}f{32 if elements == F32 else 64}"
+            root = call(builder, name, kind_of, [square])
+            value = builder.fdiv(u, builder.fadd(root, ir.Constant(kind_of, [EPSILON] * LANES)))
+            return builder.fpext(value, VECTOR) if elements == F32 else value
+
+        def vectors(at: Any, count: int, written: int, past_caches: bool) -> None:
+            column = builder.add(first_, at)
+            sums = combination(builder, rows_, m_, c_, column, count, elements)
+            target = element(builder, out_, at, ITEMSIZE[written])
+            state = [element(builder, base, column, size) for base in (fake_, second_)]
+            for k, u in enumerate(sums):
+                fake_at, second_at = (offset(builder, base, k * LANES * size) for base in state)
+                fake = builder.fmul(u, decay)
+                old = builder.fmul(before, load(builder, fake_at, elements))
+                gradient = builder.fsub(builder.fmul(now, fake), old)
+                square = builder.fmul(new, builder.fmul(gradient, gradient))
+                square = fma(builder, kept, load(builder, second_at, elements), square)
+                store(builder, fake, fake_at, elements)
+                store(builder, square, second_at, elements)
+                result = quotient(u, builder.fmul(square, correction))
+                where = offset(builder, target, k * LANES * ITEMSIZE[written])
+                store(builder, result, where, written, past_caches)
+
+        def body(count: int, written: int, past_caches: bool) -> Any:
+            def columns(at: Any, held: list[Any]) -> list[Any]:
+                vectors(at, count, written, past_caches)
+                return held
+
+            return columns
+
+        step = LANES * AT_ONCE
+        wide = builder.mul(builder.sdiv(count_, I64(step)), I64(step))
+
+        def emit(written: int) -> None:
+            with builder.if_else(builder.icmp_signed("!=", stream_, I64(0))) as (yes, no):
+                with yes:
+                    loop(builder, I64(0), wide, step, [], body(AT_ONCE, written, True))
+                with no:
+                    loop(builder, I64(0), wide, step, [], body(AT_ONCE, written, False))
+            loop(builder, wide, count_, LANES, [], body(1, written, False))
+
+        switch(builder, written_, KINDS, emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 11, kind), generate

@@ -1,0 +1,252 @@
+"""A step of M-ConFIG on a CPU in one call: momenta and Gram matrix, coefficients, second moment and update.
+
+Bytes, in vectors of N elements of the state: the first pass reads m momenta and k gradients and writes k
+momenta; the second reads m momenta and both other vectors, and writes these two and the update. The chunks
+are those of update_numba.py; within one, a block of the chosen momenta is still in the L2 cache when its
+products are taken.
+
+Beside the table of gram_numba.py, with the momenta as rows, per segment, int64 words: the addresses of fake
+and second, k gradient addresses (0 is a missing gradient), k steps in elements.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numba import cfunc, literally, njit, types
+
+from .combine_numba import present_weights
+from .gram_numba import entry_words, gram_columns, pack, row_address, triangle_size
+from .ir_numba import ITEMSIZE, LANES
+from .moments_numba import BETA_1, DECAYED, MISSING, moving_average, second_moment
+from .update_numba import (
+    PARTIALS,
+    STREAMED,
+    TABLE,
+    WORDS,
+    C,
+    M,
+    add_partials,
+    chunk_columns,
+    compiled,
+    count_columns,
+    prepare,
+    run_chunks,
+    run_pass,
+)
+from .vectors_numba import (
+    address,
+    call_coefficients,
+    copy_element,
+    fence,
+    keep,
+    peek_double,
+    peek_int,
+    poke_double,
+    poke_int,
+)
+
+ACCUMULATE, GRAM, RESCALE = 1, 2, 4  # steps that a call asks for
+BLOCK = 1 << 14  # columns whose products are taken while the chosen momenta are in the cache
+PACKED = 512  # columns of a strided gradient that are packed at a time
+
+# words of a job behind those of update_numba.py
+COMING, CHOSEN, COUNT, GIVEN, NUMBERS, ALL_WORDS = range(WORDS, WORDS + 6)
+
+
+@njit(nogil=True)
+def coming_words(k: int) -> int:
+    """int64 words of a segment in the table of gradients."""
+    return 2 + 2 * k
+
+
+@njit(nogil=True)
+def coming_entry(job: int, entry: int) -> int:
+    """What comes for the segment of an entry."""
+    bytes_each = 8 * entry_words(peek_int(job + 8 * M))
+    segment = (entry - peek_int(job + 8 * TABLE)) // bytes_each
+    return peek_int(job + 8 * COMING) + 8 * coming_words(peek_int(job + 8 * COUNT)) * segment
+
+
+@njit(nogil=True)
+def accumulate_row(
+    row: int, gradient: int, step: int, given: int, first: int, last: int, beta: float, kind: int
+) -> None:
+    """Columns [first, last) of a momentum."""
+    literally(kind)
+    size, given_size = ITEMSIZE[kind], ITEMSIZE[given]
+    known = given if gradient != 0 else MISSING
+    start = first
+    if known == MISSING or step == 1:
+        count = (last - first) // LANES * LANES
+        moving_average(row + first * size, gradient + first * given_size, known, count, beta, kind)
+        start += count
+    if start == last:
+        return
+    memory = np.empty(2 * PACKED)
+    packed = address(memory)
+    values = packed + 8 * PACKED
+    while start < last:
+        count = min(last - start, PACKED)
+        padded = (count + LANES - 1) // LANES * LANES
+        if known != MISSING:
+            pack(gradient + start * step * given_size, step, count, packed, given_size)
+        pack(row + start * size, 1, count, values, size)
+        moving_average(values, packed, known, padded, beta, kind)
+        for k in range(count):
+            copy_element(values + k * size, row + (start + k) * size, size)
+        start += count
+    keep(memory)
+
+
+@njit(nogil=True)
+def accumulate_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
+    """Columns [first, last) of a segment in the first pass; products too, where there is room for them."""
+    literally(kind)
+    m, k = peek_int(job + 8 * M), peek_int(job + 8 * COUNT)
+    chosen, given = peek_int(job + 8 * CHOSEN), peek_int(job + 8 * GIVEN)
+    coming = coming_entry(job, entry) + 16
+    beta = peek_double(peek_int(job + 8 * NUMBERS) + 8 * BETA_1)
+    partials = peek_int(job + 8 * PARTIALS)
+    for start in range(first, last, BLOCK):
+        stop = min(start + BLOCK, last)
+        for i in range(k):
+            row = peek_int(entry + 8 * (2 + peek_int(chosen + 8 * i)))
+            gradient, step = peek_int(coming + 8 * i), peek_int(coming + 8 * (k + i))
+            if row != 0:
+                accumulate_row(row, gradient, step, given, start, stop, beta, kind)
+        if partials != 0:
+            gram_columns(entry, start, stop, m, partials + 8 * triangle_size(m) * chunk, kind)
+
+
+@njit(nogil=True)
+def rescale_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
+    """Columns [first, last) of a segment in the second pass."""
+    literally(kind)
+    size, written = ITEMSIZE[kind], peek_int(job + 8 * GIVEN)
+    m, numbers = peek_int(job + 8 * M), peek_int(job + 8 * NUMBERS)
+    written_size = ITEMSIZE[written]
+    coming = coming_entry(job, entry)
+    fake, second = peek_int(coming), peek_int(coming + 8)
+    memory = np.empty(3 * m + (m + 3) * LANES)
+    weights = address(memory)
+    present = weights + 8 * m
+    rows = present + 8 * m
+    packed = rows + 8 * m
+    alive = present_weights(entry, m, peek_int(job + 8 * C), present, weights)
+    for i in range(alive):
+        poke_int(rows + 8 * i, row_address(entry, present, i))
+    target = peek_int(entry + 8) + first * written_size
+    stream = 1 if peek_int(job + 8 * STREAMED) and target % 64 == 0 else 0
+    whole = (last - first) // LANES * LANES
+    second_moment(rows, alive, first, whole, weights, fake, second, numbers, target, written, stream, kind)
+    if stream:
+        fence()
+    count, start = last - first - whole, first + whole
+    if count > 0:  # the last columns, in memory that they fill
+        for i in range(alive):
+            pack(row_address(entry, present, i) + start * size, 1, count, packed + 8 * LANES * i, size)
+            poke_int(rows + 8 * i, packed + 8 * LANES * i)
+        fakes = packed + 8 * LANES * m
+        seconds, results = fakes + 8 * LANES, fakes + 16 * LANES
+        pack(fake + start * size, 1, count, fakes, size)
+        pack(second + start * size, 1, count, seconds, size)
+        second_moment(rows, alive, 0, LANES, weights, fakes, seconds, numbers, results, written, 0, kind)
+        for k in range(count):
+            copy_element(fakes + k * size, fake + (start + k) * size, size)
+            copy_element(seconds + k * size, second + (start + k) * size, size)
+            copy_element(results + k * written_size, target + (whole + k) * written_size, written_size)
+    keep(memory)
+
+
+@njit(nogil=True)
+def correct_and_solve(
+    gram: int, c: int, coefficients: int, m: int, decayed: int, rule: int, rcond: float
+) -> None:
+    """Coefficients of the momenta from their Gram matrix: that of the corrected ones is G_ij / (d_i d_j)."""
+    for i in range(m):
+        for j in range(m):
+            both = peek_double(decayed + 8 * i) * peek_double(decayed + 8 * j)
+            poke_double(gram + 8 * (i * m + j), peek_double(gram + 8 * (i * m + j)) / both)
+    call_coefficients(coefficients, gram, c, 1, m, rule, rcond)
+    for i in range(m):
+        poke_double(c + 8 * i, peek_double(c + 8 * i) / peek_double(decayed + 8 * i))
+
+
+@cache
+def bodies(kind: int) -> tuple[int, int]:
+    """Addresses of what every thread runs in the first and in the second pass, for a state of ``kind``."""
+
+    def accumulate_body(job: int) -> None:
+        run_chunks(job, accumulate_piece, False, kind)
+
+    def rescale_body(job: int) -> None:
+        run_chunks(job, rescale_piece, True, kind)
+
+    signature = types.void(types.int64)
+    variant = ("float32", "float64")[kind]
+    first = compiled(cfunc, signature, accumulate_body, variant)
+    second = compiled(cfunc, signature, rescale_body, variant)
+    return first.address, second.address
+
+
+def momentum(
+    steps: int,
+    table: int,
+    segments: int,
+    m: int,
+    coming: int,
+    chosen: int,
+    k: int,
+    given: int,
+    numbers: int,
+    coefficients: int,
+    rule: int,
+    rcond: float,
+    size: int,
+    threads: int,
+    parallel: int,
+    accumulate_body: int,
+    rescale_body: int,
+) -> None:
+    """The steps asked for, on addresses.
+
+    ACCUMULATE updates the momenta, with GRAM their products too; RESCALE writes the results that the table
+    names, from coefficients that follow from the products, or from the first row as it is. ``given`` is the
+    kind of gradients and results, ``size`` the bytes of an element of the state, ``numbers`` see
+    moments_numba.py, ``coefficients`` fastconfig_coefficients of csrc, ``parallel`` GOMP_parallel.
+    """
+    chunks_most = count_columns(table, segments, m) // chunk_columns(count_columns(table, segments, m), m) + 1
+    memory = np.empty(ALL_WORDS + chunks_most * triangle_size(m) + m * (m + 1))
+    job = address(memory)
+    partials = job + 8 * ALL_WORDS
+    gram = partials + 8 * chunks_most * triangle_size(m)
+    c = gram + 8 * m * m
+    chunks = prepare(job, table, segments, m, size)
+    poke_int(job + 8 * COMING, coming)
+    poke_int(job + 8 * CHOSEN, chosen)
+    poke_int(job + 8 * COUNT, k)
+    poke_int(job + 8 * GIVEN, given)
+    poke_int(job + 8 * NUMBERS, numbers)
+    poke_int(job + 8 * PARTIALS, partials if steps & GRAM else 0)
+    poke_int(job + 8 * C, c)
+    if steps & ACCUMULATE:
+        for i in range(chunks * triangle_size(m)):
+            poke_double(partials + 8 * i, 0.0)
+        run_pass(job, accumulate_body, threads, parallel)
+    if steps & GRAM:
+        add_partials(partials, chunks, m, gram)
+        correct_and_solve(gram, c, coefficients, m, numbers + 8 * DECAYED, rule, rcond)
+    else:
+        poke_double(c, 1.0)
+    if steps & RESCALE:
+        run_pass(job, rescale_body, threads, parallel)
+    keep(memory)
+
+
+@cache
+def momentum_address() -> int:
+    """Address of the compiled form of ``momentum``."""
+    signature = types.void(*[types.int64] * 11, types.float64, *[types.int64] * 5)
+    return compiled(cfunc, signature, momentum, "steps").address
