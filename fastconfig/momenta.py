@@ -143,6 +143,9 @@ class Momenta:
         self._forget()
 
     def _forget(self) -> None:
+        """Drop what followed from the tensors: some are new."""
+        #: a tensor of every parameter, for its shape and memory order; None where none is known
+        self.columns = next(iter(self.others.values()))
         self._gradients: Gradients | None = None
         self._flat: dict[str, list[Tensor]] = {}
         self.kept: dict[str, Any] = {}  # by backends, as long as all tensors stay where they are
@@ -150,11 +153,6 @@ class Momenta:
     def __getstate__(self) -> dict[str, Any]:
         """Without what holds for these very tensors only: a copy has others."""
         return vars(self) | {"_gradients": None, "_flat": {}, "kept": {}}
-
-    @property
-    def columns(self) -> list[Tensor | None]:
-        """A tensor of every parameter, for its shape and memory order; None where none is known."""
-        return next(iter(self.others.values()))
 
     def check(self, grads: Gradients) -> None:
         """Whether gradients fit the state; nothing is changed.
@@ -172,13 +170,14 @@ class Momenta:
             self._begin(form, len(shapes), grads.dtype)
         if self._to_move:
             self._move(grads.device)
-        given: list[Any] = list(grads.rows) if form == "parameters" else [[row] for row in grads.rows]
-        for p, shape in enumerate(shapes):
+        rows: list[Any] = list(grads.rows)
+        given = list(zip(*rows, strict=True)) if form == "parameters" else [rows]
+        for p, (shape, tensors) in enumerate(zip(shapes, given, strict=True)):
             if shape is not None:
-                self._make_room(p, [row[p] for row in given], chosen)
+                self._make_room(p, tensors, chosen)
         self.clock.tick(chosen)
-        known = [p for p, column in enumerate(self.columns) if column is not None]
-        return [[_flat(row[p], self.columns[p]) for row in given] for p in known]
+        columns = zip(given, self.columns, strict=True)
+        return [[_flat(row, column) for row in tensors] for tensors, column in columns if column is not None]
 
     def _check(self, grads: Gradients, form: str, shapes: Sequence[torch.Size | None]) -> None:
         if form != self.form:
@@ -201,6 +200,7 @@ class Momenta:
             self.dtype = torch.promote_types(dtype, torch.float32)
         self.rows = [[None] * parameters for _ in range(self.m)]
         self.others = {name: [None] * parameters for name in self.others}
+        self._forget()
 
     def _move(self, device: torch.device) -> None:
         """To the gradients' device and the state's dtype, after the state was made or loaded."""
@@ -211,7 +211,7 @@ class Momenta:
         self.clock.move(device)
         self._forget()
 
-    def _make_room(self, p: int, given: list[Tensor | None], chosen: Sequence[int]) -> None:
+    def _make_room(self, p: int, given: Sequence[Tensor | None], chosen: Sequence[int]) -> None:
         missing = [row for row in self.others.values() if row[p] is None]
         missing += [
             self.rows[i]
@@ -356,9 +356,9 @@ def _ordered(tensor: Tensor, column: Tensor) -> Tensor:
     return ordered.copy_(tensor.detach())
 
 
-def _flat(tensor: Tensor | None, column: Tensor | None) -> Tensor | None:
+def _flat(tensor: Tensor | None, column: Tensor) -> Tensor | None:
     """A gradient as a flat tensor in the memory order of the state, of any step if it is a vector."""
-    if tensor is None or column is None:
+    if tensor is None:
         return None
     return tensor.detach() if tensor.dim() == 1 else flat_view(_ordered(tensor, column))
 

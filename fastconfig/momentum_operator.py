@@ -63,6 +63,7 @@ class MomentumOperator:
         loss_recorder: needed where losses are given; remembers those that a step does not compute.
         dtype: of the state, torch.float32 or torch.float64; the first gradients' by default, float32 for
             half precision.
+        num_vector: num_vectors, as conflictfree's documentation calls it.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -70,14 +71,20 @@ class MomentumOperator:
 
     def __init__(
         self,
-        num_vectors: int,
+        num_vectors: int | None = None,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         gradient_operator: GradientOperator = _CONFIG,
         loss_recorder: LossRecorder | None = None,
         *,
         dtype: torch.dtype | None = None,
+        num_vector: int | None = None,
     ) -> None:
+        if (num_vectors is None) == (num_vector is None):
+            got = "none" if num_vectors is None else "num_vectors and num_vector"
+            raise TypeError(f"num_vectors: got {got}, want the number of gradients once")
+        num_vectors = num_vector if num_vectors is None else num_vectors
+        assert num_vectors is not None
         if num_vectors < 1:
             raise ValueError(f"num_vectors: got {num_vectors}, want at least 1")
         for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
@@ -250,7 +257,6 @@ class PseudoMomentumOperator(_Resumable):
     def _other_vectors(self) -> list[str]:
         return ["second", "fake"]
 
-    @torch.no_grad()
     def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
         """Take in some of the gradients and merge the momenta; arguments, result: see the base class.
 
@@ -280,9 +286,10 @@ class PseudoMomentumOperator(_Resumable):
             backend.momentum_update(step, _at_precision(rule, dtype, momenta.dtype), out)
             return out
         backend.accumulate(step)
-        corrected = momenta.stacked().div_(state.clock.decayed(momenta.device)[:-2, None].to(momenta.device))
-        merged = _merged_by(self.gradient_operator, corrected, losses)
-        backend.rescale(step, state.ordered(momenta.restored(merged)), out)
+        with torch.no_grad():
+            decayed = state.clock.decayed(momenta.device)[:-2, None].to(momenta.device)
+            merged = _merged_by(self.gradient_operator, momenta.stacked().div_(decayed), losses)
+            backend.rescale(step, state.ordered(momenta.restored(merged)), out)
         return out
 
 

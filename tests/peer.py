@@ -11,7 +11,14 @@ import torch
 from inputs import relative_error, rounding_bound, scaled
 from torch import Tensor
 
-MODULES = ("grad_operator", "weight_model", "length_model", "utils")
+MODULES = (
+    "grad_operator",
+    "weight_model",
+    "length_model",
+    "utils",
+    "momentum_operator",
+    "loss_recorder",
+)
 
 
 LENGTHS = {  # the oracle's name of each length model
