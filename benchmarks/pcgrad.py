@@ -93,13 +93,14 @@ def tensorflow_calls(rows: torch.Tensor) -> dict[str, Call]:
     pcgrad, ppcgrad = PCGrad(), PPCGrad()
     functions = {
         "baseline": baseline,
-        "PCGrad": tf.function(pcgrad.project_conflicting),
-        "PPCGrad": tf.function(ppcgrad.project_conflicting),
+        "PCGrad": tf.function(lambda grads, masks: pcgrad.project_conflicting(grads, masks)),
+        "PPCGrad": tf.function(lambda grads, masks: ppcgrad.project_conflicting(grads, masks)),
     }
 
     def ended(function: Any) -> Call:
         def call() -> Any:
-            return torch.from_numpy(function(grads, masks).numpy())  # without a copy
+            result = function(grads, masks)
+            return torch.utils.dlpack.from_dlpack(tf.experimental.dlpack.to_dlpack(result))  # without a copy
 
         return call
 
@@ -146,20 +147,22 @@ def measure(framework: str, m: int, n: int) -> dict[str, Any]:
         "n": n,
         "seconds": {name: statistics.median(found) for name, found in times.items()},
         "error": error,
-        # TensorFlow keeps what it has freed: resident memory does not tell what a call takes
-        "extra_vectors": extra(m, n) if framework == "torch" else {},
+        # TensorFlow's own allocations blur those of short vectors
+        "extra_vectors": extra(framework, m, n) if framework == "torch" or n >= 1e6 else {},
     }
 
 
-def extra(m: int, n: int) -> dict[str, float | None]:
-    """Extra memory of PyTorch's calls in vectors, from a process whose allocations are seen."""
-    command = [sys.executable, __file__, "--memory", "--m", str(m), "--n", str(n)]
-    run = subprocess.run(command, env={**os.environ, **MALLOC}, capture_output=True, text=True)
+def extra(framework: str, m: int, n: int) -> dict[str, float | None]:
+    """Extra memory of the calls in vectors, from a process whose allocations are seen."""
+    command = [sys.executable, __file__, "--memory", "--framework", framework, "--m", str(m), "--n", str(n)]
+    # else TensorFlow keeps what it has freed, and resident memory does not tell what a call takes
+    system = {"TF_ONEDNN_USE_SYSTEM_ALLOCATOR": "1"}
+    run = subprocess.run(command, env={**os.environ, **MALLOC, **system}, capture_output=True, text=True)
     return json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else {}
 
 
-def print_extra(m: int, n: int) -> None:
-    calls = torch_calls(gradients(m, n))
+def print_extra(framework: str, m: int, n: int) -> None:
+    calls = FRAMEWORKS[framework](gradients(m, n))
     found: dict[str, float | None] = {}
     for name, call in calls.items():
         call()
@@ -220,7 +223,7 @@ def main() -> None:
     ms = [int(m) for m in arguments.m.split(",")]
     ns = [int(float(n)) for n in arguments.n.split(",")]
     if arguments.memory:
-        print_extra(ms[0], ns[0])
+        print_extra(arguments.framework, ms[0], ns[0])
         return
     results = []
     if arguments.read:

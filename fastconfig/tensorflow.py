@@ -14,7 +14,8 @@ are merged; the optimizer adds up the replicas' results, as it does with any gra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -22,8 +23,10 @@ import tensorflow as tf
 __all__ = ["PCGrad", "PPCGrad"]
 
 _REDUCTIONS = ("mean", "sum")
-_LONG = 1 << 17  # elements from which on the memory that is touched counts, not the number of operations
-_CHAIN = 32  # float32 products that are added up in float32
+_LONG = 1 << 14  # elements beyond which compiling, once for every length, pays
+_CHAIN = 32  # products of which XLA makes one sum without a loop
+_TINY = 2.0**-1022  # of float64, so that a zero gradient is divided by something
+_BLOCK = 4  # tasks whose products are one computation, so that compiling it stays short
 
 
 class _Projection:
@@ -97,17 +100,7 @@ class _Projection:
         c = self._coefficients(rows.gram(), m, **given)
         if self.reduction == "sum" or m == 1:
             return rows.combine(c)
-        if masks is None:
-            return rows.combine(c / m)
-        masks = [tf.cast(mask, tf.float32) if mask.dtype.is_bool else mask for mask in masks]
-        shared = tf.reduce_all(tf.stack([tf.reduce_min(mask) > 0 for mask in masks]))
-
-        def scaled() -> tf.Tensor:
-            update = rows.combine(c)
-            count = tf.add_n([tf.cast(mask != 0, update.dtype) for mask in masks])
-            return tf.where(count == m, update / m, update)
-
-        return tf.cond(shared, lambda: rows.combine(c / m), scaled)
+        return rows.combine(c / m) if masks is None else rows.combine(c, masks)
 
     def pc_backward(
         self,
@@ -178,7 +171,7 @@ class PPCGrad(_Projection):
     def _coefficients(self, gram: tf.Tensor, m: int, **given: Any) -> tf.Tensor:
         if given:
             raise TypeError(f"{', '.join(given)}: PPCGrad takes no such argument")
-        return _checked(_parallel(gram), gram)
+        return _parallel(gram)
 
 
 class PCGrad(_Projection):
@@ -215,102 +208,127 @@ class PCGrad(_Projection):
         if given:
             raise TypeError(f"{', '.join(given)}: PCGrad takes no such argument")
         if m == 2:  # one order only
-            return _checked(_parallel(gram), gram)
-        if order is not None:
-            order = tf.cast(order, tf.int32)
-            if order.shape != (m, m):
-                raise ValueError(f"order: got shape {tuple(order.shape)}, want {(m, m)}")
-        return _checked(_in_turn(gram, self._others(m) if order is None else order), gram)
+            return _parallel(gram)
+        if order is None:
+            return _in_turn(gram, self._others(m))
+        order = tf.cast(order, tf.int32)
+        if order.shape != (m, m):
+            raise ValueError(f"order: got shape {tuple(order.shape)}, want {(m, m)}")
+        return _in_turn(gram, order)
 
     def _others(self, m: int) -> tf.Tensor:
         """(m, m - 1): for every task the others, in a uniformly random order, or ascending."""
         if self._generator is None:
             return tf.constant([[j for j in range(m) if j != i] for i in range(m)], tf.int32)
-        keys = self._generator.uniform((m, m))
-        return tf.argsort(tf.where(tf.eye(m, dtype=tf.bool), 2.0, keys), axis=1)[:, : m - 1]
+        ranks = tf.argsort(self._generator.uniform((m, m - 1)), axis=1)
+        return ranks + tf.cast(ranks >= tf.range(m)[:, None], tf.int32)  # past the task itself
 
 
 def _parallel(gram: tf.Tensor) -> tf.Tensor:
-    """c_j = 1 - sum over i != j of min(G_ij, 0) / G_jj."""
-    norms = tf.linalg.diag_part(gram)
-    return 1 - tf.math.divide_no_nan(tf.reduce_sum(tf.minimum(gram, 0), 0), norms)
+    """c_j = 1 - sum over i != j of min(G_ij, 0) / G_jj; NaN where G_jj is Inf or NaN."""
+    norms = tf.linalg.diag_part(gram) + _TINY
+    return (norms - tf.reduce_sum(tf.minimum(gram, 0), 0)) / norms
 
 
 def _in_turn(gram: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
     """Algorithm 1 on coefficients: row i of a is task i's gradient in terms of the original ones."""
     m = gram.shape[0]
+    norms = tf.linalg.diag_part(gram) + _TINY
+    places = tf.one_hot(order, m, dtype=gram.dtype)
+    if order.shape[1] == m:
+        places *= 1 - tf.eye(m, dtype=gram.dtype)[:, None]  # no step against the task itself
     a = tf.eye(m, dtype=gram.dtype)
-    products = tf.unstack(tf.gather(gram, order), axis=1)  # of the next gradients with all, (m, m) a step
-    norms = tf.unstack(tf.gather(tf.linalg.diag_part(gram), order), axis=1)
-    places = tf.unstack(tf.one_hot(order, m, dtype=gram.dtype), axis=1)
-    itself = tf.unstack(order == tf.range(m)[:, None], axis=1)
-    for product, norm, place, own in zip(products, norms, places, itself, strict=True):
-        along = tf.minimum(tf.reduce_sum(a * product, 1), 0)
-        along = tf.where(own, tf.zeros_like(along), tf.math.divide_no_nan(along, norm))
-        a -= along[:, None] * place
-    return tf.reduce_sum(a, 0)
-
-
-def _checked(c: tf.Tensor, gram: tf.Tensor) -> tf.Tensor:
-    """The coefficients, or all NaN where a gradient is broken: NaN times 0, added to each."""
-    return c + 0 * tf.reduce_sum(tf.linalg.diag_part(gram))
+    steps = tf.unstack(tf.gather(gram / norms[:, None], order), axis=1)  # of the next gradients with all
+    for along, place in zip(steps, tf.unstack(places, axis=1), strict=True):
+        a -= tf.minimum(tf.reduce_sum(a * along, 1, keepdims=True), 0) * place
+    return tf.reduce_sum(a, 0) + 0 * norms  # NaN for a broken gradient
 
 
 class _Rows:
-    """m vectors of one length and dtype, laid out once for both reads: stacked, but for two long ones."""
+    """m vectors of one length and dtype, of which the Gram matrix and linear combinations are taken.
+
+    Long ones stay as they are: XLA makes single loops of products and combinations, without temporaries.
+    Short ones, for which compiling does not pay, become float64 first.
+    """
 
     def __init__(self, vectors: Sequence[tf.Tensor]) -> None:
-        self.vectors = vectors
-        self.dtype = vectors[0].dtype
-        self.work = tf.float64 if self.dtype == tf.float64 else tf.float32
         n = vectors[0].shape[0]
-        long = n is not None and n > _LONG and self.work == tf.float32
-        self.stacked = None if long and len(vectors) <= 2 else tf.cast(tf.stack(vectors), self.work)
+        self.dtype = vectors[0].dtype
+        self.compiled = n is not None and n > _LONG and _compiles()
+        self.rows = vectors if self.compiled else [tf.cast(vector, tf.float64) for vector in vectors]
 
     def gram(self) -> tf.Tensor:
         """(m, m) float64 products."""
-        if self.stacked is not None:
-            return _square(tf.cast(self.stacked, tf.float64))
-        first, last = self.vectors[0], self.vectors[-1]
-        gram = _chained(first, first)[None, None]
-        if len(self.vectors) == 2:
-            product = _chained(first, last)
-            gram = tf.stack([[gram[0, 0], product], [product, _chained(last, last)]])
-        norms = tf.linalg.diag_part(gram)
-        # where float32 holds the products; elsewhere a copy in float64, of twice the gradients' size, does
-        held = tf.reduce_all((norms > 1e-30 * first.shape[0]) & tf.math.is_finite(norms))
-        return tf.cond(held, lambda: gram, lambda: _square(tf.cast(tf.stack(self.vectors), tf.float64)))
+        if not self.compiled:
+            if len(self.rows) <= _BLOCK:  # sums of products are quicker than a small matrix product
+                return _products(self.rows, None, lambda a, b: tf.reduce_sum(a * b))
+            stacked = tf.stack(self.rows)
+            return tf.matmul(stacked, stacked, transpose_b=True)
+        parts = [self.rows[k : k + _BLOCK] for k in range(0, len(self.rows), _BLOCK)]
+        blocks: dict[tuple[int, int], tf.Tensor] = {}
+        for i, left in enumerate(parts):
+            blocks[i, i] = _compiled_products(left, None, _long_product)
+            for j in range(i):
+                blocks[i, j] = _compiled_products(left, parts[j], _long_product)
+                blocks[j, i] = tf.transpose(blocks[i, j])
+        each = range(len(parts))
+        return tf.concat([tf.concat([blocks[i, j] for j in each], 1) for i in each], 0)
 
-    def combine(self, c: tf.Tensor) -> tf.Tensor:
-        """(N,) sum_i c_i g_i in the dtype of the vectors, added up in float32 at least."""
-
-        def added(work: tf.DType) -> tf.Tensor:
-            factors = tf.cast(c, work)
-            if self.stacked is not None:
-                update = tf.linalg.matvec(tf.cast(self.stacked, work), factors, transpose_a=True)
-            else:
-                each = zip(tf.unstack(factors), self.vectors, strict=True)
-                update = tf.add_n([factor * tf.cast(vector, work) for factor, vector in each])
-            return tf.cast(update, self.dtype)
-
-        if self.work == tf.float64:
-            return added(tf.float64)
-        # a coefficient is the ratio of two norms, and may be beyond float32
-        held = tf.reduce_all(tf.abs(c) < 1e30)
-        return tf.cond(held, lambda: added(tf.float32), lambda: added(tf.float64))
+    def combine(self, c: tf.Tensor, masks: Sequence[tf.Tensor] | None = None) -> tf.Tensor:
+        """(N,) sum_i c_i g_i in the dtype of the vectors, divided by m where all masks are 1."""
+        combined = _compiled_combination if self.compiled else _combination
+        return combined(c, self.rows, masks, self.dtype)
 
 
-def _chained(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """a . b: float32 products, _CHAIN of them added up in float32, and these sums in float64."""
-    whole = a.shape[0] // _CHAIN * _CHAIN
-    products = tf.cast(a, tf.float32) * tf.cast(b, tf.float32)
+def _products(
+    left: Sequence[tf.Tensor],
+    right: Sequence[tf.Tensor] | None,
+    product: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+) -> tf.Tensor:
+    """(len(left), len(right)) products; without a second list those of the first with itself."""
+    found: dict[tuple[int, int], tf.Tensor] = {}
+    others = left if right is None else right
+    for i, a in enumerate(left):
+        for j, b in enumerate(others):
+            found[i, j] = found[j, i] if right is None and j < i else product(a, b)
+    return tf.reshape(tf.stack(list(found.values())), (len(left), len(others)))
+
+
+def _long_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """a . b in float64, for XLA: it makes a loop over threads and vector registers of the first sum only."""
+    products = tf.cast(a, tf.float64) * tf.cast(b, tf.float64)
+    whole = products.shape[0] // _CHAIN * _CHAIN
     chains = tf.reduce_sum(tf.reshape(products[:whole], (_CHAIN, -1)), 0)
-    rest = tf.reduce_sum(tf.cast(products[whole:], tf.float64))
-    return tf.reduce_sum(tf.cast(chains, tf.float64)) + rest
+    chains = tf.maximum(chains, chains.dtype.min)  # or XLA would merge both sums
+    return tf.reduce_sum(chains) + tf.reduce_sum(products[whole:])
 
 
-def _square(rows: tf.Tensor) -> tf.Tensor:
-    return tf.matmul(rows, rows, transpose_b=True)
+def _combination(
+    c: tf.Tensor, rows: Sequence[tf.Tensor], masks: Sequence[tf.Tensor] | None, dtype: tf.DType
+) -> tf.Tensor:
+    """sum_i c_i g_i in float64: a coefficient, the ratio of two norms, may be beyond float32."""
+    update = tf.add_n(
+        [factor * tf.cast(row, c.dtype) for factor, row in zip(tf.unstack(c), rows, strict=True)]
+    )
+    if masks is not None:
+        m = len(masks)
+        update = tf.where(tf.add_n([tf.cast(mask, tf.float32) for mask in masks]) == m, update / m, update)
+    return tf.cast(update, dtype)
+
+
+_compiled_products = tf.function(_products, jit_compile=True, autograph=False)
+_compiled_combination = tf.function(_combination, jit_compile=True, autograph=False)
+
+
+@functools.cache
+def _compiles() -> bool:
+    """Whether this build of TensorFlow has XLA for its default device."""
+    try:
+        with tf.init_scope():
+            tf.function(tf.identity, jit_compile=True, autograph=False)(tf.zeros(()))
+    except tf.errors.OpError:
+        return False
+    return True
 
 
 def _gradients(

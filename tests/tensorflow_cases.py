@@ -15,6 +15,7 @@ from torch import Tensor
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = pytest.importorskip("tensorflow")
 
+import fastconfig.tensorflow  # noqa: E402
 from fastconfig.tensorflow import PCGrad, PPCGrad  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TensorFlow's own
@@ -60,9 +61,12 @@ def test_project_conflicting(m: int, reduction: str, mode: str) -> None:
         assert error(run(tensors(rows), has), projected(rows, given, reduction, None)) <= LIMIT
 
 
+@pytest.mark.parametrize("compiler", [True, False])
 @pytest.mark.parametrize("m", [1, 2, 3, 8])
-def test_many_elements(m: int) -> None:
-    # beyond what is laid out at once: blocks, and a rest
+def test_many_elements(m: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # chains of products, and a rest; blocks of tasks; without XLA too, which not every build has
+    if not compiler:
+        monkeypatch.setattr(fastconfig.tensorflow, "_compiles", lambda: False)
     rows = conflicting(m, 300_001)
     order = torch.rand(m, m).argsort(-1)
     update = PCGrad("sum").project_conflicting(tensors(rows), order=order.numpy())
@@ -71,6 +75,23 @@ def test_many_elements(m: int) -> None:
     masks[0, :10] = 0
     update = tf.function(PPCGrad().project_conflicting)(tensors(rows * masks), tensors(masks))
     assert error(update, projected(rows * masks, masks, "mean", None)) <= LIMIT
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_many_elements_of_other_dtypes_in_xla(dtype: str) -> None:
+    grads = [tf.cast(row, dtype) for row in tensors(conflicting(5, 20_003))]
+    full = torch.stack([torch.from_numpy(tf.cast(grad, tf.float64).numpy()) for grad in grads])
+    update = tf.function(PPCGrad().project_conflicting, jit_compile=True)(grads)
+    assert update.dtype == dtype
+    eps = {"float64": 1e-12, "float16": 2**-10}[dtype]
+    assert error(tf.cast(update, tf.float64), projected(full, None, "mean", None)) <= eps
+
+
+def test_a_length_that_is_not_known() -> None:
+    rows = conflicting(3, 20_003)
+    signature = [[tf.TensorSpec([None], tf.float32)] * 3]
+    run = tf.function(PPCGrad().project_conflicting, input_signature=signature)
+    assert error(run(tensors(rows)), projected(rows, None, "mean", None)) <= LIMIT
 
 
 @pytest.mark.parametrize("m", [2, 3])
@@ -91,16 +112,20 @@ def test_norms_that_float32_products_do_not_hold(m: int, n: int) -> None:
     assert error(PPCGrad("sum").project_conflicting(tensors(rows)), wanted) <= LIMIT
 
 
-@pytest.mark.parametrize("n", [50, 200_003])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("n", [50, 20_003])
 @pytest.mark.parametrize("m", [2, 3])
-def test_zero_and_broken_gradients(m: int, n: int) -> None:
+def test_zero_and_broken_gradients(m: int, n: int, mode: str) -> None:
     rows = conflicting(m, n)
     rows[1] = 0
-    assert error(PPCGrad().project_conflicting(tensors(rows)), projected(rows, None, "mean", None)) <= LIMIT
+    methods = [PCGrad(shuffle=False), PPCGrad()]
+    runs = [MODES[mode](method.project_conflicting) for method in methods]
+    for run, order in zip(runs, (torch.arange(m).expand(m, m), None), strict=True):
+        assert error(run(tensors(rows)), projected(rows, None, "mean", order)) <= LIMIT
     for value in (torch.nan, torch.inf):
         rows[0, n // 2] = value
-        for method in (PCGrad(), PPCGrad()):
-            assert torch.isnan(torch.from_numpy(method.project_conflicting(tensors(rows)).numpy())).all()
+        for run in runs:
+            assert torch.isnan(torch.from_numpy(run(tensors(rows)).numpy())).all()
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
@@ -210,10 +235,11 @@ def test_variables_of_keras() -> None:
     assert error(flat, wanted) <= 2**-10
 
 
-def test_in_a_replica() -> None:
+@pytest.mark.parametrize("n", [6, 20_003])
+def test_in_a_replica(n: int) -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with strategy.scope():
-        variable = tf.Variable(tf.random.normal((6,)))
+        variable = tf.Variable(tf.random.normal((n,)))
         methods = [PCGrad(), PPCGrad()]
 
     @tf.function
