@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         TrackMinimum,
         TrackSpecific,
     )
+    from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
+    from .momentum_operator import MomentumOperator, PseudoMomentumOperator, SeparateMomentumOperator
     from .utils import apply_gradient_vector, get_gradient_vector
     from .weight_model import EqualWeight, WeightModel
 
@@ -56,6 +58,8 @@ _HOMES = {
         "TrackMinimum",
         "TrackSpecific",
     ),
+    "loss_recorder": ("LatestLossRecorder", "LossRecorder", "MomentumLossRecorder"),
+    "momentum_operator": ("MomentumOperator", "PseudoMomentumOperator", "SeparateMomentumOperator"),
     "utils": ("apply_gradient_vector", "get_gradient_vector"),
     "weight_model": ("EqualWeight", "WeightModel"),
 }
@@ -70,10 +74,16 @@ __all__ = [
     "EqualWeight",
     "GradientOperator",
     "IMTLGOperator",
+    "LatestLossRecorder",
     "LengthModel",
+    "LossRecorder",
+    "MomentumLossRecorder",
+    "MomentumOperator",
     "PCGradOperator",
     "PPCGradOperator",
     "ProjectionLength",
+    "PseudoMomentumOperator",
+    "SeparateMomentumOperator",
     "TrackArithmeticAverage",
     "TrackGeometricAverage",
     "TrackHarmonicAverage",

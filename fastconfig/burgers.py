@@ -168,17 +168,25 @@ def residual(network: Network, points: Tensor, viscosity: float = VISCOSITY) -> 
     return u_t + u * u_x - viscosity * u_xx
 
 
-def losses(network: Network, points: Points) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean squares of the residual, of the initial error and of the boundary error.
+def loss(network: Network, points: Points, index: int) -> Tensor:
+    """Mean square of the residual, of the initial or of the boundary error, in the order of ``LOSS_NAMES``.
 
-    In the order of ``LOSS_NAMES``; each a 0-d tensor with a graph of its own.
+    Returns:
+        0-d tensor with a graph of its own.
     """
-    start = torch.sin(math.pi * points.initial[:, 1])
-    return (
-        residual(network, points.interior).square().mean(),
-        (network(points.initial) + start).square().mean(),
-        network(points.boundary).square().mean(),
-    )
+    match LOSS_NAMES[index]:
+        case "residual":
+            error = residual(network, points.interior)
+        case "initial":
+            error = network(points.initial) + torch.sin(math.pi * points.initial[:, 1])
+        case _:
+            error = network(points.boundary)
+    return error.square().mean()
+
+
+def losses(network: Network, points: Points) -> list[Tensor]:
+    """Every :func:`loss`."""
+    return [loss(network, points, index) for index in range(len(LOSS_NAMES))]
 
 
 def relative_error(prediction: npt.ArrayLike, exact: npt.ArrayLike) -> float:

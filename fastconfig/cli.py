@@ -48,13 +48,17 @@ def add_info(parser: argparse.ArgumentParser) -> None:
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Trains a network on Burgers' equation with ConFIG's update and, beside it, with the plain "
-        "sum of gradients; prints a table and writes demo.png and demo.json."
+        "sum of gradients; prints a table and writes demo.png and demo.json. With --momentum also with "
+        "M-ConFIG, which takes one loss a step."
     )
     parser.add_argument("--steps", type=at_least(1), help="training steps", metavar="N")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--seed", type=at_least(0), help="of weights and points", metavar="N")
     parser.add_argument(
         "--out", type=Path, default=Path("fastconfig-demo"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--momentum", action="store_true", help="train with M-ConFIG too: one backward pass a step"
     )
     parser.set_defaults(serve=demo, fail=parser.error)
 
@@ -90,7 +94,8 @@ def demo(options: argparse.Namespace) -> int:
     from .environment import find_device
 
     chosen = {name: getattr(options, name) for name in ("steps", "device", "seed")}
-    settings = Settings(**{name: value for name, value in chosen.items() if value is not None})
+    given = {name: value for name, value in chosen.items() if value is not None}
+    settings = Settings(**given, momentum=options.momentum)
     try:
         find_device(settings.device)
     except ValueError as error:

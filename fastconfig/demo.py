@@ -17,7 +17,7 @@ from rich.table import Table
 from . import environment
 from .burgers import LOSS_NAMES
 from .demo_figure import draw
-from .demo_training import CONFIG, PLAIN_SUM, TORCH_THREADS, Result, Settings, train
+from .demo_training import TORCH_THREADS, Result, Settings, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,20 +99,21 @@ def collect(result: Result, command: str) -> dict[str, Any]:
 
 
 def training_table(numbers: dict[str, Any]) -> Table:
-    """ConFIG beside the plain sum."""
+    """All ways to train side by side."""
     settings = numbers["settings"]
-    names = (CONFIG, PLAIN_SUM)
-    results = [numbers["results"][name] for name in names]
+    names = list(numbers["results"])
+    results = list(numbers["results"].values())
     table = new_table(f"Burgers' equation after {settings['steps']} steps, seed {settings['seed']}", names)
     table.add_row("relative L2 error", *(percent(r["relative_l2_error"]) for r in results))
     for name in LOSS_NAMES:
         table.add_row(f"{name} loss", *(f"{r['final_losses'][name]:.2e}" for r in results))
     key = "share_of_measured_steps_with_a_negative_cosine"
-    table.add_row("steps against a gradient", *(percent(r[key]) for r in results))
+    table.add_row("steps against a gradient", *(percent(r[key]) if key in r else "-" for r in results))
     table.add_row("time per step (median)", *(f"{r['median_step_ms']:.2f} ms" for r in results))
-    operator = numbers["results"][CONFIG]
-    table.add_row("  of it the operator", f"{operator['median_operator_ms']:.3f} ms", "-")
-    table.add_row("  as a share", percent(operator["operator_share_of_step"]), "-")
+    times = [r.get("median_operator_ms") for r in results]
+    table.add_row("  of it the operator", *("-" if ms is None else f"{ms:.3f} ms" for ms in times))
+    shares = [r.get("operator_share_of_step") for r in results]
+    table.add_row("  as a share", *("-" if share is None else percent(share) for share in shares))
     return table
 
 

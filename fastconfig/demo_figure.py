@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .burgers import LOSS_NAMES, FloatArray
-from .demo_training import CONFIG, PLAIN_SUM, Result
+from .demo_training import CONFIG, MOMENTUM, PLAIN_SUM, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(result: Result, path: Path) -> None:
-    """Write the picture as a PNG of 16 : 9, readable on a slide.
+    """Write the picture as a PNG, of 16 : 9 for two ways to train; readable on a slide.
 
     Raises:
         OSError: the file cannot be written.
@@ -46,17 +46,19 @@ def draw(result: Result, path: Path) -> None:
 
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, hspace=0.04)
-        figure = Figure(figsize=(16, 9), dpi=120, layout=layout)
+        columns = 2 + len(result.trainers)
+        figure = Figure(figsize=(4 * columns, 9), dpi=120, layout=layout)
         FigureCanvasAgg(figure)
-        axes = figure.subplots(2, 4)
+        axes = figure.subplots(2, columns)
+        others = "M-ConFIG's and the plain sum" if MOMENTUM in result.trainers else "the plain sum"
         figure.suptitle(
-            "Burgers' equation learnt from three losses: ConFIG's update beside the plain sum, "
+            f"Burgers' equation learnt from three losses: ConFIG's update beside {others}, "
             f"{result.settings.steps} steps",
             fontsize=18,
         )
         draw_fields(figure, axes[0], result)
-        draw_losses(axes[1, :2], result)
-        draw_cosines(axes[1, 2:], result)
+        draw_losses(axes[1, :-2], result)
+        draw_cosines(axes[1, -2:], result)
         handles, labels = axes[1, 0].get_legend_handles_labels()
         figure.legend(
             handles,
@@ -69,7 +71,7 @@ def draw(result: Result, path: Path) -> None:
 
 
 def draw_fields(figure: Figure, axes: AxesRow, result: Result) -> None:
-    """Exact solution and ConFIG's prediction on one scale, both errors on another."""
+    """Exact solution and ConFIG's prediction on one scale, all errors on another."""
     from matplotlib.colors import LogNorm
 
     shared: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, 1, -1, 1)}
@@ -80,7 +82,7 @@ def draw_fields(figure: Figure, axes: AxesRow, result: Result) -> None:
         image = ax.imshow(field.T, cmap="RdBu_r", vmin=-1, vmax=1, **shared)
         label(ax, title, "u(t, x)")
     figure.colorbar(image, ax=axes[:2].tolist(), pad=0.02, aspect=30, ticks=(-1, -0.5, 0, 0.5, 1))
-    for ax, name in zip(axes[2:], (CONFIG, PLAIN_SUM), strict=True):
+    for ax, name in zip(axes[2:], result.trainers, strict=True):
         error = np.abs(result.predictions[name] - result.exact)
         image = ax.imshow(
             np.maximum(error, SMALLEST_ERROR).T,
@@ -97,9 +99,10 @@ def draw_fields(figure: Figure, axes: AxesRow, result: Result) -> None:
 
 
 def draw_losses(axes: AxesRow, result: Result) -> None:
-    """The three losses of both ways to train, on one logarithmic scale."""
-    axes[1].sharey(axes[0])
-    for ax, name in zip(axes, (CONFIG, PLAIN_SUM), strict=True):
+    """The three losses of all ways to train, on one logarithmic scale."""
+    for ax, name in zip(axes, result.trainers, strict=True):
+        if ax is not axes[0]:
+            ax.sharey(axes[0])
         record = np.array(result.trainers[name].losses)
         bands(ax, np.arange(1, len(record) + 1), record, WIDTHS)
         ax.set_yscale("log")

@@ -1,6 +1,7 @@
-"""Training of the demo: one network on ConFIG's update, one on the plain sum of gradients.
+"""Training of the demo: one network on ConFIG's update, one on the plain sum of gradients, one on M-ConFIG's.
 
-Both start from the same weights and see the same points, learning rates and optimizer.
+All start from the same weights and see the same points and learning rates. M-ConFIG takes one loss a step, in
+turn, and brings its own moments: its optimizer is plain gradient descent, where the others have Adam.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from .burgers import (
     Points,
     PointSampler,
     exact_solution,
+    loss,
     losses,
     relative_error,
 )
 from .environment import find_device
 from .grad_operator import ConFIG_update
+from .momentum_operator import PseudoMomentumOperator
 from .utils import apply_gradient_vector, get_gradient_vector
 
 CONFIG = "ConFIG"
 PLAIN_SUM = "plain sum"
+MOMENTUM = "M-ConFIG"
 TOLERANCE = 0.01
 # The network's matrices are too small to share: a second thread waits more than it works.
 TORCH_THREADS = 1
@@ -50,6 +54,7 @@ class Settings:
         learning_rate: its peak, reached after ``warmup`` steps; a cosine takes it to zero.
         beta2: Adam's; shorter than the usual memory, since the points change in every step.
         measure_every: steps between two looks at angles and at the operators' answers, untimed.
+        momentum: train with M-ConFIG, too.
     """
 
     steps: int = 4000
@@ -62,6 +67,7 @@ class Settings:
     warmup: int = 100
     beta2: float = 0.99
     measure_every: int = 4
+    momentum: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -96,20 +102,31 @@ class Operator:
 
 
 class Trainer:
-    """One network, its optimizer, and what was recorded of its training."""
+    """One network, its optimizer, and what was recorded of its training.
 
-    def __init__(self, settings: Settings, device: torch.device) -> None:
+    Args:
+        settings: of the run.
+        device: of the network.
+        adam: Adam, or else plain gradient descent.
+        turns: steps until every loss has had its turn; they cost differently, so times are means over them.
+    """
+
+    def __init__(
+        self, settings: Settings, device: torch.device, *, adam: bool = True, turns: int = 1
+    ) -> None:
+        self.turns = turns
         generator = torch.Generator().manual_seed(settings.seed)
         self.network = Network(generator=generator).to(device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(),
-            lr=settings.learning_rate,
-            betas=(0.9, settings.beta2),
-            fused=True,
+        parameters, rate = self.network.parameters(), settings.learning_rate
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam(parameters, lr=rate, betas=(0.9, settings.beta2), fused=True)
+            if adam
+            else torch.optim.SGD(parameters, lr=rate, fused=True)
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, settings.rate)
         self.device = device
         self.losses: list[list[float]] = []
+        self.known: list[Tensor] = []  # of each loss the last one, where a step has one
         self.cosines: list[list[float]] = []
         self.step_seconds: list[float] = []
         self.operator_seconds: list[float] = []
@@ -136,7 +153,7 @@ class Trainer:
         self.cosines.append(along.tolist())
 
     def finish(self, values: Sequence[Tensor], start: float) -> None:
-        """Adam's step with the gradients now in the network; closes the time of the step."""
+        """The optimizer's step with the gradients now in the network; closes the time of the step."""
         self.optimizer.step()
         self.step_seconds.append(self.clock() - start)
         self.losses.append([float(value.detach()) for value in values])
@@ -166,6 +183,20 @@ def step_plain_sum(trainer: Trainer, points: Points) -> None:
     trainer.finish(values, start)
 
 
+def step_momentum(trainer: Trainer, points: Points, operator: PseudoMomentumOperator, index: int) -> None:
+    """One step on M-ConFIG's update with one loss: a single backward pass."""
+    start = trainer.clock()
+    value = loss(trainer.network, points, index)
+    (grad,) = trainer.gradients([value])
+    before = trainer.clock()
+    update = operator.calculate_gradient(index, grad)
+    assert isinstance(update, Tensor)
+    trainer.operator_seconds.append(trainer.clock() - before)
+    apply_gradient_vector(trainer.network, update)
+    trainer.known[index] = value.detach()
+    trainer.finish(trainer.known, start)
+
+
 @dataclass
 class Result:
     """Everything that the table, the figure and the JSON file show."""
@@ -184,15 +215,16 @@ class Result:
     def summary(self, name: str) -> dict[str, Any]:
         """The figures of one way to train."""
         trainer = self.trainers[name]
-        step_ms = median_ms(trainer.step_seconds)
+        step_ms = median_ms(means_of(trainer.step_seconds, trainer.turns))
         figures: dict[str, Any] = {
             "relative_l2_error": relative_error(self.predictions[name], self.exact),
             "final_losses": dict(zip(LOSS_NAMES, self.final_losses[name], strict=True)),
             "median_step_ms": step_ms,
-            "share_of_measured_steps_with_a_negative_cosine": conflict_share(trainer.cosines),
         }
+        if trainer.cosines:
+            figures["share_of_measured_steps_with_a_negative_cosine"] = conflict_share(trainer.cosines)
         if trainer.operator_seconds:
-            operator_ms = median_ms(trainer.operator_seconds)
+            operator_ms = median_ms(means_of(trainer.operator_seconds, trainer.turns))
             figures["median_operator_ms"] = operator_ms
             figures["operator_share_of_step"] = operator_ms / step_ms
         return figures
@@ -200,6 +232,12 @@ class Result:
 
 def median_ms(seconds: Sequence[float]) -> float:
     return float(np.median(seconds)) * 1e3
+
+
+def means_of(values: Sequence[float], count: int) -> list[float]:
+    """Means of every ``count`` values in turn, of all if they are fewer."""
+    whole = max(len(values) // count, 1)
+    return [float(np.mean(part)) for part in np.array_split(np.array(values[: whole * count]), whole)]
 
 
 def conflict_share(cosines: Sequence[Sequence[float]]) -> float:
@@ -236,7 +274,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @torch_threads(TORCH_THREADS)
 def train(settings: Settings, report: Callable[[int, Result], None] | None = None) -> Result:
-    """Train both networks side by side.
+    """Train the networks side by side.
 
     Args:
         settings: of the run.
@@ -253,10 +291,19 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
     sampler = PointSampler(*sizes, settings.seed, device)
     t, x = np.linspace(0, 1, 101), np.linspace(-1, 1, 513)
     exact = exact_solution(t[:, None], x[None, :])
-    result = Result(settings, {CONFIG: config, PLAIN_SUM: plain}, operators, [], t, x, exact, {}, {}, 0)
+    trainers = {CONFIG: config, PLAIN_SUM: plain}
+    momentum = PseudoMomentumOperator(len(LOSS_NAMES), beta_2=settings.beta2)
+    if settings.momentum:
+        trainers[MOMENTUM] = Trainer(settings, device, adam=False, turns=len(LOSS_NAMES))
+    result = Result(settings, trainers, operators, [], t, x, exact, {}, {}, 0)
 
     # Kernels that are compiled or loaded on first use must not count as a step.
-    ConFIG_update(config.gradients(losses(config.network, sampler.draw())))
+    first = losses(config.network, sampler.draw())
+    grads = config.gradients(first)
+    ConFIG_update(grads)
+    if settings.momentum:
+        trainers[MOMENTUM].known = [value.detach() for value in first]
+        PseudoMomentumOperator(len(grads)).calculate_gradient(range(len(grads)), grads)
     began = time.perf_counter()
     for step in range(settings.steps):
         points = sampler.draw()
@@ -267,6 +314,8 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
             plain.record_cosines(torch.stack(grads).sum(dim=0), grads)
         step_plain_sum(plain, points)
         grads, update = step_config(config, points)
+        if settings.momentum:
+            step_momentum(trainers[MOMENTUM], points, momentum, step % len(LOSS_NAMES))
         if measured:
             config.record_cosines(update, grads)
             exact_update = reference.config(torch.stack(grads))

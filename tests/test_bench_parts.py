@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from inputs import METHODS
+from inputs import METHODS, relative_error
 
+from fastconfig import reference
 from fastconfig.bench import cases, memory, peers, timing
 from fastconfig.bench.accuracy import Exact
-from fastconfig.bench.cases import METHOD_OF, Setting, make_inputs
+from fastconfig.bench.cases import METHOD_OF, Setting, flat, make_inputs, traffic
+from fastconfig.bench.momentum import MOMENTUM, PlainMomentum, Steps, ours, schedule
 
 CPU = torch.device("cpu")
 UPDATES = {
@@ -156,3 +159,26 @@ def test_an_update_takes_less_than_a_megabyte_beyond_its_result() -> None:
     assert ours <= 1_000_000
     assert plain is not None
     assert plain >= 11_000_000  # the stack
+
+
+@pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])
+@pytest.mark.parametrize("m", [1, 2, 5])
+def test_the_momentum_oracle_is_the_transcription(m: int, form: str) -> None:
+    setting = Setting(m, 503, "float64", form)
+    inputs = make_inputs(setting, torch.device("cpu"))
+    rows = torch.stack([torch.cat([part[i] for part in inputs.segments]) for i in range(m)])
+    exact = reference.Momentum(m)
+    for i, j in schedule(m):
+        wanted = exact.step([i], rows[j : j + 1])
+    assert relative_error(Exact(setting, inputs).momentum(), wanted) <= 1e-9
+    plain = partial(PlainMomentum, merge=reference.config)
+    for steps in (Steps(ours, inputs.grads, flat=False), Steps(plain, inputs.grads, flat=True)):
+        assert relative_error(flat(steps.answer()), wanted) <= 1e-9
+        assert torch.isfinite(flat(steps())).all()
+
+
+def test_a_momentum_step_moves_its_state_in_float32_at_least() -> None:
+    n = 1000
+    assert traffic(MOMENTUM, Setting(3, n)) == (9 * 4 * n, 4 * 4 * n)
+    assert traffic(MOMENTUM, Setting(3, n, "bfloat16")) == (8 * 4 * n + 2 * n, 3 * 4 * n + 2 * n)
+    assert traffic(MOMENTUM, Setting(3, n, "float64")) == (9 * 8 * n, 4 * 8 * n)

@@ -109,6 +109,21 @@ def test_demo_writes_its_picture_and_its_figures(tmp_path: Path):
     assert 0 < numbers["training_seconds"] < numbers["total_seconds"]
 
 
+def test_demo_trains_with_momentum_beside_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    assert cli.main(["demo", "--momentum", "--steps", "7", "--out", str(tmp_path)]) == 0
+    numbers = json.loads((tmp_path / "demo.json").read_text())
+    assert list(numbers["results"]) == ["ConFIG", "plain sum", "M-ConFIG"]
+    figures = numbers["results"]["M-ConFIG"]
+    assert figures["relative_l2_error"] > 0
+    assert figures["median_step_ms"] > figures["median_operator_ms"] > 0
+    assert "M-ConFIG" in capsys.readouterr().out
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+
+
 def test_demo_without_conflictfree_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

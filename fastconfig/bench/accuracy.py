@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from .. import reference
 from ..numbers import cutoff
 from .cases import METHOD_OF, Inputs, Setting, flat
+from .momentum import EPSILON, MOMENTUM, schedule
 
 BLOCK = 1 << 16  # columns widened to float64 at a time
 LEAST_BOUND = 1e-12  # what solving in float64 may cost, whatever the dtype
@@ -67,6 +69,39 @@ class Exact:
             self._updates[method] = torch.cat([c @ block for block in self._blocks()])
         return self._updates[method]
 
+    def momentum(self) -> Tensor:
+        """(N,) float64: the last update of the schedule, by the oracle's recursion on the coefficients.
+
+        Every merged momentum is a combination of the gradients; only what is squared needs the columns.
+        """
+        steps = list(self._merged_momenta())
+        merged = torch.stack([c for c, _, _ in steps])
+        found = []
+        for block in self._blocks():
+            fake = second = torch.zeros(block.shape[1], dtype=torch.float64, device=block.device)
+            for u, (_, first, _) in zip(merged @ block, steps, strict=True):
+                now = first * u
+                second = 0.999 * second + 0.001 * ((now - 0.9 * fake) / 0.1) ** 2
+                fake = now
+            found.append(u / ((second / steps[-1][2]).sqrt() + EPSILON))
+        return torch.cat(found)
+
+    def _merged_momenta(self) -> Iterator[tuple[Tensor, float, float]]:
+        """Of every update in the schedule: coefficients (m), 1 - beta_1^t and 1 - beta_2^t."""
+        m = len(self.gram)
+        momenta, counts, updates = torch.zeros_like(self.gram), [0] * m, 0
+        for i, j in schedule(m):
+            counts[i] += 1
+            momenta[i] *= 0.9
+            momenta[i, j] += 0.1
+            if 0 in counts:
+                continue
+            updates += 1
+            decayed = torch.tensor([1 - 0.9**t for t in counts], dtype=torch.float64, device=self.r.device)
+            rows = (momenta / decayed[:, None]) @ self.r.T
+            merged = reference.config(rows, rcond=cutoff(self.dtype))
+            yield torch.linalg.pinv(self.r) @ merged, 1 - 0.9**updates, 1 - 0.999**updates
+
     def bound(self, operation: str) -> float:
         """8 eps sum_i |c_i| |g_i| / |update|; 8 eps on cosines for the Gram matrix; none for the mask."""
         eps = torch.finfo(self.dtype).eps
@@ -74,6 +109,8 @@ class Exact:
             return 0.0
         if operation == "gram":
             return max(8 * eps, LEAST_BOUND)
+        if operation == MOMENTUM:  # the last difference of the merged momenta takes digits: 1 / (1 - beta_1)
+            return 10 * self.bound("ConFIG_update")
         c = self.coefficients(METHOD_OF.get(operation, "config"))
         spread = (c.abs() * self.r.norm(dim=0)).sum() / (self.r @ c).norm()
         return max(8 * eps * float(spread), LEAST_BOUND)
@@ -88,6 +125,9 @@ class Exact:
         elif operation.endswith("coefficients"):
             exact = self.coefficients(METHOD_OF[operation])
             error = (self.r @ (result.double() - exact)).norm() / (self.r @ exact).norm()
+        elif operation == MOMENTUM:
+            exact = self.momentum()
+            error = (flat(result).double() - exact).norm() / exact.norm()
         else:  # combine is given ConFIG's coefficients
             exact = self.update(METHOD_OF.get(operation, "config"))
             error = (flat(result).double() - exact).norm() / exact.norm()

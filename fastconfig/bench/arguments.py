@@ -16,6 +16,7 @@ GROUPS = {
     "projections": ("PCGrad coefficients", "PPCGrad coefficients"),
     "solve": ("ConFIG coefficients", "IMTL-G coefficients"),
     "combine": ("combine",),
+    "momentum": ("PseudoMomentumOperator",),
 }
 
 

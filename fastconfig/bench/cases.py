@@ -15,6 +15,7 @@ from ..backends import load
 from ..grad_operator import ConFIG_update, IMTLGOperator, PCGradOperator, PPCGradOperator
 from ..gradients import Gradients, GradientsLike
 from ..methods import make_rule
+from .momentum import MOMENTUM, Steps, ours
 
 METHOD_OF = {
     "ConFIG_update": "config",
@@ -27,7 +28,7 @@ METHOD_OF = {
     "IMTL-G coefficients": "imtlg",
 }
 UPDATES = ("ConFIG_update", "PCGradOperator", "PPCGradOperator", "IMTLGOperator")
-PASSES = ("gram", "combine", *UPDATES)  # operations that read the gradients; the others see G alone
+PASSES = ("gram", "combine", *UPDATES, MOMENTUM)  # operations that read the gradients; the others see G alone
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,23 @@ class Inputs:
     segments: list[list[Tensor]]
 
 
-def moved_bytes(operation: str, setting: Setting) -> int | None:
-    """Bytes that an operation must read and write: two passes for an update; None for the m x m stage."""
+def traffic(operation: str, setting: Setting) -> tuple[int, int] | None:
+    """Bytes that an operation must read, and write: two passes for an update; None for the m x m stage.
+
+    A step of momentum reads m momenta and one gradient and writes a momentum; then it reads m momenta and two
+    vectors, and writes these two and the update. Its state is float32 at least.
+    """
+    m, row = setting.m, setting.row_bytes
     match operation:
         case "gram":
-            return setting.m * setting.row_bytes
+            return m * row, 0
         case "combine":
-            return (setting.m + 1) * setting.row_bytes
+            return m * row, row
+        case "PseudoMomentumOperator":
+            state = max(row, 4 * setting.n)
+            return (2 * m + 2) * state + row, 3 * state + row
         case _ if operation in UPDATES:
-            return (2 * setting.m + 1) * setting.row_bytes
+            return 2 * m * row, row
     return None
 
 
@@ -150,4 +159,5 @@ def our_calls(
         "combine": lambda: ops.combine(grads, c),
         "ConFIG_update": lambda: ConFIG_update(grads),
         **{name: update(name) for name in operators},
+        MOMENTUM: Steps(ours, grads, flat=False),
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backends.team import parallel_address
-from .cases import UPDATES, Inputs, Setting
+from .cases import Inputs, Setting, traffic
 from .timing import Clock, Contestant, measure
 
 BANDWIDTH_BYTES = (1 << 16, 1 << 20, 1 << 24, 1 << 28)
@@ -32,16 +32,14 @@ class Floor:
     write_way: str
     fresh_write_us: float
 
-    def of(self, operation: str) -> float | None:
-        """Microseconds below which an operation cannot get: an update reads twice and writes once."""
-        match operation:
-            case "gram":
-                return self.read_us
-            case "combine":
-                return self.read_us + self.write_us
-            case _ if operation in UPDATES:
-                return 2 * self.read_us + self.write_us
-        return None
+    def of(self, operation: str, setting: Setting) -> float | None:
+        """Microseconds below which an operation cannot get: its bytes at the speed of these."""
+        moved = traffic(operation, setting)
+        if moved is None:
+            return None
+        read, written = moved
+        rows_read, rows_written = read / setting.row_bytes, written / setting.row_bytes
+        return self.read_us * rows_read / setting.m + self.write_us * rows_written
 
     def numbers(self) -> dict[str, Any]:
         return asdict(self)

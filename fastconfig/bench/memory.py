@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 from ..backends import use_backend
 from .cases import Inputs, Setting, flat, make_inputs, our_calls
+from .momentum import MOMENTUM
 from .peers import find_peers
 
 REPEATS, REPEAT_SECONDS = 3, 2.0
@@ -69,19 +71,19 @@ def serve() -> None:
 def _answer(request: dict[str, Any], setting: Setting, inputs: Inputs, device: torch.device) -> int | None:
     small = Setting(setting.m, min(setting.n, WARM_N), setting.dtype, setting.form)
     call_of = _calls(request, device)
-    if request["backend"] is None:
+    with use_backend(request["backend"]) if request["backend"] else nullcontext():
         call_of(small, make_inputs(small, device))()
-        return extra_bytes(call_of(setting, inputs), device)
-    with use_backend(request["backend"]):
-        call_of(small, make_inputs(small, device))()
-        return extra_bytes(call_of(setting, inputs), device)
+        call = call_of(setting, inputs)
+        if request["operation"] == MOMENTUM:
+            call()  # makes the state, which is no extra
+        return extra_bytes(call, device)
 
 
 def _calls(request: dict[str, Any], device: torch.device) -> Callable[[Setting, Inputs], Callable[[], Any]]:
     operation, backend = request["operation"], request["backend"]
     if backend is None:
-        merge = next(p for p in find_peers() if p.name == request["name"]).merges[operation]
-        return lambda setting, inputs: lambda: merge(inputs.grads)
+        peer = next(p for p in find_peers() if p.name == request["name"])
+        return lambda setting, inputs: peer.calls(inputs.grads)[operation]
 
     def ours(setting: Setting, inputs: Inputs) -> Callable[[], Any]:
         gram = torch.eye(setting.m, dtype=torch.float64, device=device)

@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import GradientsLike
+from .momentum import MOMENTUM, Maker, PlainMomentum, Steps
 
 PLAIN = "plain torch"
 Merge = Callable[[Any], Any]
@@ -28,6 +30,7 @@ class Peer:
         missing: why it takes no part, or None.
         merges: operation -> function of the gradients in any form.
         unordered: operations whose answer depends on a random order, so that it cannot be compared.
+        momentum: a new M-ConFIG operator, if there is one.
     """
 
     name: str
@@ -35,11 +38,20 @@ class Peer:
     missing: str | None = None
     merges: dict[str, Merge] = field(default_factory=dict)
     unordered: tuple[str, ...] = ()
+    momentum: Maker | None = None
+
+    def calls(self, grads: GradientsLike) -> dict[str, Callable[[], Any]]:
+        """Every operation on these gradients as a call without arguments."""
+        found: dict[str, Callable[[], Any]] = {
+            name: partial(merge, grads) for name, merge in self.merges.items()
+        }
+        return found if self.momentum is None else found | {MOMENTUM: Steps(self.momentum, grads, flat=True)}
 
 
 def find_peers() -> list[Peer]:
     """All peers, those that are not installed with the reason."""
     plain = Peer(PLAIN, torch.__version__, None, {name: _flat_form(f) for name, f in _PLAIN.items()})
+    plain.momentum = partial(PlainMomentum, merge=_config)
     return [plain, _found("torchjd", _torchjd), _found("conflictfree", _conflictfree)]
 
 
@@ -64,6 +76,8 @@ def _conflictfree(peer: Peer) -> None:
         "PCGradOperator": _row_form(pcgrad.calculate_gradient),
         "IMTLGOperator": _row_form(imtlg.calculate_gradient),
     }
+    momentum = importlib.import_module("conflictfree.momentum_operator")
+    peer.momentum = lambda m: momentum.PseudoMomentumOperator(m).calculate_gradient
 
 
 def _torchjd(peer: Peer) -> None:

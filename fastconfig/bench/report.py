@@ -12,7 +12,7 @@ from rich.table import Table
 PEERS = ("plain torch", "torchjd", "conflictfree")
 WIDTH = 200  # of the tables where nothing says how wide they may be
 CAPTION = (
-    "GB/s: (2m + 1) N b for an update, m N b for gram, (m + 1) N b for combine. "
+    "GB/s: (2m + 1) N b for an update, m N b for gram, (m + 1) N b for combine, (2m + 7) N b for momentum. "
     "floor: the time to read the gradients (twice for an update) and to write the answer, and the time "
     "over it. A peer's column: how many times faster this package is; (error): the peer's own result is "
     "off by more than rounding, relative to the oracle's length; (order): its order is random, not "

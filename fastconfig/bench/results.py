@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .cases import Setting, moved_bytes
+from .cases import Setting, traffic
 from .floor import Floor
 from .timing import Contestant
 
@@ -46,8 +46,9 @@ def our_figures(
         theirs: :func:`peer_figures` of the same setting.
     """
     median = 1e6 * contestant.median
-    moved = moved_bytes(contestant.operation, setting)
-    least = floor.of(contestant.operation)
+    bytes_moved = traffic(contestant.operation, setting)
+    moved = None if bytes_moved is None else sum(bytes_moved)
+    least = floor.of(contestant.operation, setting)
     right = error <= bound
     return {
         "name": contestant.name,

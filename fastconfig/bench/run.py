@@ -198,6 +198,7 @@ def our_contestants(
                     backend,
                     least=options.least if backend == order[0] else FEW,
                     around=partial(use_backend, served),
+                    answer=getattr(calls[operation], "answer", None),
                 )
             )
     return contestants
@@ -218,31 +219,32 @@ def peer_contestants(
     small = replace(setting, n=max(setting.n // PROBE, 1))
     probe = cases.make_inputs(small, device) if setting.n >= LARGE else None
     for peer in found:
-        for operation, merge in peer.merges.items():
+        trial = {} if probe is None else peer.calls(probe.grads)
+        for operation, call in peer.calls(inputs.grads).items():
             if operation not in operations:
                 continue
             skip = {"name": peer.name, "operation": operation}
             if ROOM * size > available_memory(device):
                 skipped.append({**skip, "reason": f"needs up to {ROOM} times the gradients' memory"})
                 continue
-            seconds = 0.0 if probe is None else _seconds(merge, probe)
+            seconds = _seconds(trial[operation]) if trial else 0.0
             if seconds * PROBE > options.call_limit:
                 reason = f"{seconds:.2f} s at N = {small.n:,}: too slow for N = {setting.n:,}"
                 skipped.append({**skip, "reason": reason})
                 continue
             compared = operation not in peer.unordered or setting.m <= 2
-            call = partial(merge, inputs.grads)
-            contestants.append(Contestant(operation, peer.name, call, compared=compared))
+            answer = getattr(call, "answer", None)
+            contestants.append(Contestant(operation, peer.name, call, compared=compared, answer=answer))
     return contestants
 
 
-def _seconds(merge: Callable[[Any], Any], inputs: Inputs) -> float:
+def _seconds(call: Callable[[], Any]) -> float:
     """Of the shortest of a few calls. What fails here fails again, and is told then."""
     times = []
     for _ in range(4):
         began = time.perf_counter()
         try:
-            merge(inputs.grads)
+            call()
         except Exception:
             return 0.0
         times.append(time.perf_counter() - began)
@@ -280,6 +282,9 @@ def check(contestant: Contestant, exact: Exact, result: Any, errors: dict[int, f
     """Keep the worst error seen, except of an answer that depends on a random order."""
     if not contestant.compared:
         return
+    if contestant.answer is not None:
+        with contestant.around():
+            result = contestant.answer()
     error = exact.error(contestant.operation, result)
     errors[id(contestant)] = max(error, errors.get(id(contestant), 0.0))
 

@@ -32,6 +32,7 @@ class Contestant:
         samples: seconds a call.
         calls: calls that a sample is the mean of.
         compared: whether its result can be held against the oracle's.
+        answer: gives what is held against the oracle's, where a call changes a state.
         note: how it was run.
     """
 
@@ -44,6 +45,7 @@ class Contestant:
     samples: list[float] = field(default_factory=list)
     calls: int = 1
     compared: bool = True
+    answer: Callable[[], Any] | None = None
     note: str = ""
 
     @property
