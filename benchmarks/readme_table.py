@@ -1,21 +1,55 @@
-"""Write the README's benchmark table from a JSON file of ``fastconfig bench``; it is never typed by hand.
+"""Write the benchmark tables of README.md and docs/momentum.md from JSON files of ``fastconfig bench``.
 
-python benchmarks/readme_table.py                             # the newest in benchmarks/results
-python benchmarks/readme_table.py benchmarks/results/X.json   # this one
+They are never typed by hand: each is of the newest run in its folder of benchmarks/results.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-OPERATION = "ConFIG_update"
 PEERS = ("plain torch", "torchjd", "conflictfree")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A table: where it stands, between which markers, whose times it has, and from which folder."""
+
+    document: str
+    marker: str
+    operation: str
+    what: str
+    results: Path
+    floor: str
+
+
+PLACES = (
+    Place(
+        "README.md",
+        "bench",
+        "ConFIG_update",
+        "`ConFIG_update` of m float32 vectors",
+        RESULTS,
+        "The floor is the time to read the gradients twice and to write the answer once, measured in the "
+        "same run; × says how many times faster fastconfig is; extra memory is the peak of a call beyond its "
+        "result.",
+    ),
+    Place(
+        "docs/momentum.md",
+        "momentum",
+        "PseudoMomentumOperator",
+        "A step of `PseudoMomentumOperator` with one of m float32 vectors",
+        RESULTS / "momentum",
+        "The floor is the time of the same bytes at the speed of a pure read and a pure write, measured in "
+        "the same run; × says how many times faster fastconfig is; extra memory is the peak of a call beyond "
+        "its state and its result.",
+    ),
+)
 
 
 def newest(folder: Path = RESULTS) -> Path | None:
@@ -24,14 +58,17 @@ def newest(folder: Path = RESULTS) -> Path | None:
     return max(files, key=lambda path: json.loads(path.read_text(encoding="utf-8"))["date"], default=None)
 
 
-def table(numbers: dict[str, Any], source: str) -> str:
-    """The whole update of float32 vectors by the default backend, as Markdown."""
+def table(numbers: dict[str, Any], source: str, place: Place) -> str:
+    """The operation on float32 vectors by the default backend, as Markdown."""
     machine, versions = numbers["machine"], numbers["versions"]
-    place = machine["processor"] if machine["device"] == "cpu" else machine["device"]
-    peers = ", ".join(f"{name} {versions[name]}" for name in PEERS if versions.get(name))
-    heads = ["m", "N", "time (median)", "over the floor", *(f"× {name}" for name in PEERS), "extra memory"]
+    device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
+    theirs = [peer for of_setting in numbers["settings"] for peer in of_setting.get("peers", ())]
+    asked = {peer["name"] for peer in theirs if peer["operation"] == place.operation}
+    names = [name for name in PEERS if name in asked]
+    peers = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
+    heads = ["m", "N", "time (median)", "over the floor", *(f"× {name}" for name in names), "extra memory"]
     lines = [
-        f"`{OPERATION}` of m float32 vectors on {place}, {machine['threads']} threads, torch "
+        f"{place.what} on {device}, {machine['threads']} threads, torch "
         f"{versions['torch']}{', ' + peers if peers else ''} ([all figures]({source})).",
         "",
         f"| {' | '.join(heads)} |",
@@ -40,11 +77,11 @@ def table(numbers: dict[str, Any], source: str) -> str:
     notes = set()
     for of_setting in numbers["settings"]:
         setting = of_setting["setting"]
-        row = next((r for r in of_setting.get("results", ()) if r["operation"] == OPERATION), None)
+        row = next((r for r in of_setting.get("results", ()) if r["operation"] == place.operation), None)
         if row is None or (setting["dtype"], setting["form"]) != ("float32", "vectors"):
             continue
         ratios = []
-        for name in PEERS:
+        for name in names:
             ratio, mark = ratio_of(row, of_setting, name)
             ratios.append(ratio + mark)
             notes.add(mark)
@@ -58,12 +95,7 @@ def table(numbers: dict[str, Any], source: str) -> str:
             "" if extra is None else f"{extra / 1e6:.1f} MB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "The floor is the time to read the gradients twice and to write the answer once, measured in the "
-        "same run; × says how many times faster fastconfig is; extra memory is the peak of a call beyond its "
-        "result.",
-    ]
+    lines += ["", place.floor]
     if "\\*" in notes:
         lines += [
             "",
@@ -76,7 +108,8 @@ def table(numbers: dict[str, Any], source: str) -> str:
 
 def ratio_of(row: dict[str, Any], of_setting: dict[str, Any], name: str) -> tuple[str, str]:
     """How many times faster than a peer, and a mark."""
-    peer = next((p for p in of_setting["peers"] if p["name"] == name and p["operation"] == OPERATION), None)
+    theirs = (p for p in of_setting["peers"] if (p["name"], p["operation"]) == (name, row["operation"]))
+    peer = next(theirs, None)
     if peer is None:
         return "", "–"
     if not row["right"]:
@@ -92,35 +125,39 @@ def duration(microseconds: float) -> str:
     return f"{microseconds / 1000:.3g} ms"
 
 
-def inserted(readme: str, text: str) -> str:
-    """The README with ``text`` between the markers.
+def inserted(document: str, text: str, marker: str) -> str:
+    """A document with ``text`` between the markers.
 
     Raises:
         ValueError: if the markers are missing.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md: want {BEGIN} and {END} around the table")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    begin, end = f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->"
+    before, found, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"want {begin} and {end} around the table")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
-def generated(readme: str, path: Path) -> str:
-    """The README as it must be for the results in ``path``."""
+def generated(place: Place, path: Path) -> str:
+    """The document of a place as it must be for the results in ``path``."""
     numbers = json.loads(path.read_text(encoding="utf-8"))
-    return inserted(readme, table(numbers, f"benchmarks/results/{path.name}"))
+    document = ROOT / place.document
+    up = "../" * (len(Path(place.document).parts) - 1)
+    source = f"{up}benchmarks/results/{path.relative_to(RESULTS).as_posix()}"
+    return inserted(document.read_text(encoding="utf-8"), table(numbers, source, place), place.marker)
 
 
-def main(arguments: list[str]) -> int:
-    path = Path(arguments[0]) if arguments else newest()
-    if path is None:
-        print(f"no JSON file in {RESULTS}; make one: fastconfig bench --json benchmarks/results/NAME.json")
-        return 1
-    readme = ROOT / "README.md"
-    readme.write_text(generated(readme.read_text(encoding="utf-8"), path), encoding="utf-8")
-    print(f"README.md: table from {path.name}")
+def main() -> int:
+    for place in PLACES:
+        path = newest(place.results)
+        if path is None:
+            print(f"no JSON file in {place.results}; make one: fastconfig bench --json FILE")
+            return 1
+        (ROOT / place.document).write_text(generated(place, path), encoding="utf-8")
+        print(f"{place.document}: table from {path.name}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -289,29 +289,31 @@ def readme_table() -> ModuleType:
     return module
 
 
-def test_readme_table_is_what_the_script_makes(readme_table: ModuleType) -> None:
-    newest = readme_table.newest()
-    if newest is None:
-        pytest.skip("no results yet")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme_table.generated(readme, newest) == readme
+def test_tables_are_what_the_script_makes(readme_table: ModuleType) -> None:
+    for place in readme_table.PLACES:
+        newest = readme_table.newest(place.results)
+        assert newest is not None
+        text = (ROOT / place.document).read_text(encoding="utf-8")
+        assert readme_table.generated(place, newest) == text
 
 
-def test_readme_table_of_a_run(readme_table: ModuleType, tmp_path: Path) -> None:
-    _, numbers = bench("--m", "2,3", "--n", "200", "--only", "update", out=tmp_path)
+@pytest.mark.parametrize("group", ["update", "momentum"])
+def test_table_of_a_run(readme_table: ModuleType, tmp_path: Path, group: str) -> None:
+    _, numbers = bench("--m", "2,3", "--n", "200", "--only", group, out=tmp_path)
+    place = readme_table.PLACES[group == "momentum"]
     row = numbers["settings"][0]["results"][0]
     ratio = row["faster_than"]["plain torch"]
-    text = readme_table.table(numbers, "results/x.json")
+    text = readme_table.table(numbers, "results/x.json", place)
     (line,) = (line for line in text.splitlines() if line.startswith("| 2 | 200 |"))
     assert f"| {row['time_over_floor']:.2f} |" in line
-    assert f"| {f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.1f}'} |" in line
-    assert readme_table.inserted("a <!-- bench:begin -->old<!-- bench:end --> b", text) == (
-        f"a <!-- bench:begin -->\n{text}\n<!-- bench:end --> b"
-    )
-    with pytest.raises(ValueError, match="bench:begin"):
-        readme_table.inserted("no markers", text)
+    assert f"| {f'{ratio:,.0f}' if ratio >= 10 else f'{ratio:.1f}'}" in line
+    marked = (f"<!-- {place.marker}:begin -->", f"<!-- {place.marker}:end -->")
+    inserted = readme_table.inserted("a {}old{} b".format(*marked), text, place.marker)
+    assert inserted == f"a {marked[0]}\n{text}\n{marked[1]} b"
+    with pytest.raises(ValueError, match=f"{place.marker}:begin"):
+        readme_table.inserted("no markers", text, place.marker)
     row["right"], row["faster_than"] = False, {}
-    assert "| refused |" in readme_table.table(numbers, "results/x.json")
+    assert "| refused |" in readme_table.table(numbers, "results/x.json", place)
 
 
 def test_newest_result_goes_by_its_date(readme_table: ModuleType, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fastconfig import (
     PCGradOperator,
     PPCGradOperator,
     TrackMinimum,
+    momenta,
     reference,
 )
 from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
@@ -164,6 +165,38 @@ def test_a_broken_gradient_gives_nan(backend: str, broken: float) -> None:
     row = torch.randn(50)
     row[7] = broken
     assert momentum.calculate_gradient(1, row).isnan().all()
+
+
+@pytest.mark.parametrize("give", [list, per_parameter])
+def test_every_element_is_written(backend: str, give: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = momenta._new_like
+
+    def poisoned(like: Tensor, dtype: torch.dtype) -> Tensor:
+        return fresh(like, dtype).fill_(torch.nan)
+
+    monkeypatch.setattr(momenta, "_new_like", poisoned)
+    operator = PseudoMomentumOperator(3)
+    for indexes in several(3, 12):
+        update = operator.calculate_gradient(indexes, give(torch.randn(len(indexes), 417)))
+        for piece in [update] if isinstance(update, Tensor) else update:
+            assert piece is not None
+            assert torch.isfinite(piece).all()
+
+
+@pytest.mark.parametrize("n", [5000, 300_001])
+def test_the_same_bits_for_any_number_of_threads(n: int) -> None:
+    before = torch.get_num_threads()
+    steps = [(indexes, torch.randn(len(indexes), n)) for indexes in several(4, 8)]
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            operator = PseudoMomentumOperator(4)
+            found.append([operator.calculate_gradient(*step) for step in steps])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_separate_moments(backend: str) -> None:
