@@ -20,7 +20,7 @@ from .length_model import LengthModel, ProjectionLength, length_rule
 from .length_model import __all__ as _length_all
 from .methods import Rule, make_rule
 from .numbers import float64_device
-from .utils import apply_gradient_vector
+from .utils import write_gradient
 from .weight_model import *  # noqa: F403
 from .weight_model import EqualWeight, WeightModel, direction_weights, is_equal
 from .weight_model import __all__ as _weight_all
@@ -227,29 +227,6 @@ class GradientOperator:
             ValueError: if the result does not fit the network; nothing is written then.
         """
         write_gradient(network, self.calculate_gradient(grads, losses), none_grad_mode, zero_grad_mode)
-
-
-def write_gradient(
-    network: torch.nn.Module,
-    update: Update,
-    none_grad_mode: Literal["zero", "skip"],
-    zero_grad_mode: Literal["skip", "pad_zero", "pad_value"],
-) -> None:
-    """Write a merged gradient to the network's ``.grad``, for :meth:`GradientOperator.update_gradient`."""
-    if isinstance(update, Tensor):
-        apply_gradient_vector(network, update, none_grad_mode, zero_grad_mode)
-        return
-    parameters = list(network.parameters())
-    fits = len(update) == len(parameters) and all(
-        piece is None or piece.shape == par.shape for par, piece in zip(parameters, update, strict=True)
-    )
-    if not fits:
-        shapes = [None if piece is None else tuple(piece.shape) for piece in update]
-        wanted = [tuple(par.shape) for par in parameters]
-        raise ValueError(f"grads: got tensors of shapes {shapes}, want {wanted}, the network's")
-    for par, piece in zip(parameters, update, strict=True):
-        if piece is not None:
-            par.grad = piece.to(par.dtype)
 
 
 class ConFIGOperator(GradientOperator):

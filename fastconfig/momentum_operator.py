@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .backends import choose
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
-from .grad_operator import ConFIGOperator, GradientOperator, merge, rule_of, write_gradient
+from .grad_operator import ConFIGOperator, GradientOperator, merge, rule_of
 from .grad_operator import __all__ as _operator_all
 from .gradients import Gradients, Update
 from .indexes import index_list, is_one
@@ -33,6 +33,7 @@ from .momenta import EPSILON, Clock, Momenta, Step
 from .numbers import cutoff
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
+from .utils import write_gradient
 
 __all__ = [
     "LatestLossRecorder",

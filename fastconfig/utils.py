@@ -135,6 +135,33 @@ def apply_para_vector(network: torch.nn.Module, para_vec: Tensor) -> None:
         par.copy_(piece)
 
 
+def write_gradient(
+    network: torch.nn.Module,
+    update: Tensor | Sequence[Tensor | None],
+    none_grad_mode: Literal["zero", "skip"],
+    zero_grad_mode: Literal["skip", "pad_zero", "pad_value"],
+) -> None:
+    """Write a merged gradient in either form to the network's ``.grad``; a None leaves a parameter alone.
+
+    Raises:
+        ValueError: if it does not fit the network; nothing is written then.
+    """
+    if isinstance(update, Tensor):
+        apply_gradient_vector(network, update, none_grad_mode, zero_grad_mode)
+        return
+    parameters = list(network.parameters())
+    fits = len(update) == len(parameters) and all(
+        piece is None or piece.shape == par.shape for par, piece in zip(parameters, update, strict=True)
+    )
+    if not fits:
+        shapes = [None if piece is None else tuple(piece.shape) for piece in update]
+        wanted = [tuple(par.shape) for par in parameters]
+        raise ValueError(f"grads: got tensors of shapes {shapes}, want {wanted}, the network's")
+    for par, piece in zip(parameters, update, strict=True):
+        if piece is not None:
+            par.grad = piece.to(par.dtype)
+
+
 def _pieces(
     parameters: Sequence[torch.nn.Parameter], vector: Tensor, argument: str
 ) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
