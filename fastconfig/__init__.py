@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
     from .momentum_operator import MomentumOperator, PseudoMomentumOperator, SeparateMomentumOperator
+    from .training import backward, mtl_backward
     from .utils import apply_gradient_vector, get_gradient_vector
     from .weight_model import EqualWeight, WeightModel
 
@@ -60,6 +61,7 @@ _HOMES = {
     ),
     "loss_recorder": ("LatestLossRecorder", "LossRecorder", "MomentumLossRecorder"),
     "momentum_operator": ("MomentumOperator", "PseudoMomentumOperator", "SeparateMomentumOperator"),
+    "training": ("backward", "mtl_backward"),
     "utils": ("apply_gradient_vector", "get_gradient_vector"),
     "weight_model": ("EqualWeight", "WeightModel"),
 }
@@ -92,8 +94,10 @@ __all__ = [
     "TrackSpecific",
     "WeightModel",
     "apply_gradient_vector",
+    "backward",
     "explain",
     "get_gradient_vector",
+    "mtl_backward",
     "ops",
     "reference",
     "use_backend",

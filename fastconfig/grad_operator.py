@@ -298,12 +298,17 @@ class _GramOperator(GradientOperator):
         return merge(rows, self.rule_for(rows))
 
 
-def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
-    """How an operator's coefficients follow from the Gram matrix; None if it must see the gradients."""
+def is_ours(operator: GradientOperator) -> bool:
+    """Whether it merges as defined here, gradients in any form; a user's own, or subclass, sees (m, N)."""
     ours: Any = (ConFIGOperator, _GramOperator, PCGradOperator)
     calculate = getattr(operator.calculate_gradient, "__func__", None)
-    if not any(calculate is kind.calculate_gradient for kind in ours):
-        return None  # a user's own, also one that overrides ours
+    return any(calculate is kind.calculate_gradient for kind in ours)
+
+
+def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
+    """How an operator's coefficients follow from the Gram matrix; None if it must see the gradients."""
+    if not is_ours(operator):
+        return None
     assert isinstance(operator, ConFIGOperator | _GramOperator)
     return operator.rule_for(grads)
 

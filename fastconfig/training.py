@@ -1,0 +1,207 @@
+"""From losses to ``.grad`` without a flat vector: ``backward`` and ``mtl_backward``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .grad_operator import ConFIGOperator, GradientOperator, is_ours
+from .gradients import Gradients
+from .momentum_operator import MomentumOperator
+
+__all__ = ["backward", "mtl_backward"]
+
+NoneGrad = Literal["zero", "skip"]
+Operator = GradientOperator | MomentumOperator
+_CONFIG = ConFIGOperator()
+
+
+def backward(
+    losses: Sequence[Tensor] | Tensor,
+    model_or_parameters: torch.nn.Module | Iterable[Tensor],
+    operator: Operator = _CONFIG,
+    *,
+    indexes: Sequence[int] | None = None,
+    retain_graph: bool = False,
+    accumulate: bool = False,
+    none_grad: NoneGrad = "skip",
+) -> None:
+    """Merge the losses' gradients and write the result to the parameters' ``.grad``.
+
+    Args:
+        losses: m scalar losses, or one vector (m,) of them.
+        model_or_parameters: whose gradients are taken: those that require one. Must be leaves.
+        operator: merges them; a momentum operator is given all as well.
+        indexes: for a momentum operator, which of its gradients the losses are; 0..m-1 by default.
+        retain_graph: keep the graphs, to go backward through them once more.
+        accumulate: add to ``.grad`` instead of replacing it.
+        none_grad: what a parameter gets that no loss is connected to: "skip" leaves it alone, "zero" gives
+            it zeros.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before.
+    """
+    values = _scalars(losses)
+    parameters = _leaves(model_or_parameters, "model_or_parameters")
+    _check_none_grad(none_grad)
+    keep = [True] * (len(values) - 1) + [retain_graph]  # losses may share parts of their graphs
+    rows = [_taken(f"losses[{i}]", [value], parameters, keep[i]) for i, value in enumerate(values)]
+    for i, row in enumerate(rows):
+        if all(tensor is None for tensor in row):
+            raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
+    merged = _merged(rows, operator, indexes, values)
+    _write(parameters, merged, accumulate, none_grad)
+
+
+def mtl_backward(
+    losses: Sequence[Tensor],
+    features: Tensor | Sequence[Tensor],
+    shared_parameters: Iterable[Tensor],
+    task_parameters: Sequence[Iterable[Tensor]],
+    operator: Operator = _CONFIG,
+    *,
+    retain_graph: bool = False,
+    accumulate: bool = False,
+    none_grad: NoneGrad = "skip",
+) -> None:
+    """Gradients of a shared trunk merged, of each task's head its own.
+
+    Every loss goes backward through its own head to the features, and from these alone through the trunk.
+
+    Args:
+        losses: m scalar losses, one a task.
+        features: what the trunk gives to the heads: one tensor or several.
+        shared_parameters: of the trunk.
+        task_parameters: of each task's head; a parameter of several heads gets the sum.
+        operator: merges the trunk's gradients.
+        retain_graph, accumulate, none_grad: as in :func:`backward`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before.
+    """
+    values = _scalars(losses)
+    outputs = [features] if isinstance(features, Tensor) else list(features)
+    shared = _leaves(shared_parameters, "shared_parameters")
+    if len(task_parameters) != len(values):
+        raise ValueError(f"task_parameters: got {len(task_parameters)}, want {len(values)}: one a loss")
+    heads = [_leaves(task, f"task_parameters[{i}]", some=False) for i, task in enumerate(task_parameters)]
+    _check_none_grad(none_grad)
+    for i, feature in enumerate(outputs):
+        if not isinstance(feature, Tensor) or not feature.requires_grad:
+            raise ValueError(f"features[{i}]: got one that needs no gradient, want the trunk's outputs")
+    own: list[list[Tensor | None]] = []
+    rows = []
+    for i, (value, head) in enumerate(zip(values, heads, strict=True)):
+        keep = retain_graph or i < len(values) - 1  # heads may share what lies behind the features
+        taken = _taken(f"losses[{i}]", [value], [*outputs, *head], keep)
+        own.append(taken[len(outputs) :])
+        reached = [(feature, g) for feature, g in zip(outputs, taken, strict=False) if g is not None]
+        if not reached:
+            raise ValueError(f"losses[{i}]: got one that no feature is connected to")
+        ends, at_ends = zip(*reached, strict=True)
+        rows.append(_taken("features", ends, shared, keep, at_ends))
+    merged = _merged(rows, operator, None, values)
+    _write(shared, merged, accumulate, none_grad)
+    sums: dict[int, tuple[Tensor, Tensor | None]] = {}
+    for head, gradients in zip(heads, own, strict=True):
+        for par, gradient in zip(head, gradients, strict=True):
+            before = sums[id(par)][1] if id(par) in sums else None
+            total = gradient if before is None else before if gradient is None else before + gradient
+            sums[id(par)] = par, total
+    pairs = list(sums.values())
+    _write([par for par, _ in pairs], [total for _, total in pairs], accumulate, none_grad)
+
+
+def _scalars(losses: Any) -> list[Tensor]:
+    """The losses as scalars with a graph."""
+    if isinstance(losses, Tensor):
+        if losses.dim() != 1:
+            raise ValueError(
+                f"losses: got shape {tuple(losses.shape)}, want a vector (m,) or a sequence of scalars"
+            )
+        losses = losses.unbind()
+    elif not isinstance(losses, Sequence):
+        raise TypeError(f"losses: got a {type(losses).__name__}, want a sequence of scalar losses")
+    if not losses:
+        raise ValueError("losses: got none, want at least one")
+    for i, value in enumerate(losses):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"losses[{i}]: got a {type(value).__name__}, want a tensor of one element")
+        if value.numel() != 1:
+            raise ValueError(
+                f"losses[{i}]: got shape {tuple(value.shape)}, want one element: reduce it first"
+            )
+        if not value.requires_grad:
+            raise ValueError(f"losses[{i}]: got one that needs no gradient, want one with a graph")
+    return list(losses)
+
+
+def _leaves(given: torch.nn.Module | Iterable[Tensor], argument: str, *, some: bool = True) -> list[Tensor]:
+    """The parameters that require a gradient, each once."""
+    parameters = list(given.parameters() if isinstance(given, torch.nn.Module) else given)
+    for i, par in enumerate(parameters):
+        if not isinstance(par, Tensor):
+            raise TypeError(f"{argument}[{i}]: got a {type(par).__name__}, want a tensor")
+        if not par.is_leaf:
+            raise ValueError(f"{argument}[{i}]: got a tensor with a history, want a leaf: it has no .grad")
+    wanted = list({id(par): par for par in parameters if par.requires_grad}.values())
+    if some and not wanted:
+        raise ValueError(f"{argument}: got {len(parameters)} tensors and none that requires a gradient")
+    return wanted
+
+
+def _check_none_grad(none_grad: str) -> None:
+    if none_grad not in ("zero", "skip"):
+        raise ValueError(f"none_grad: got {none_grad!r}, want 'zero' or 'skip'")
+
+
+def _taken(
+    name: str,
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    keep: bool,
+    at_outputs: Sequence[Tensor] | None = None,
+) -> list[Tensor | None]:
+    """Gradients of the inputs, dense; None where one is unconnected."""
+    try:
+        found = torch.autograd.grad(outputs, inputs, at_outputs, retain_graph=keep, allow_unused=True)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise ValueError(f"{name}: its graph is freed already, want retain_graph=True before") from error
+    return [g.to_dense() if g is not None and g.layout is not torch.strided else g for g in found]
+
+
+def _merged(
+    rows: list[list[Tensor | None]], operator: Operator, indexes: Sequence[int] | None, losses: list[Tensor]
+) -> list[Tensor | None]:
+    """The update, a tensor a parameter."""
+    values = [value.detach() for value in losses]
+    if isinstance(operator, MomentumOperator):
+        chosen = range(len(rows)) if indexes is None else indexes
+        update = operator.calculate_gradient(chosen, rows, values if operator.loss_recorder else None)
+    elif indexes is not None:
+        raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
+    else:
+        grads = Gradients(rows)
+        # a user's own operator expects the stacked tensor
+        update = operator.calculate_gradient(rows if is_ours(operator) else grads.stacked(), values)
+        update = grads.restored(update) if isinstance(update, Tensor) else update
+    assert isinstance(update, list)
+    return update
+
+
+def _write(
+    parameters: Sequence[Tensor], update: Sequence[Tensor | None], accumulate: bool, none_grad: NoneGrad
+) -> None:
+    for par, piece in zip(parameters, update, strict=True):
+        if piece is None and none_grad == "skip":
+            continue
+        if accumulate and par.grad is not None:
+            if piece is not None:
+                par.grad.add_(piece)
+        else:
+            par.grad = torch.zeros_like(par) if piece is None else piece
