@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import ops, reference
+    from .acceleration import accelerate
     from .backends import BackendUnavailable, explain, use_backend
     from .grad_operator import (
         ConFIG_update,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "acceleration": ("accelerate",),
     "backends": ("BackendUnavailable", "explain", "use_backend"),
     "grad_operator": (
         "ConFIG_update",
@@ -93,6 +95,7 @@ __all__ = [
     "TrackMinimum",
     "TrackSpecific",
     "WeightModel",
+    "accelerate",
     "apply_gradient_vector",
     "backward",
     "explain",

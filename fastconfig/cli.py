@@ -1,9 +1,10 @@
-"""The command line: ``fastconfig info``, ``fastconfig demo`` and ``fastconfig bench``."""
+"""The command line: ``fastconfig info``, ``demo``, ``bench`` and ``run``."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_info(commands.add_parser("info", help="versions, devices, and which backend serves them"))
     add_demo(commands.add_parser("demo", help="train on Burgers' equation and draw the result"))
     add_bench(commands.add_parser("bench", help="time every operation beside a memory floor and the peers"))
+    add_run(commands.add_parser("run", help="run a script that uses conflictfree, on this package"))
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(arguments)
     options.command = shlex.join(["fastconfig", *arguments])
@@ -66,6 +68,16 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 def add_bench(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
     parser.set_defaults(serve=bench, fail=parser.error)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Runs a script as python does, with conflictfree's functions and classes replaced by this "
+        "package's; the script is not edited."
+    )
+    parser.add_argument("script", type=Path, metavar="SCRIPT.py")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the script")
+    parser.set_defaults(serve=run, fail=parser.error)
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -113,6 +125,23 @@ def bench(options: argparse.Namespace) -> int:
     from .bench.command import run
 
     return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``fastconfig run``."""
+    if not options.script.is_file():
+        options.fail(f"argument SCRIPT.py: got {str(options.script)!r}, want a file")
+    from .acceleration import accelerate
+
+    try:
+        acceleration = accelerate()
+    except ModuleNotFoundError as error:
+        options.fail(f"needs conflictfree, whose names it serves: {error}")
+    print(acceleration, file=sys.stderr)
+    sys.argv = [str(options.script), *options.arguments]
+    sys.path.insert(0, str(options.script.resolve().parent))
+    runpy.run_path(str(options.script), run_name="__main__")
+    return 0
 
 
 def info(options: argparse.Namespace) -> int:
