@@ -16,7 +16,17 @@ from torch import Tensor
 from .backends import choose
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import *  # noqa: F403  # as conflictfree's module offers them
-from .length_model import LengthModel, ProjectionLength, length_rule
+from .length_model import (
+    LengthModel,
+    ProjectionLength,
+    TrackArithmeticAverage,
+    TrackGeometricAverage,
+    TrackHarmonicAverage,
+    TrackMaximum,
+    TrackMinimum,
+    TrackSpecific,
+    length_rule,
+)
 from .length_model import __all__ as _length_all
 from .methods import Rule, make_rule
 from .numbers import float64_device
@@ -40,6 +50,15 @@ __all__ = [
 # The default models have no state, and their rule is known without looking at them.
 _EQUAL, _PROJECTION, _PLAIN = EqualWeight(), ProjectionLength(), Rule()
 _CPU = torch.device("cpu")
+_BY_GRAM = (
+    ProjectionLength,
+    TrackArithmeticAverage,
+    TrackGeometricAverage,
+    TrackHarmonicAverage,
+    TrackMaximum,
+    TrackMinimum,
+    TrackSpecific,
+)
 
 
 def ConFIG_update_double(
@@ -108,7 +127,21 @@ def ConFIG_update(
         >>> grads = [get_gradient_vector(network) for ...]  # after each loss's backward()
         >>> apply_gradient_vector(network, ConFIG_update(grads))
     """
+    if torch.compiler.is_compiling():
+        return _compiled_config(grads, weight_model, length_model, rcond)
     return _config_update(Gradients(grads), weight_model, length_model, losses, rcond)
+
+
+def _compiled_config(
+    grads: GradientsLike, weight_model: WeightModel, length_model: LengthModel, rcond: float | None
+) -> Update:
+    """ConFIG within ``torch.compile``, by models of this package."""
+    from . import compiled
+
+    assert type(weight_model) is EqualWeight, "weight_model: only EqualWeight can be compiled"
+    assert type(length_model) in _BY_GRAM, "length_model: one of a user's own cannot be compiled"
+    length: Any = length_model
+    return compiled.merge(grads, "config", length=length._length, track_id=length.track_id, rcond=rcond)
 
 
 def _config_update(
@@ -259,6 +292,8 @@ class ConFIGOperator(GradientOperator):
 
     def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
         """The ConFIG update; arguments, result and errors as in :func:`ConFIG_update`."""
+        if torch.compiler.is_compiling():
+            return _compiled_config(grads, self.weight_model, self.length_model, self.rcond)
         return _config_update(Gradients(grads), self.weight_model, self.length_model, losses, self.rcond)
 
     def rule_for(self, grads: Gradients) -> Rule | None:
@@ -292,6 +327,10 @@ class _GramOperator(GradientOperator):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
+        if torch.compiler.is_compiling():
+            from . import compiled
+
+            return compiled.merge(grads, self._rule.method, mean=self._rule.mean)
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)
@@ -362,6 +401,11 @@ class PCGradOperator(_GramOperator):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
+        if torch.compiler.is_compiling():
+            from . import compiled
+
+            assert not self.shuffle or order is not None, "shuffle: give the order where PCGrad is compiled"
+            return compiled.merge(grads, "pcgrad", order=order, mean=self._rule.mean)
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)

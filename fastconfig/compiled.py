@@ -1,0 +1,104 @@
+"""The update as a registered operator, for ``torch.compile``; eager calls go straight through.
+
+The operator knows the gradients as one list of tensors: the tensor itself, m vectors, or m tensors of every
+parameter in turn (None for a missing one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from .backends import choose
+from .gradients import Gradients, GradientsLike, Update
+from .methods import REDUCTIONS, make_rule
+from .numbers import float64_device
+
+FORMS = ("tensor", "vectors", "parameters")
+
+
+def merge(
+    grads: GradientsLike,
+    method: str,
+    *,
+    length: str = "projection",
+    track_id: int = 0,
+    order: Tensor | None = None,
+    mean: bool = False,
+    rcond: float | None = None,
+) -> Update:
+    """The update of gradients in any form, as one operator of the graph; arguments as those of a Rule.
+
+    Raises:
+        TypeError, ValueError: where the operator runs; naming the argument, what came and what is wanted.
+    """
+    form, tensors, m = _flattened(grads)
+    pieces = torch.ops.fastconfig.merge(tensors, m, form, method, length, track_id, order, mean, rcond)
+    if form != "parameters":
+        return pieces[0]
+    found = iter(pieces)
+    columns = [tensors[p * m : (p + 1) * m] for p in range(len(tensors) // m)]
+    return [None if all(t is None for t in column) else next(found) for column in columns]
+
+
+def _flattened(grads: Any) -> tuple[str, list[Tensor | None], int]:
+    if isinstance(grads, Tensor):
+        return "tensor", [grads], grads.shape[-2]
+    rows = list(grads)
+    if isinstance(rows[0], Tensor):
+        return "vectors", rows, len(rows)
+    return "parameters", [tensor for column in zip(*rows, strict=True) for tensor in column], len(rows)
+
+
+def _restored(tensors: Sequence[Tensor | None], m: int, form: str) -> Any:
+    if form == "tensor":
+        return tensors[0]
+    return list(tensors) if form == "vectors" else [list(tensors[i::m]) for i in range(m)]
+
+
+@torch.library.custom_op("fastconfig::merge", mutates_args=())
+def _merge(
+    tensors: Sequence[Optional[Tensor]],  # noqa: UP045  # what the schema is read from
+    m: int,
+    form: str,
+    method: str,
+    length: str,
+    track_id: int,
+    order: Optional[Tensor],  # noqa: UP045
+    mean: bool,
+    rcond: Optional[float],  # noqa: UP045
+) -> list[Tensor]:
+    rows = Gradients(_restored(tensors, m, form))
+    rule = make_rule(
+        method,
+        m,
+        float64_device(rows.device),
+        batch=rows.batch,
+        length=length,
+        track_id=track_id,
+        order=order,
+        reduction=REDUCTIONS[mean],
+        rcond=rcond,
+    )
+    out = rows.new_update()
+    choose(rows).update(rows, rule, out)
+    return [out] if isinstance(out, Tensor) else [piece for piece in out if piece is not None]
+
+
+@_merge.register_fake
+def _(
+    tensors: Sequence[Tensor | None],
+    m: int,
+    form: str,
+    method: str,
+    length: str,
+    track_id: int,
+    order: Tensor | None,
+    mean: bool,
+    rcond: float | None,
+) -> list[Tensor]:
+    out = Gradients(_restored(tensors, m, form)).new_update()
+    return [out] if isinstance(out, Tensor) else [piece for piece in out if piece is not None]
