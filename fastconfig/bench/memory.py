@@ -94,7 +94,7 @@ def _calls(request: dict[str, Any], device: torch.device) -> Callable[[Setting, 
 
 def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     """Median over a few calls of the peak beyond what was there before and the result; None if unknown."""
-    measure = _device_bytes if device.type == "cuda" else _host_bytes
+    measure = _device_bytes if device.type == "cuda" else host_bytes
     found: list[int] = []
     began = time.perf_counter()
     while not found or (len(found) < REPEATS and time.perf_counter() - began < REPEAT_SECONDS):
@@ -114,7 +114,8 @@ def _device_bytes(call: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before - _size(result)
 
 
-def _host_bytes(call: Callable[[], Any]) -> int | None:
+def host_bytes(call: Callable[[], Any]) -> int | None:
+    """Peak of one call beyond what was there before and its result; None where the system does not tell."""
     gc.collect()
     if not sys.platform.startswith("linux"):
         return None

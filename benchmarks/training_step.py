@@ -1,0 +1,205 @@
+"""A whole training step with three losses, and what of it is not forward and backward passes.
+
+    python benchmarks/training_step.py [--network pinn,convolutional] [--json FILE]
+
+All take turns: conflictfree's documented loop, the same loop with this package by its import alone, and
+``fastconfig.backward``; the bare step has the forward pass and one backward pass a loss, and nothing else.
+Extra memory is the peak of the gradient part of a step beyond the graph, in vectors of all parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import fastconfig
+from fastconfig import environment, grad_operator, utils
+from fastconfig.bench.memory import MALLOC, host_bytes
+from fastconfig.burgers import Network, PointSampler
+from fastconfig.burgers import losses as burgers_losses
+
+SECONDS, LEAST, MOST = 20.0, 5, 200
+Losses = Callable[[], list[Tensor]]
+
+
+def pinn() -> tuple[nn.Module, Losses]:
+    """4 x 50 tanh network, Burgers' equation: residual, initial and boundary loss."""
+    network = Network(generator=torch.Generator().manual_seed(0))
+    points = PointSampler(512, 64, 32, 0, torch.device("cpu")).draw()
+    return network, lambda: burgers_losses(network, points)
+
+
+def convolutional() -> tuple[nn.Module, Losses]:
+    """37 convolutions with batch norm, five million parameters in 150 tensors; three losses on one head."""
+    torch.manual_seed(0)
+    width, layers = 122, [nn.Conv2d(3, 122, 3, padding=1), nn.BatchNorm2d(122), nn.ReLU()]
+    for _ in range(36):
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+    images, targets = torch.randn(4, 3, 8, 8), torch.randn(4, 3)
+
+    def losses() -> list[Tensor]:
+        return list((network(images) - targets).square().mean(0).unbind())
+
+    return network, losses
+
+
+NETWORKS = {"pinn": pinn, "convolutional": convolutional}
+
+
+def documented_loop(
+    network: nn.Module, values: Sequence[Tensor], operators: ModuleType, vectors: ModuleType
+) -> None:
+    """conflictfree's: a vector for each loss, merged, and written back."""
+    grads = []
+    for i, value in enumerate(values):
+        network.zero_grad()
+        value.backward(retain_graph=i < len(values) - 1)
+        grads.append(vectors.get_gradient_vector(network))
+    vectors.apply_gradient_vector(network, operators.ConFIG_update(grads))
+
+
+def bare(parameters: list[nn.Parameter], values: Sequence[Tensor]) -> None:
+    """The backward passes alone."""
+    for i, value in enumerate(values):
+        torch.autograd.grad(value, parameters, retain_graph=i < len(values) - 1)
+
+
+def ways(network: nn.Module) -> dict[str, Callable[[list[Tensor]], None]]:
+    """How a step goes from losses to ``.grad``; the bare one goes nowhere."""
+    found = {
+        "bare": partial(bare, list(network.parameters())),
+        "import change": lambda values: documented_loop(network, values, grad_operator, utils),
+        "fastconfig.backward": lambda values: fastconfig.backward(values, network),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from conflictfree import grad_operator as their_operators
+        from conflictfree import utils as their_vectors
+    found["conflictfree"] = lambda values: documented_loop(network, values, their_operators, their_vectors)
+    return found
+
+
+def measure(name: str) -> dict[str, Any]:
+    network, losses = NETWORKS[name]()
+    steps = ways(network)
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    for step in steps.values():
+        step(losses())
+    began = time.perf_counter()
+    while len(times["bare"]) < LEAST or (len(times["bare"]) < MOST and time.perf_counter() - began < SECONDS):
+        for way, step in steps.items():
+            start = time.perf_counter()
+            step(losses())
+            times[way].append(time.perf_counter() - start)
+    sizes = [par.numel() for par in network.parameters()]
+    return {
+        "network": name,
+        "parameters": sum(sizes),
+        "tensors": len(sizes),
+        "seconds": {way: statistics.median(found) for way, found in times.items()},
+        "extra_vectors": {way: extra(name, way) for way in steps if way != "bare"},
+    }
+
+
+def extra(name: str, way: str) -> float | None:
+    """Extra memory in vectors, from a process of its own."""
+    command = [sys.executable, __file__, "--memory", way, "--network", name]
+    run = subprocess.run(command, env={**os.environ, **MALLOC}, capture_output=True, text=True)
+    return json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else None
+
+
+def print_extra(name: str, way: str) -> None:
+    network, losses = NETWORKS[name]()
+    step = ways(network)[way]
+    step(losses())
+    values: list[Tensor] = []
+
+    def call() -> Tensor:
+        step(values)
+        return torch.empty(0)
+
+    found = []
+    for _ in range(3):
+        network.zero_grad()
+        values[:] = losses()
+        size = host_bytes(call)
+        found.append(None if size is None else size / 4 / sum(par.numel() for par in network.parameters()))
+    known = [size for size in found if size is not None]
+    print(json.dumps(round(statistics.median(known), 2) if known else None))
+
+
+HEADS = ("network", "way", "step", "outside the passes", "× conflictfree", "× of the step", "extra memory")
+
+
+def lines(result: dict[str, Any]) -> list[list[str]]:
+    """Of the table, one a way."""
+    seconds = result["seconds"]
+    base, theirs = seconds["bare"], seconds["conflictfree"]
+    title = f"{result['network']}, {result['parameters']:,} in {result['tensors']} tensors"
+    found = []
+    for way in ("conflictfree", "import change", "fastconfig.backward", "bare"):
+        outside = seconds[way] - base
+        more = result["extra_vectors"].get(way)
+        # a difference below the noise of the passes says nothing
+        ratio = f"{(theirs - base) / outside:.1f}" if outside > 0 else "–"
+        found.append(
+            [
+                title,
+                way,
+                f"{1e3 * seconds[way]:.3g} ms",
+                "–" if way == "bare" else f"{1e3 * outside:.3g} ms",
+                "–" if way == "bare" else ratio,
+                f"{theirs / seconds[way]:.2f}",
+                "–" if more is None else f"{more:.2f} N",
+            ]
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time a training step and what of it is merging.")
+    parser.add_argument("--network", default=",".join(NETWORKS))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory:
+        print_extra(arguments.network, arguments.memory)
+        return
+    results = [measure(name) for name in arguments.network.split(",")]
+    table = Table(*HEADS)
+    for result in results:
+        for line in lines(result):
+            table.add_row(*line)
+    Console(width=150).print(table)
+    if arguments.json:
+        origin = {
+            "processor": environment.processor(),
+            "threads": arguments.threads,
+            "versions": environment.versions(),
+        }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"command": sys.argv, "origin": origin, "results": results}, indent=1)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
