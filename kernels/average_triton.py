@@ -90,7 +90,7 @@ def _renew(
     T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """The momentum with its gradient, if its bit is set; written too."""
-    if i < m:
+    if i < m:  # noqa: SIM102  # decided by the compiler, the other by the kernel
         if (which >> i) & 1:
             x = _average(x, g, beta)
             store_columns(pointer, x, start, n, T, V, MODE)

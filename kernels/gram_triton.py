@@ -121,9 +121,7 @@ def _four(
         a, b, c, d = average_four(origin, like, entry, start, n, which, beta, first, m, T, V, MODE)
         a, b, c, d = a.to(kind), b.to(kind), c.to(kind), d.to(kind)
     else:
-        a, b, c, d = _load_four(
-            origin, entry, row_step, column_step, start, n, first, m, T, V, MODE, FLOAT64
-        )
+        a, b, c, d = _load_four(origin, entry, row_step, column_step, start, n, first, m, T, V, MODE, FLOAT64)
     return a, b, c, d
 
 

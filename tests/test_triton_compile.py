@@ -14,7 +14,16 @@ pytest.importorskip("triton")
 
 from fastconfig.kernels.rows_triton import DENSE, TABLE
 
-HOT = ("gram_small", "gram_tiles", "combine", "finish")
+HOT = (
+    "gram_small",
+    "gram_tiles",
+    "combine",
+    "finish",
+    "accumulate",
+    "accumulate_gram",
+    "rescale",
+    "finish_step",
+)
 DTYPES = ("float32", "float64", "bfloat16", "float16", "shared")
 # minutes for each GPU: a few sizes, and all dtypes for one of them, unless asked for everything
 WHOLE = os.environ.get("FASTCONFIG_TEST_COMPILE") == "all"
