@@ -1,6 +1,6 @@
 """Compile the Triton kernels ahead of time, without a GPU, and report what came out.
 
-    python compile_triton.py ARCH DTYPE    (80, 90 or 120; float32, float64, bfloat16, float16, or shared)
+    python compile_triton.py ARCH PART [SIZES]    (80, 90 or 120; a dtype, shared or momentum; as 3,8)
 
 Prints one JSON object a variant that the launch table can choose: registers, bytes spilled, and the widths in
 bits of its loads from global memory.
@@ -97,21 +97,19 @@ def _of_shape(shape: shapes.Shape, m: int, mode: int, pointer: str, float64: boo
         yield update_triton.whole, whole, tile | block | {"m": m}, 8
 
 
-def momentum(dtype: str, usable: bool, sizes: Sequence[int]) -> Iterator[Variant]:
+def momentum(dtype: str, usable: bool, sizes: Sequence[int], modes: Sequence[int]) -> Iterator[Variant]:
     """Kernels of a momentum step, for gradients of a dtype."""
     state = STATES[dtype]
     float64 = usable or state == "float64"
     rows = {"base": POINTERS[state], "like": POINTERS[dtype]} | TABLE
     second = rows | BETAS | {"steps": "*i64", "m": "i32", "rows": "i32"}
-    for mode in (rows_triton.TABLE, rows_triton.SCATTERED):
-        for m in sizes:
+    for mode in modes:
+        for m in (m for m in sizes if m <= shapes.SMALL):
             shape = shapes.shape(m, 1 << 20, 1, ITEMSIZE[state], mode in WHOLE, usable, 132)
             tile = {"WIDTH": shape.width, "T": shape.threads, "V": shape.vector, "MODE": mode}
             if m == sizes[0]:
                 yield average_triton.accumulate, rows | {"k": "i32", "beta": "i64"}, tile, shape.warps[1]
                 yield momentum_triton.rescale, second | {"c": "*fp64"}, tile, shape.warps[1]
-            if m > shapes.SMALL:
-                continue
             block = {"MP": shape.rows, "PB": shape.block}
             first = rows | {"partials": "*fp64", "which": "i32", "beta": "i64"}
             for products, repair in ((float64, False),) if float64 else ((False, False), (True, True)):
@@ -136,11 +134,9 @@ def shared(float64: bool) -> Iterator[Variant]:
         constants = {"MP": rows, "PB": shapes.rows_block(shape), "FLOAT64": float64}
         solve = {"gram": "*fp64", "c": "*fp64", "weights": "*fp64", "order": "*i64"}
         solve |= RULE | {"order_step": "i32", "rcond": "fp32", "m": "i32", "steps": "*i64", "beta": "i64"}
-        for correct in (False, True):
-            flag = {"CORRECT": correct}
-            yield partials_triton.sum_rows, sums | {"n": "i64"}, constants | flag, 4
-            for ordered in (False, True):
-                yield small.coefficients, solve, {"MP": rows, "ORDERED": ordered} | flag, shape.warps[2]
+        for flag in (False, True):
+            yield partials_triton.sum_rows, sums | {"n": "i64"}, constants | {"CORRECT": flag}, 4
+            yield small.coefficients, solve, {"MP": rows, "ORDERED": flag, "CORRECT": flag}, shape.warps[2]
 
 
 def compiled(variant: Variant, arch: int) -> dict[str, Any]:
@@ -188,11 +184,14 @@ if __name__ == "__main__":
     assert isinstance(gram_triton.gram_small, triton.JITFunction), "TRITON_INTERPRET must not be set"
     arch = int(sys.argv[1])
     usable = shapes.float64_is_usable("cuda", divmod(arch, 10))
+    few = [int(m) for m in sys.argv[3].split(",")] if len(sys.argv) > 3 else None
     if sys.argv[2] == "shared":
         chosen = shared(usable)
+    elif sys.argv[2] == "momentum":
+        dtypes, modes = (["float32"], [rows_triton.TABLE]) if few else (list(POINTERS), MODES[2:])
+        sizes = few or range(1, shapes.SMALL + 1)
+        chosen = chain.from_iterable(momentum(dtype, usable, sizes, modes) for dtype in dtypes)
     else:
-        every = range(1, TritonBackend().most + 1)
-        sizes = [int(m) for m in sys.argv[3].split(",")] if len(sys.argv) > 3 else every
-        chosen = chain(of_dtype(sys.argv[2], usable, sizes), momentum(sys.argv[2], usable, sizes))
+        chosen = of_dtype(sys.argv[2], usable, few or range(1, TritonBackend().most + 1))
     for each in chosen:
         print(json.dumps(compiled(each, arch)), flush=True)

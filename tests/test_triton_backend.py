@@ -83,6 +83,8 @@ KERNELS = {3: ["accumulate_gram", "finish_step"], 9: ["accumulate", "rescale"]}
 def test_a_momentum_step_whose_kernel_does_not_compile_is_taken_once(
     named: bool, last: bool, m: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if m > backends.load("triton").most:
+        pytest.skip("PyTorch takes so many with this Triton")
     operator, exact = PseudoMomentumOperator(m), reference.Momentum(m)
     every = list(range(m))
     rows = torch.randn(m, 60)
