@@ -49,10 +49,8 @@ class Clock:
             self.counts[i] += 1
         self.updates += self.complete
         if self.steps is not None:
-            for i in chosen:
-                self.steps[i].add_(1)
-            if self.complete:
-                self.steps[-2:].add_(1)
+            each = self.steps.unbind()
+            torch._foreach_add_([each[i] for i in chosen] + list(each[-2:] if self.complete else ()), 1)
 
     def values(self) -> list[float]:
         """1 - beta_1^t of every gradient's t; then 1 - beta_1^t and 1 - beta_2^t of the updates'."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .clock_triton import corrections, number
+
 # in the order of METHODS and LENGTHS of fastconfig/methods.py
 _CONFIG, _PCGRAD, _PPCGRAD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _PROJECTION, _MINIMUM, _MAXIMUM, _HARMONIC = (
@@ -277,21 +279,18 @@ def coefficients_of(
 
 @triton.jit(
     do_not_specialize=[
-        "weights_step",
-        "order_step",
-        "method",
-        "length",
-        "track_id",
-        "mean",
-        "has_weights",
-        "m",
+        "beta", "weights_step", "order_step", "method", "length", "track_id", "mean", "has_weights", "m",
     ]
-)
+)  # fmt: skip
 def coefficients(
-    gram, c, weights, order, weights_step, order_step, method, length, track_id, mean, has_weights, rcond, m,
-    MP: tl.constexpr, ORDERED: tl.constexpr,
+    gram, c, weights, order, steps, beta: tl.int64, weights_step, order_step,
+    method, length, track_id, mean, has_weights, rcond, m,
+    MP: tl.constexpr, ORDERED: tl.constexpr, CORRECT: tl.constexpr,
 ):  # fmt: skip
-    """c (problems, m) from gram (problems, m, m): a program for every problem."""
+    """c (problems, m) from gram (problems, m, m): a program for every problem.
+
+    CORRECT: gram is that of corrected momenta, c is for the momenta as they are.
+    """
     problem = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, MP)
     gram += problem * m * m
@@ -301,4 +300,6 @@ def coefficients(
         matrix, gram, weights + problem * weights_step, order + problem * order_step,
         method, length, track_id, mean, has_weights, rcond, m, MP, ORDERED,
     )  # fmt: skip
+    if CORRECT:
+        x *= corrections(steps, number(beta), m, MP)
     tl.store(c + problem * m + i, x, mask=i < m)

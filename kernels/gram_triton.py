@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .average_triton import average_four
 from .partials_triton import is_unsafe, of_problem, size_of_set
 from .rows_triton import SCATTERED, STRIDED, TABLE, load_columns, locate, origin_of, row_of
 
@@ -97,6 +98,78 @@ def _put_cross(out, s0, s1, s2, s3, i: tl.constexpr, m: tl.constexpr):
     _put(out, s3, i, 7, m)
 
 
+@triton.jit
+def _load_four(
+    origin, entry, row_step, column_step, start, n, first: tl.constexpr, m: tl.constexpr,
+    T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr, FLOAT64: tl.constexpr,
+):  # fmt: skip
+    a = load_row(origin, entry, row_step, column_step, start, n, first, m, T, V, MODE, FLOAT64)
+    b = load_row(origin, entry, row_step, column_step, start, n, first + 1, m, T, V, MODE, FLOAT64)
+    c = load_row(origin, entry, row_step, column_step, start, n, first + 2, m, T, V, MODE, FLOAT64)
+    d = load_row(origin, entry, row_step, column_step, start, n, first + 3, m, T, V, MODE, FLOAT64)
+    return a, b, c, d
+
+
+@triton.jit
+def _four(
+    origin, like, entry, row_step, column_step, start, n, which, beta, first: tl.constexpr, m: tl.constexpr,
+    T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr, FLOAT64: tl.constexpr, UPDATE: tl.constexpr,
+):  # fmt: skip
+    """Four rows from ``first`` on, in the dtype of the products; momenta if UPDATE, chosen ones updated."""
+    if UPDATE:
+        kind: tl.constexpr = tl.float64 if FLOAT64 else tl.float32
+        a, b, c, d = average_four(origin, like, entry, start, n, which, beta, first, m, T, V, MODE)
+        a, b, c, d = a.to(kind), b.to(kind), c.to(kind), d.to(kind)
+    else:
+        a, b, c, d = _load_four(origin, entry, row_step, column_step, start, n, first, m, T, V, MODE, FLOAT64)
+    return a, b, c, d
+
+
+@triton.jit
+def products_of_chunks(
+    origin, like, table, out, n, chunks, segments, row_step, column_step, which, beta, m: tl.constexpr,
+    WIDTH: tl.constexpr, T: tl.constexpr, V: tl.constexpr,
+    MODE: tl.constexpr, FLOAT64: tl.constexpr, UPDATE: tl.constexpr,
+):  # fmt: skip
+    """Write this program's partial Gram matrix (m, m) to ``out``."""
+    rows: tl.constexpr = 2 * m + 2 if UPDATE else m
+    zero = tl.zeros((T,), tl.float64)
+    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    u0, u1, u2, u3, u4, u5, u6, u7 = zero, zero, zero, zero, zero, zero, zero, zero
+    v0, v1, v2, v3, v4, v5, v6, v7 = zero, zero, zero, zero, zero, zero, zero, zero
+    for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+        entry, first, length = locate(table, segments, chunk, n, rows, WIDTH, MODE)
+        for offset in range(0, WIDTH, T * V):
+            start = first + offset
+            a, b, c, d = _four(
+                origin, like, entry, row_step, column_step, start, length, which, beta, 0, m,
+                T, V, MODE, FLOAT64, UPDATE,
+            )  # fmt: skip
+            s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = square(
+                a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, m
+            )
+            if m > 4:
+                e, f, g, h = _four(
+                    origin, like, entry, row_step, column_step, start, length, which, beta, 4, m,
+                    T, V, MODE, FLOAT64, UPDATE,
+                )  # fmt: skip
+                t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = square(
+                    e, f, g, h, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, m - 4
+                )
+                u0, u1, u2, u3 = _cross(a, e, f, g, h, u0, u1, u2, u3, m - 4)
+                u4, u5, u6, u7 = _cross(b, e, f, g, h, u4, u5, u6, u7, m - 4)
+                v0, v1, v2, v3 = _cross(c, e, f, g, h, v0, v1, v2, v3, m - 4)
+                v4, v5, v6, v7 = _cross(d, e, f, g, h, v4, v5, v6, v7, m - 4)
+    put_square(out, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, 0, m)
+    if m > 4:
+        put_square(out, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, 4, m)
+        _put_cross(out, u0, u1, u2, u3, 0, m)
+        _put_cross(out, u4, u5, u6, u7, 1, m)
+        _put_cross(out, v0, v1, v2, v3, 2, m)
+        _put_cross(out, v4, v5, v6, v7, 3, m)
+
+
 @triton.jit(
     do_not_specialize=["n", "chunks", "segments", "batch_step", "row_step", "column_step", "problems"]
 )
@@ -115,42 +188,11 @@ def gram_small(
             return
         partials += size_of_set(problems, programs, m)
     origin = origin_of(base, problem, batch_step, MODE)
-    zero = tl.zeros((T,), tl.float64)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    u0, u1, u2, u3, u4, u5, u6, u7 = zero, zero, zero, zero, zero, zero, zero, zero
-    v0, v1, v2, v3, v4, v5, v6, v7 = zero, zero, zero, zero, zero, zero, zero, zero
-    for chunk in range(program, chunks, programs):
-        entry, first, length = locate(table, segments, chunk, n, m, WIDTH, MODE)
-        for offset in range(0, WIDTH, T * V):
-            start = first + offset
-            a = load_row(origin, entry, row_step, column_step, start, length, 0, m, T, V, MODE, FLOAT64)
-            b = load_row(origin, entry, row_step, column_step, start, length, 1, m, T, V, MODE, FLOAT64)
-            c = load_row(origin, entry, row_step, column_step, start, length, 2, m, T, V, MODE, FLOAT64)
-            d = load_row(origin, entry, row_step, column_step, start, length, 3, m, T, V, MODE, FLOAT64)
-            s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = square(
-                a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, m
-            )
-            if m > 4:
-                e = load_row(origin, entry, row_step, column_step, start, length, 4, m, T, V, MODE, FLOAT64)
-                f = load_row(origin, entry, row_step, column_step, start, length, 5, m, T, V, MODE, FLOAT64)
-                g = load_row(origin, entry, row_step, column_step, start, length, 6, m, T, V, MODE, FLOAT64)
-                h = load_row(origin, entry, row_step, column_step, start, length, 7, m, T, V, MODE, FLOAT64)
-                t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = square(
-                    e, f, g, h, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, m - 4
-                )
-                u0, u1, u2, u3 = _cross(a, e, f, g, h, u0, u1, u2, u3, m - 4)
-                u4, u5, u6, u7 = _cross(b, e, f, g, h, u4, u5, u6, u7, m - 4)
-                v0, v1, v2, v3 = _cross(c, e, f, g, h, v0, v1, v2, v3, m - 4)
-                v4, v5, v6, v7 = _cross(d, e, f, g, h, v4, v5, v6, v7, m - 4)
     out = of_problem(partials, problem, programs, m) + program * m * m
-    put_square(out, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, 0, m)
-    if m > 4:
-        put_square(out, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, 4, m)
-        _put_cross(out, u0, u1, u2, u3, 0, m)
-        _put_cross(out, u4, u5, u6, u7, 1, m)
-        _put_cross(out, v0, v1, v2, v3, 2, m)
-        _put_cross(out, v4, v5, v6, v7, 3, m)
+    products_of_chunks(
+        origin, base, table, out, n, chunks, segments, row_step, column_step, 0, 0, m,
+        WIDTH, T, V, MODE, FLOAT64, False,
+    )  # fmt: skip
 
 
 @triton.jit(

@@ -1,6 +1,6 @@
 """Compile the Triton kernels ahead of time, without a GPU, and report what came out.
 
-    python compile_triton.py ARCH DTYPE    (80, 90 or 120; float32, float64, bfloat16, float16, or shared)
+    python compile_triton.py ARCH PART [SIZES]    (80, 90 or 120; a dtype, shared or momentum; as 3,8)
 
 Prints one JSON object a variant that the launch table can choose: registers, bytes spilled, and the widths in
 bits of its loads from global memory.
@@ -13,7 +13,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,16 @@ from triton.compiler import ASTSource
 
 from fastconfig.backends.triton_gpu import TritonBackend
 from fastconfig.backends.triton_launch import COOPERATIVE, OPTIONS
+from fastconfig.kernels import (
+    average_triton,
+    combine_triton,
+    gram_triton,
+    momentum_triton,
+    partials_triton,
+    rows_triton,
+    update_triton,
+)
 from fastconfig.kernels import coefficients_triton as small
-from fastconfig.kernels import combine_triton, gram_triton, partials_triton, rows_triton, update_triton
 from fastconfig.kernels import shapes_triton as shapes
 
 POINTERS = {"float32": "*fp32", "float64": "*fp64", "bfloat16": "*bf16", "float16": "*fp16"}
@@ -40,10 +49,14 @@ ROWS = {
     "column_step": "i64",
 }
 RULE = dict.fromkeys(("weights_step", "method", "length", "track_id", "mean", "has_weights"), "i32")
+TABLE = {"table": "*i64", "n": "i64", "chunks": "i32", "segments": "i32"}
+BETAS = {"beta_1": "i64", "beta_2": "i64"}
+# dtypes of gradients with that of their momenta
+STATES = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "float16": "float32"}
 Variant = tuple[Any, dict[str, str], dict[str, Any], int]
 
 
-def of_dtype(dtype: str, usable: bool, sizes: Iterable[int]) -> Iterator[Variant]:
+def of_dtype(dtype: str, usable: bool, sizes: Sequence[int]) -> Iterator[Variant]:
     """Kernels that read m gradients, where the device computes float64 at a usable rate or not."""
     seen: set[str] = set()
     for mode in MODES:
@@ -84,19 +97,46 @@ def _of_shape(shape: shapes.Shape, m: int, mode: int, pointer: str, float64: boo
         yield update_triton.whole, whole, tile | block | {"m": m}, 8
 
 
+def momentum(dtype: str, usable: bool, sizes: Sequence[int], modes: Sequence[int]) -> Iterator[Variant]:
+    """Kernels of a momentum step, for gradients of a dtype."""
+    state = STATES[dtype]
+    float64 = usable or state == "float64"
+    rows = {"base": POINTERS[state], "like": POINTERS[dtype]} | TABLE
+    second = rows | BETAS | {"steps": "*i64", "m": "i32", "rows": "i32"}
+    for mode in modes:
+        for m in (m for m in sizes if m <= shapes.SMALL):
+            shape = shapes.shape(m, 1 << 20, 1, ITEMSIZE[state], mode in WHOLE, usable, 132)
+            tile = {"WIDTH": shape.width, "T": shape.threads, "V": shape.vector, "MODE": mode}
+            if m == sizes[0]:
+                yield average_triton.accumulate, rows | {"k": "i32", "beta": "i64"}, tile, shape.warps[1]
+                yield momentum_triton.rescale, second | {"c": "*fp64"}, tile, shape.warps[1]
+            block = {"MP": shape.rows, "PB": shape.block}
+            first = rows | {"partials": "*fp64", "which": "i32", "beta": "i64"}
+            for products, repair in ((float64, False),) if float64 else ((False, False), (True, True)):
+                flags = {"m": m, "FLOAT64": products, "REPAIR": repair}
+                warps = shape.repair_warps if repair else shape.warps[0]
+                yield momentum_triton.accumulate_gram, first, tile | block | flags, warps
+            finish = second | {"partials": "*fp64", "scratch": "*fp64", "weights": "*fp64", "programs": "i32"}
+            finish |= {k: v for k, v in RULE.items() if k != "weights_step"} | {"rcond": "fp32"}
+            constants = tile | block | {"FLOAT64": float64}
+            yield momentum_triton.finish_step, finish, constants, shape.warps[1]
+
+
 def shared(float64: bool) -> Iterator[Variant]:
     """Kernels that see Gram matrices only."""
     words = dict.fromkeys("abcdefgh", "i64")
     yield rows_triton.write_words, {"table": "*i64", "start": "i32", "count": "i32"} | words, {}, 4
     for rows in (4, 8, 16, 32, 64):
         shape = shapes.shape(rows, 1 << 20, 1, 4, True, float64, 132)
-        sums = {"partials": "*fp64", "gram": "*fp64"} | dict.fromkeys(("problems", "programs", "m"), "i32")
+        sums = {"partials": "*fp64", "gram": "*fp64", "steps": "*i64", "beta": "i64"} | dict.fromkeys(
+            ("problems", "programs", "m"), "i32"
+        )
         constants = {"MP": rows, "PB": shapes.rows_block(shape), "FLOAT64": float64}
-        yield partials_triton.sum_rows, sums | {"n": "i64"}, constants, 4
         solve = {"gram": "*fp64", "c": "*fp64", "weights": "*fp64", "order": "*i64"}
-        solve |= RULE | {"order_step": "i32", "rcond": "fp32", "m": "i32"}
-        for ordered in (False, True):
-            yield small.coefficients, solve, {"MP": rows, "ORDERED": ordered}, shape.warps[2]
+        solve |= RULE | {"order_step": "i32", "rcond": "fp32", "m": "i32", "steps": "*i64", "beta": "i64"}
+        for flag in (False, True):
+            yield partials_triton.sum_rows, sums | {"n": "i64"}, constants | {"CORRECT": flag}, 4
+            yield small.coefficients, solve, {"MP": rows, "ORDERED": flag, "CORRECT": flag}, shape.warps[2]
 
 
 def compiled(variant: Variant, arch: int) -> dict[str, Any]:
@@ -144,11 +184,14 @@ if __name__ == "__main__":
     assert isinstance(gram_triton.gram_small, triton.JITFunction), "TRITON_INTERPRET must not be set"
     arch = int(sys.argv[1])
     usable = shapes.float64_is_usable("cuda", divmod(arch, 10))
+    few = [int(m) for m in sys.argv[3].split(",")] if len(sys.argv) > 3 else None
     if sys.argv[2] == "shared":
         chosen = shared(usable)
+    elif sys.argv[2] == "momentum":
+        dtypes, modes = (["float32"], [rows_triton.TABLE]) if few else (list(POINTERS), MODES[2:])
+        sizes = few or range(1, shapes.SMALL + 1)
+        chosen = chain.from_iterable(momentum(dtype, usable, sizes, modes) for dtype in dtypes)
     else:
-        every = range(1, TritonBackend().most + 1)
-        sizes = [int(m) for m in sys.argv[3].split(",")] if len(sys.argv) > 3 else every
-        chosen = of_dtype(sys.argv[2], usable, sizes)
+        chosen = of_dtype(sys.argv[2], usable, few or range(1, TritonBackend().most + 1))
     for each in chosen:
         print(json.dumps(compiled(each, arch)), flush=True)

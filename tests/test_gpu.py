@@ -16,8 +16,10 @@ from fastconfig import (
     PPCGradOperator,
     backends,
     ops,
+    reference,
     use_backend,
 )
+from fastconfig.momentum_operator import PseudoMomentumOperator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -97,6 +99,28 @@ def test_cuda_graphs_replay_with_other_gradients(operator: str, m: int, form: st
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(update, flat(OPERATORS[operator](grads)))
+
+
+@pytest.mark.parametrize("m", [2, 3, 8, 9])
+def test_cuda_graphs_replay_momentum_steps(m: int, backend: str) -> None:
+    """The graph counts its own replays."""
+    momentum, exact = PseudoMomentumOperator(m), reference.Momentum(m)
+    some, every = torch.randn(1, 10_007, device="cuda"), torch.randn(m, 10_007, device="cuda")
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for indexes, rows in ((range(m), every), ([1], some)):
+            momentum.calculate_gradient([*indexes], rows)
+            exact.step([*indexes], rows.cpu())
+        side.synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            update = momentum.calculate_gradient([1], some)
+    for _ in range(3):
+        refill(some)
+        graph.replay()
+        wanted = exact.step([1], some.cpu())
+        assert (update.cpu() - wanted).norm() <= 1e-5 * wanted.norm()
+    assert momentum.state_dict()["counts"] == exact.counts
 
 
 @pytest.mark.parametrize("m", [2, 3, 8, 9, 32])

@@ -15,11 +15,18 @@ pytest.importorskip("triton")
 
 from triton.errors import TritonError
 
-from fastconfig import ConFIG_update, backends, use_backend
+from fastconfig import ConFIG_update, backends, reference, use_backend
 from fastconfig.backends import triton_gpu, triton_launch
 from fastconfig.backends.base import BackendUnavailable
-from fastconfig.kernels import gram_triton
+from fastconfig.kernels import average_triton, gram_triton, momentum_triton
 from fastconfig.kernels.shapes_triton import MOST, SMALL, float64_is_usable, shape
+from fastconfig.momentum_operator import PseudoMomentumOperator
+
+# as in test_gpu_kernels.py
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:triton"),
+]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -64,6 +71,59 @@ def test_a_kernel_that_does_not_compile_raises_if_asked_for_by_name(
     monkeypatch.setattr(gram_triton, "gram_small", Broken())
     with pytest.raises(BackendUnavailable, match=r"'triton' cannot run here: TritonError: no room"):
         ConFIG_update(torch.randn(3, 50, device=DEVICE))
+
+
+# the first launch of a step, and the last
+KERNELS = {3: ["accumulate_gram", "finish_step"], 9: ["accumulate", "rescale"]}
+
+
+@pytest.mark.parametrize("m", KERNELS)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_momentum_step_whose_kernel_does_not_compile_is_taken_once(
+    named: bool, last: bool, m: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if m > backends.load("triton").most:
+        pytest.skip("PyTorch takes so many with this Triton")
+    operator, exact = PseudoMomentumOperator(m), reference.Momentum(m)
+    every = list(range(m))
+    rows = torch.randn(m, 60)
+    operator.calculate_gradient(every, rows.to(DEVICE))
+    exact.step(every, rows)
+    kernel = KERNELS[m][last]
+    monkeypatch.setattr(average_triton if kernel == "accumulate" else momentum_triton, kernel, Broken())
+    monkeypatch.setitem(backends._PREFERENCE, DEVICE.type, ("triton", "pytorch"))
+    for _ in range(2):
+        rows = torch.randn(2, 60)
+        wanted = exact.step([1, 0], rows)
+        if named:
+            with pytest.raises(BackendUnavailable, match="TritonError: no room"):
+                operator.calculate_gradient([1, 0], rows.to(DEVICE))
+            named = False
+            continue
+        with use_backend("auto"):
+            assert relative_error(operator.calculate_gradient([1, 0], rows.to(DEVICE)).cpu(), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("m", [2, 9])
+def test_a_momentum_step_with_a_table_written_by_kernels(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        triton_gpu.TritonBackend,
+        "table",
+        lambda self, words, device: triton_launch.captured_table(words, device),
+    )
+    rows = torch.randn(m, 60)
+    update = PseudoMomentumOperator(m).calculate_gradient(list(range(m)), rows.to(DEVICE)).cpu()
+    assert relative_error(update, reference.Momentum(m).step(list(range(m)), rows)) <= 1e-5
+
+
+def test_more_momenta_than_the_kernels_take() -> None:
+    m = MOST + 1
+    operator, exact = PseudoMomentumOperator(m), reference.Momentum(m)
+    for indexes in (list(range(m)), [64, 3]):
+        rows = torch.randn(len(indexes), 200)
+        update = operator.calculate_gradient(indexes, rows.to(DEVICE)).cpu()
+        assert relative_error(update, exact.step(indexes, rows)) <= 1e-5
 
 
 def test_a_missing_triton_leaves_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,23 +14,31 @@ pytest.importorskip("triton")
 
 from fastconfig.kernels.rows_triton import DENSE, TABLE
 
-HOT = ("gram_small", "gram_tiles", "combine", "finish")
-DTYPES = ("float32", "float64", "bfloat16", "float16", "shared")
+HOT = (
+    "gram_small",
+    "gram_tiles",
+    "combine",
+    "finish",
+    "accumulate",
+    "accumulate_gram",
+    "rescale",
+    "finish_step",
+)
+PARTS = ("float32", "float64", "bfloat16", "float16", "shared", "momentum")
+EVERYWHERE = ("float32", "momentum")
 # minutes for each GPU: a few sizes, and all dtypes for one of them, unless asked for everything
 WHOLE = os.environ.get("FASTCONFIG_TEST_COMPILE") == "all"
 FEW = [] if WHOLE else ["3,8,20"]
-JOBS = [
-    (arch, dtype) for arch in (90, 80, 120) for dtype in DTYPES if WHOLE or arch == 90 or dtype == "float32"
-]
+JOBS = [(arch, part) for arch in (90, 80, 120) for part in PARTS if WHOLE or arch == 90 or part in EVERYWHERE]
 
 
-@pytest.mark.parametrize(("arch", "dtype"), JOBS)
-def test_kernels_compile(arch: int, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arch", "part"), JOBS)
+def test_kernels_compile(arch: int, part: str, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     script = Path(__file__).with_name("compile_triton.py")
     run = subprocess.run(
-        [sys.executable, script, str(arch), dtype, *FEW], env=environment, capture_output=True, text=True
+        [sys.executable, script, str(arch), part, *FEW], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
     reports = [json.loads(line) for line in run.stdout.splitlines()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import triton
@@ -16,7 +17,8 @@ from triton.errors import TritonError
 from ..gradients import Gradients, Update
 from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
-from . import withdraw
+from ..momenta import Step
+from . import triton_momentum, withdraw
 from .base import device_cutoff
 from .momentum import TorchMomentum
 from .pytorch import PyTorchBackend
@@ -31,6 +33,18 @@ _TABLES = 16  # address tables that are kept
 _FAILURES = (TritonError, ImportError, OSError, subprocess.CalledProcessError)
 
 
+_T = TypeVar("_T")
+
+
+def _why(error: Exception) -> str | None:
+    """What to tell of an error if Triton could not compile; None for any other."""
+    if isinstance(error, _FAILURES):
+        return f"{type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and "compiler" in str(error):
+        return str(error)
+    return None
+
+
 def _or_pytorch(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step of the backend; plain PyTorch's beyond what it takes, and where Triton fails to compile."""
 
@@ -39,12 +53,11 @@ def _or_pytorch(step: Callable[..., Any]) -> Callable[..., Any]:
         if grads.m <= self.most and (grads.batch or 0) <= _PROBLEMS:
             try:
                 return step(self, grads, *rest)
-            except _FAILURES as error:
-                withdraw(self.name, f"{type(error).__name__}: {error}")
-            except RuntimeError as error:
-                if "compiler" not in str(error):
+            except Exception as error:
+                reason = _why(error)
+                if reason is None:
                     raise
-                withdraw(self.name, str(error))
+                withdraw(self.name, reason)
         return getattr(self._pytorch, step.__name__)(grads, *rest)
 
     return run
@@ -100,6 +113,41 @@ class TritonBackend(TorchMomentum):
                 call.finish(partials, rule)
             else:
                 call.combine(solve(call.gram(partials), rule, call.cutoff(rule)))
+
+    def accumulate(self, step: Step) -> None:
+        self._launch(step, lambda: triton_momentum.accumulate(step, self.table), self._pytorch.accumulate)
+
+    def rescale(self, step: Step, merged: Update, out: Update) -> None:
+        self._launch(
+            step,
+            lambda: triton_momentum.rescale(step, merged, out, self.table),
+            lambda step: self._pytorch.rescale(step, merged, out),
+        )
+
+    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
+        def instead(step: Step) -> None:
+            self._pytorch.momentum_update(step, rule, out)
+
+        if step.momenta.m > self.most:
+            instead(step)
+            return
+        rest = self._launch(step, lambda: triton_momentum.begin(step, rule, out, self.table), instead)
+        if rest is not None:
+            averaged = replace(step, chosen=(), grads=[[] for _ in step.grads])
+            self._launch(averaged, rest, instead)
+
+    def _launch(self, step: Step, launch: Callable[[], _T], instead: Callable[[Step], None]) -> _T | None:
+        """Launch, or do without Triton what fails to compile: first of all, so that no step is half done."""
+        try:
+            with _on(step.device):
+                return launch()
+        except Exception as error:
+            reason = _why(error)
+            if reason is None:
+                raise
+            instead(step)
+            withdraw(self.name, reason)
+            return None
 
     def table(self, words: list[int], device: torch.device) -> Tensor:
         """int64 words in device memory, without waiting for the device."""

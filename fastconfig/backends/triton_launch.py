@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
+from typing import TypeAlias
 
 import torch
 import triton
@@ -35,11 +38,42 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 OPTIONS = {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": 255})
 
 
+NewTable: TypeAlias = Callable[[list[int], torch.device], Tensor]
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What the m x m stage of momenta corrects: gram by r_i r_j, c by r_i, r_i = 1 / (1 - beta^t_i).
+
+    Attributes:
+        steps: int64 on the device, the m counts t_i first.
+        beta: the bits of beta, as :func:`bits` gives them.
+    """
+
+    steps: Tensor
+    beta: int
+
+
+def bits(number: float) -> int:
+    """A float64's bits as an integer: what a kernel takes without rounding."""
+    return int.from_bytes(struct.pack("<d", number), "little", signed=True)
+
+
 class Call:
-    """The launches of one call over one set of gradients."""
+    """The launches of one call over one set of gradients.
+
+    Args:
+        grads, out: as a backend is given them.
+        table: brings words to the device.
+        told: entries of the table, if other than those of ``grads`` and ``out``.
+    """
 
     def __init__(
-        self, grads: Gradients, out: Update | None, table: Callable[[list[int], torch.device], Tensor]
+        self,
+        grads: Gradients,
+        out: Update | None,
+        table: NewTable,
+        told: Iterable[list[int]] | None = None,
     ) -> None:
         self.grads = grads
         self.device = grads.device
@@ -56,7 +90,8 @@ class Call:
             self.table, self.segments, self.steps = None, 1, strides
             self.chunks = -(-grads.n // width)
         else:
-            words, self.segments, self.mode = _words(grads, out, width)
+            told = entries(grads, out) if told is None else told
+            words, self.segments, self.mode = _words(told, width)
             self.base = next(row for row in grads.segments[0] if row is not None)  # for its dtype
             self.chunks = words[self.segments - 1] if self.segments else 0
             self.table, self.steps = table(words, self.device), (0, 0, 1)
@@ -73,14 +108,20 @@ class Call:
 
     def partials(self) -> Tensor:
         """First launch: Gram matrices of the programs' chunks; a second set where float32 may fail."""
-        m, s = self.grads.m, self.shape
-        sets = 1 if self.float64 else 2
-        size = (sets, self.problems, s.programs[0], m, m)
-        partials = torch.empty(size, dtype=torch.float64, device=self.device)
+        partials = self.new_partials()
         self._gram(partials, self.float64, False)
+        self.repair(partials)
+        return partials
+
+    def new_partials(self) -> Tensor:
+        m, sets = self.grads.m, 1 if self.float64 else 2
+        size = (sets, self.problems, self.shape.programs[0], m, m)
+        return torch.empty(size, dtype=torch.float64, device=self.device)
+
+    def repair(self, partials: Tensor) -> None:
+        """The second set, where float32 products may fail; returns at once where they did not."""
         if not self.float64:
             self._gram(partials, True, True)
-        return partials
 
     def _gram(self, partials: Tensor, float64: bool, repair: bool) -> None:
         s, m = self.shape, self.grads.m
@@ -97,12 +138,13 @@ class Call:
         table = target if self.table is None else self.table
         return (self.base, table, target, self.grads.n, self.chunks, self.segments, *self.steps)
 
-    def gram(self, partials: Tensor) -> Tensor:
+    def gram(self, partials: Tensor, bias: Bias | None = None) -> Tensor:
         m, s = self.grads.m, self.shape
         gram = torch.empty(*self.grads.batch_shape, m, m, dtype=torch.float64, device=self.device)
         partials_triton.sum_rows[(m, self.problems)](
             partials,
             gram,
+            *_steps(bias, partials),
             self.problems,
             s.programs[0],
             m,
@@ -110,6 +152,7 @@ class Call:
             s.rows,
             rows_block(s),
             self.float64,
+            bias is not None,
             **OPTIONS,
         )
         return gram
@@ -136,7 +179,7 @@ class Call:
         size = (self.problems, s.programs[1], m)
         scratch = torch.empty(size, dtype=torch.float64, device=self.device)
         base, table, _, *rest = self._where(partials)
-        weights, weights_step = _weights(rule, partials)
+        weights, weights_step = weights_of(rule, partials)
         combine_triton.finish[(s.programs[1], self.problems)](
             base,
             table,
@@ -148,7 +191,7 @@ class Call:
             m,
             s.programs[0],
             weights_step,
-            *_codes(rule),
+            *codes(rule),
             self.cutoff(rule),
             *self.tile,
             *self.block,
@@ -175,10 +218,10 @@ class Call:
             self._target(partials),
             partials,
             torch.zeros(1, dtype=torch.int32, device=self.device),
-            _weights(rule, partials)[0],
+            weights_of(rule, partials)[0],
             n,
             *rest,
-            *_codes(rule),
+            *codes(rule),
             self.cutoff(rule),
             m,
             *self.tile,
@@ -197,31 +240,33 @@ class Call:
         return instead if self.out is None else self.out
 
 
-def solve(gram: Tensor, rule: Rule, rcond: float) -> Tensor:
+def solve(gram: Tensor, rule: Rule, rcond: float, bias: Bias | None = None) -> Tensor:
     """Coefficients (..., m) of Gram matrices (..., m, m): one launch, a program a problem."""
     m = gram.shape[-1]
     c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
-    weights, weights_step = _weights(rule, gram)
+    weights, weights_step = weights_of(rule, gram)
     order = rule.order
     coefficients_triton.coefficients[(c.numel() // m,)](
         gram,
         c,
         weights,
         gram if order is None else order,
+        *_steps(bias, gram),
         weights_step,
         0 if order is None or order.dim() == 2 else m * m,
-        *_codes(rule),
+        *codes(rule),
         rcond,
         m,
         tile_rows(m),
         order is not None,
+        bias is not None,
         num_warps=solve_warps(m),
         **OPTIONS,
     )
     return c
 
 
-def _codes(rule: Rule) -> tuple[int, int, int, int, int]:
+def codes(rule: Rule) -> tuple[int, int, int, int, int]:
     """method, length, track_id, mean and has_weights as the kernels count them."""
     weighted = rule.weights is not None
     return (
@@ -233,7 +278,12 @@ def _codes(rule: Rule) -> tuple[int, int, int, int, int]:
     )
 
 
-def _weights(rule: Rule, instead: Tensor) -> tuple[Tensor, int]:
+def _steps(bias: Bias | None, instead: Tensor) -> tuple[Tensor, int]:
+    return (instead, 0) if bias is None else (bias.steps, bias.beta)
+
+
+def weights_of(rule: Rule, instead: Tensor) -> tuple[Tensor, int]:
+    """The weights and their step from problem to problem."""
     if rule.weights is None:
         return instead, 0
     return rule.weights, 0 if rule.weights.dim() == 1 else rule.weights.shape[-1]
@@ -246,13 +296,14 @@ def _is_dense(rows: Tensor, strides: tuple[int, ...]) -> bool:
     return strides[2] == 1 and aligned and rows.data_ptr() % 16 == 0
 
 
-def _words(grads: Gradients, out: Update | None, width: int) -> tuple[list[int], int, int]:
+def _words(told: Iterable[list[int]], width: int) -> tuple[list[int], int, int]:
     """The table of rows_triton.py, its segments, and the mode."""
     ends: list[int] = []
     words: list[int] = []
     aligned = True
-    for entry in entries(grads, out):
-        length, places, steps = entry[0], entry[1 : 2 + grads.m], entry[2 + grads.m :]
+    for entry in told:
+        half = 1 + len(entry) // 2  # before it the length, the result and the rows, behind it their steps
+        length, places, steps = entry[0], entry[1:half], entry[half:]
         if length:
             ends.append((ends[-1] if ends else 0) + -(-length // width))
             words += entry
