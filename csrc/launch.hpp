@@ -78,6 +78,12 @@ void with_type(int kind, F f) {
   }
 }
 
+// The same for the elements of a state of momenta, which are float32 or float64.
+template <class F>
+void with_state(int kind, F f) {
+  kind == 1 ? f(Type<double>{}) : f(Type<float>{});
+}
+
 // f(Number<rows>) for rows that kernels of few gradients are compiled for: small_rows in plan.hpp.
 template <class F>
 void with_small_rows(int rows, F f) {
@@ -90,12 +96,19 @@ void with_small_rows(int rows, F f) {
   }
 }
 
+// The same for m up to kSolvedRows.
+template <class F>
+void with_solved_rows(int m, F f) {
+  m > kSmallRows ? f(Number<kSolvedRows>{}) : with_small_rows(small_rows(m), f);
+}
+
 // Partial Gram matrices, a packed upper triangle a block, problem by problem.
 void launch_gram(const Context&, const Plan&, const Table&, int64_t problems, double* partials);
 void launch_gram_tiles(const Context&, const Plan&, const Table&, int64_t problems, double* partials);
 
-// Gram matrices (problems, m, m) from partial ones.
-void launch_sum(const Context&, int programs, int m, int64_t problems, const double* partials, double* gram);
+// Gram matrices (problems, m, m) from partial ones; corrections: null, or of every row what its products are divided by.
+void launch_sum(const Context&, int programs, int m, int64_t problems, const double* partials, double* gram,
+                const double* corrections = nullptr);
 
 // Coefficients (problems, m) from Gram matrices; first: the number of the first problem, for the rule; scratch:
 // problems * m * m numbers.

@@ -1,0 +1,120 @@
+// Elements of any kind beside those of the state, and the arithmetic of a momentum step.
+#pragma once
+
+#include <type_traits>
+
+#include "momentum.hpp"
+#include "vectors.cuh"
+
+namespace fastconfig {
+
+// What a state of T is computed in.
+template <class T>
+using Wide = std::conditional_t<kFloat64 || sizeof(T) == 8, double, float>;
+
+// The V elements that lie beside vector `index` of the state, in words of up to 16 bytes.
+template <class E, int V>
+struct Beside {
+  static constexpr int bytes = V * sizeof(E);
+  using Word = std::conditional_t<(bytes >= 16), uint4, std::conditional_t<bytes == 8, uint2, unsigned>>;
+  static constexpr int words = bytes / sizeof(Word);
+};
+
+template <class E, class R, int V>
+__device__ __forceinline__ void load_beside(const char* row, int64_t index, R (&x)[V]) {
+  using Shape = Beside<E, V>;
+  typename Shape::Word word[Shape::words];
+#pragma unroll
+  for (int k = 0; k < Shape::words; ++k)
+    word[k] = __ldcs(reinterpret_cast<const typename Shape::Word*>(row) + index * Shape::words + k);
+  E element[V];
+  memcpy(element, word, sizeof word);
+#pragma unroll
+  for (int e = 0; e < V; ++e) x[e] = widen(element[e]);
+}
+
+template <class E, class R, int V>
+__device__ __forceinline__ void store_beside(char* row, int64_t index, const R (&x)[V]) {
+  using Shape = Beside<E, V>;
+  E element[V];
+#pragma unroll
+  for (int e = 0; e < V; ++e) round_to(element[e], x[e]);
+  typename Shape::Word word[Shape::words];
+  memcpy(word, element, sizeof word);
+#pragma unroll
+  for (int k = 0; k < Shape::words; ++k)
+    __stcs(reinterpret_cast<typename Shape::Word*>(row) + index * Shape::words + k, word[k]);
+}
+
+// f(Type<E>) for the elements of a kind; a branch that all threads take together, and cheaper than a kernel a kind.
+template <class F>
+__device__ __forceinline__ void with_kind(int kind, F f) {
+  switch (kind) {
+    case 0: return f(Type<float>{});
+    case 1: return f(Type<double>{});
+    case 2: return f(Type<__nv_bfloat16>{});
+    default: return f(Type<__half>{});
+  }
+}
+
+// A momentum with a gradient. In this form beta and 1 - beta add up to one, however they are rounded.
+template <class T>
+__device__ __forceinline__ T moved(T momentum, Wide<T> gradient, Wide<T> weight) {
+  const Wide<T> from = momentum;
+  return static_cast<T>(fma(weight, gradient - from, from));
+}
+
+// An entry's gradients, in the order of Incoming::chosen.
+struct GradientRows {
+  const int64_t* address;
+  int beside;  // number of the first one among the addresses of an entry
+
+  __device__ __forceinline__ GradientRows(const Table& table, const int64_t* entry)
+      : address(entry + 3 + table.m + kBeside), beside(table.m + kBeside) {}
+
+  // U vectors of gradient j, zeros where it is missing, `apart` apart from `index` on.
+  template <class R, int U, int V>
+  __device__ __forceinline__ void read(int j, int kind, R (&x)[U][V], int64_t index, int apart) const {
+    const auto* row = reinterpret_cast<const char*>(address[j]);
+#pragma unroll
+    for (int u = 0; u < U; ++u)
+#pragma unroll
+      for (int e = 0; e < V; ++e) x[u][e] = 0;
+    if (row == nullptr) return;
+    with_kind(kind, [&](auto type) {
+#pragma unroll
+      for (int u = 0; u < U; ++u) load_beside<typename decltype(type)::type>(row, index + u * apart, x[u]);
+    });
+  }
+
+  template <class R>
+  __device__ __forceinline__ R element(int j, int kind, int64_t column, const Table& table) const {
+    const auto* row = reinterpret_cast<const char*>(address[j]);
+    R x = 0;
+    if (row == nullptr) return x;
+    with_kind(kind, [&](auto type) {
+      using E = typename decltype(type)::type;
+      x = widen(reinterpret_cast<const E*>(row)[column * table.step(beside + j)]);
+    });
+    return x;
+  }
+};
+
+// A vector of a momentum that this launch writes: never through the cache of what is constant.
+template <class T>
+__device__ __forceinline__ Vector<T> load_momentum(const char* row, int64_t index) {
+  const uint4 bits = __ldcg(reinterpret_cast<const uint4*>(row) + index);
+  Vector<T> v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// To where the second pass reads it from.
+template <class T>
+__device__ __forceinline__ void store_momentum(const char* row, int64_t index, const Vector<T>& v) {
+  uint4 bits;
+  memcpy(&bits, &v, sizeof v);
+  __stcg(reinterpret_cast<uint4*>(const_cast<char*>(row)) + index, bits);
+}
+
+}  // namespace fastconfig
