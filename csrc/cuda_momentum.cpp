@@ -32,7 +32,7 @@ Packing pack(const std::vector<int64_t>& state, const std::vector<int64_t>& give
   const int64_t held = m + kBeside, size = held + 1, more = 2 * k + 1;
   const auto segments = static_cast<int64_t>(state.size()) / size;
   const auto words = static_cast<int64_t>(given.size());
-  if (state.size() % size != 0 || words != k + segments * more)
+  if (k < 0 || k > m || state.size() % size != 0 || words != k + segments * more)
     throw std::invalid_argument("momentum: got another number of words than the segments need");
   Packing packing;
   packing.m = m;
@@ -63,12 +63,7 @@ void launch_step(const Context& context, const Plan& plan, const Table& table, c
     launch_accumulate(context, plan, table, step.incoming);
   if (step.parts != kAccumulate + kRescale || nothing) return;
   double* partials = scratch.take(plan.partials);
-  if (plan.tiles) {
-    launch_accumulate(context, plan, table, step.incoming);
-    launch_gram(context, plan, table, 1, partials);
-  } else {
-    launch_accumulate_gram(context, plan, table, partials, step.incoming);
-  }
+  launch_accumulate_gram(context, plan, table, partials, step.incoming);
   if (m <= kSmallRows) {
     launch_finish_momentum(context, plan, table, plan.blocks, partials, step.stage, step.outgoing);
     return;

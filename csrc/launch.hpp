@@ -96,7 +96,23 @@ void with_small_rows(int rows, F f) {
   }
 }
 
-// The same for m up to kSolvedRows.
+// f(Number<tiles>) for tiles of 8 rows, in the kernels that move momenta and in all others: tile_rows in plan.hpp.
+template <class F>
+void with_moved_tiles(int tiles, F f) {
+  switch (tiles) {
+    case 1: return f(Number<1>{});
+    case 2: return f(Number<2>{});
+    case 3: return f(Number<3>{});
+    default: return f(Number<4>{});
+  }
+}
+
+template <class F>
+void with_tiles(int tiles, F f) {
+  tiles <= 4 ? with_moved_tiles(tiles, f) : tiles == 6 ? f(Number<6>{}) : f(Number<8>{});
+}
+
+// As with_small_rows, for m up to kSolvedRows.
 template <class F>
 void with_solved_rows(int m, F f) {
   m > kSmallRows ? f(Number<kSolvedRows>{}) : with_small_rows(small_rows(m), f);

@@ -39,6 +39,7 @@ void launch_accumulate(const Context&, const Plan&, const Table&, const Incoming
 
 // The same, and partial Gram matrices of all momenta.
 void launch_accumulate_gram(const Context&, const Plan&, const Table&, double* partials, const Incoming&);
+void launch_accumulate_tiles(const Context&, const Plan&, const Table&, double* partials, const Incoming&);
 
 // Second moment, last merged momentum and result from partial Gram matrices, or from a corrected one where programs is
 // 0.

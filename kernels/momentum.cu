@@ -10,24 +10,6 @@ template <int M>
 constexpr int kUnrolled = M <= 4 ? 2 : 1;
 constexpr int kUnrolledAlone = 4;
 
-// beta^t by squares.
-__device__ __forceinline__ double power(double beta, int64_t t) {
-  double result = 1;
-  for (; t != 0; t >>= 1, beta *= beta)
-    if (t & 1) result *= beta;
-  return result;
-}
-
-// Counts the gradients of a step, and says what has decayed by now; one block does it for all.
-__device__ __forceinline__ void tick(const Incoming& given, int m) {
-  const int i = threadIdx.x;
-  if (blockIdx.x != 0 || i >= m + kBeside || given.steps == nullptr) return;
-  int64_t t = given.steps[i] + (i >= m && given.update);
-  for (int j = 0; j < given.count; ++j) t += given.chosen[j] == i;
-  given.steps[i] = t;
-  given.decayed[i] = 1 - power(i <= m ? given.beta.first : given.beta.second, t);
-}
-
 // Momenta that are written as they are read.
 template <class T, int M>
 struct MovedRows {
@@ -61,8 +43,7 @@ struct MovedRows {
         if (i != row || rows.row[i] == nullptr) continue;
 #pragma unroll
         for (int u = 0; u < U; ++u) {
-#pragma unroll
-          for (int e = 0; e < V; ++e) v[u][i].x[e] = moved(v[u][i].x[e], gradient[u][e], weight);
+          move(v[u][i], gradient[u], weight);
           store_momentum(rows.row[i], index + u * apart, v[u][i]);
         }
       }
@@ -107,8 +88,7 @@ __device__ __forceinline__ void move_vectors(const char* row, const GradientRows
   gradients.read(j, kind, gradient, index, combine_threads);
 #pragma unroll
   for (int u = 0; u < U; ++u) {
-#pragma unroll
-    for (int e = 0; e < V; ++e) v[u].x[e] = moved(v[u].x[e], gradient[u][e], weight);
+    move(v[u], gradient[u], weight);
     store_momentum(row, index + u * combine_threads, v[u]);
   }
 }
@@ -151,6 +131,11 @@ void launch_accumulate(const Context& context, const Plan& plan, const Table& ta
 
 void launch_accumulate_gram(const Context& context, const Plan& plan, const Table& table, double* partials,
                             const Incoming& given) {
+  if (plan.tiles && plan.rows <= kMovedRows) return launch_accumulate_tiles(context, plan, table, partials, given);
+  if (plan.tiles) {
+    launch_accumulate(context, plan, table, given);
+    return launch_gram_tiles(context, plan, table, 1, partials);
+  }
   with_state(context.kind, [&](auto type) {
     using T = typename decltype(type)::type;
     with_small_rows(plan.rows, [&](auto rows) {

@@ -64,6 +64,30 @@ __device__ __forceinline__ T moved(T momentum, Wide<T> gradient, Wide<T> weight)
   return static_cast<T>(fma(weight, gradient - from, from));
 }
 
+template <class T>
+__device__ __forceinline__ void move(Vector<T>& momentum, const Wide<T> (&gradient)[Vector<T>::size], Wide<T> weight) {
+#pragma unroll
+  for (int e = 0; e < Vector<T>::size; ++e) momentum.x[e] = moved(momentum.x[e], gradient[e], weight);
+}
+
+// beta^t by squares.
+__device__ __forceinline__ double power(double beta, int64_t t) {
+  double result = 1;
+  for (; t != 0; t >>= 1, beta *= beta)
+    if (t & 1) result *= beta;
+  return result;
+}
+
+// Counts the gradients of a step, and says what has decayed by now; one block does it for all.
+__device__ __forceinline__ void tick(const Incoming& given, int m) {
+  const int i = threadIdx.x;
+  if (blockIdx.x != 0 || i >= m + kBeside || given.steps == nullptr) return;
+  int64_t t = given.steps[i] + (i >= m && given.update);
+  for (int j = 0; j < given.count; ++j) t += given.chosen[j] == i;
+  given.steps[i] = t;
+  given.decayed[i] = 1 - power(i <= m ? given.beta.first : given.beta.second, t);
+}
+
 // An entry's gradients, in the order of Incoming::chosen.
 struct GradientRows {
   const int64_t* address;
@@ -72,9 +96,10 @@ struct GradientRows {
   __device__ __forceinline__ GradientRows(const Table& table, const int64_t* entry)
       : address(entry + 3 + table.m + kBeside), beside(table.m + kBeside) {}
 
-  // U vectors of gradient j, zeros where it is missing, `apart` apart from `index` on.
+  // U vectors of gradient j, zeros where it is missing, `apart` apart from `index` on; none from `end` on.
   template <class R, int U, int V>
-  __device__ __forceinline__ void read(int j, int kind, R (&x)[U][V], int64_t index, int apart) const {
+  __device__ __forceinline__ void read(int j, int kind, R (&x)[U][V], int64_t index, int apart,
+                                       int64_t end = INT64_MAX) const {
     const auto* row = reinterpret_cast<const char*>(address[j]);
 #pragma unroll
     for (int u = 0; u < U; ++u)
@@ -83,7 +108,11 @@ struct GradientRows {
     if (row == nullptr) return;
     with_kind(kind, [&](auto type) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) load_beside<typename decltype(type)::type>(row, index + u * apart, x[u]);
+      for (int u = 0; u < U; ++u) {
+        // one branch for all: a load again is cheaper than a load less
+        const int64_t place = U == 1 || index + u * apart < end ? index + u * apart : index;
+        load_beside<typename decltype(type)::type>(row, place, x[u]);
+      }
     });
   }
 
