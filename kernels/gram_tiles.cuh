@@ -88,8 +88,8 @@ __device__ __forceinline__ void add_tile_share(const Table& table, TileProducts<
              });
 }
 
-// Ends a first launch: the next one may begin, and the warps' sums, added up in a fixed order, go to the block's place in
-// the partials.
+// Ends a first launch: the next one may begin, and the warps' sums, added up in a fixed order, go to the block's place
+// in the partials.
 template <int THREADS, int TM>
 __device__ __forceinline__ void put_tile_partial(const TileProducts<TM>& products, int m, double* partials) {
   constexpr int kWarps = THREADS / 32;

@@ -18,14 +18,14 @@ struct MovedRows {
   const Incoming& given;
   Rows<M> rows;
   GradientRows gradients;
-  Wide<T> weight;
+  Average<T> average;
 
   __device__ __forceinline__ MovedRows(const Table& all, const int64_t* entry, const Incoming& incoming)
       : table(all),
         given(incoming),
         rows(all, entry, 0),
         gradients(all, entry),
-        weight(static_cast<Wide<T>>(1 - incoming.beta.first)) {}
+        average(incoming.beta.first) {}
 
   template <int U>
   __device__ __forceinline__ void read(Vector<T> (&v)[U][M], int64_t index, int apart) const {
@@ -43,7 +43,7 @@ struct MovedRows {
         if (i != row || rows.row[i] == nullptr) continue;
 #pragma unroll
         for (int u = 0; u < U; ++u) {
-          move(v[u][i], gradient[u], weight);
+          average(v[u][i], gradient[u]);
           store_momentum(rows.row[i], index + u * apart, v[u][i]);
         }
       }
@@ -59,7 +59,7 @@ struct MovedRows {
 #pragma unroll
       for (int i = 0; i < M; ++i) {
         if (i != row || rows.row[i] == nullptr) continue;
-        x[i] = moved(x[i], gradient, weight);
+        x[i] = average(x[i], gradient);
         reinterpret_cast<T*>(const_cast<char*>(rows.row[i]))[column] = x[i];
       }
     }
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(moved_threads(M), 1)
 // U vectors of a momentum.
 template <int U, class T>
 __device__ __forceinline__ void move_vectors(const char* row, const GradientRows& gradients, int j, int kind,
-                                             int64_t index, Wide<T> weight) {
+                                             int64_t index, const Average<T>& average) {
   constexpr int V = Vector<T>::size;
   Vector<T> v[U];
 #pragma unroll
@@ -88,7 +88,7 @@ __device__ __forceinline__ void move_vectors(const char* row, const GradientRows
   gradients.read(j, kind, gradient, index, combine_threads);
 #pragma unroll
   for (int u = 0; u < U; ++u) {
-    move(v[u], gradient[u], weight);
+    average(v[u], gradient[u]);
     store_momentum(row, index + u * combine_threads, v[u]);
   }
 }
@@ -98,7 +98,7 @@ template <class T>
 __global__ void __launch_bounds__(combine_threads, 1)
     accumulate(const __grid_constant__ Table table, const __grid_constant__ Incoming given) {
   constexpr int U = kUnrolledAlone, V = Vector<T>::size, kThreads = combine_threads;
-  const auto weight = static_cast<Wide<T>>(1 - given.beta.first);
+  const Average<T> average(given.beta.first);
   tick(given, table.m);
   for_pieces(table, share(table.chunks, gridDim.x, blockIdx.x), share(table.chunks, gridDim.x, blockIdx.x + 1),
              kChunkWidth<T>, [&](const Piece& piece) {
@@ -109,13 +109,13 @@ __global__ void __launch_bounds__(combine_threads, 1)
                  const int64_t end = piece.vectors_end(V);
                  int64_t index = piece.first / V + threadIdx.x;
                  for (; index + (U - 1) * kThreads < end; index += U * kThreads)
-                   move_vectors<U, T>(row, gradients, j, given.kind, index, weight);
+                   move_vectors<U, T>(row, gradients, j, given.kind, index, average);
                  for (; index < end; index += kThreads)
-                   move_vectors<1, T>(row, gradients, j, given.kind, index, weight);
+                   move_vectors<1, T>(row, gradients, j, given.kind, index, average);
                  T* elements = reinterpret_cast<T*>(const_cast<char*>(row));
                  for (int64_t column = piece.columns_begin(V) + threadIdx.x; column < piece.last; column += kThreads)
-                   elements[column] = moved(
-                       elements[column], gradients.template element<Wide<T>>(j, given.kind, column, table), weight);
+                   elements[column] = average(
+                       elements[column], gradients.template element<Wide<T>>(j, given.kind, column, table));
                }
              });
 }

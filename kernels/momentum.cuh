@@ -57,18 +57,26 @@ __device__ __forceinline__ void with_kind(int kind, F f) {
   }
 }
 
-// A momentum with a gradient. In this form beta and 1 - beta add up to one, however they are rounded.
+// A moving average: from the heavier one of both towards the other, so that beta and 1 - beta add up to one however
+// they are rounded, and a large number that beta leaves little of does not cancel a small one.
 template <class T>
-__device__ __forceinline__ T moved(T momentum, Wide<T> gradient, Wide<T> weight) {
-  const Wide<T> from = momentum;
-  return static_cast<T>(fma(weight, gradient - from, from));
-}
+struct Average {
+  Wide<T> weight;
+  bool keeps;  // whether what was is the heavier one
 
-template <class T>
-__device__ __forceinline__ void move(Vector<T>& momentum, const Wide<T> (&gradient)[Vector<T>::size], Wide<T> weight) {
+  __device__ __forceinline__ explicit Average(double beta)
+      : weight(static_cast<Wide<T>>(beta < 0.5 ? beta : 1 - beta)), keeps(beta >= 0.5) {}
+
+  __device__ __forceinline__ T operator()(T before, Wide<T> now) const {
+    const Wide<T> was = before, from = keeps ? was : now, to = keeps ? now : was;
+    return static_cast<T>(fma(weight, to - from, from));
+  }
+
+  __device__ __forceinline__ void operator()(Vector<T>& v, const Wide<T> (&now)[Vector<T>::size]) const {
 #pragma unroll
-  for (int e = 0; e < Vector<T>::size; ++e) momentum.x[e] = moved(momentum.x[e], gradient[e], weight);
-}
+    for (int e = 0; e < Vector<T>::size; ++e) v.x[e] = (*this)(v.x[e], now[e]);
+  }
+};
 
 // beta^t by squares.
 __device__ __forceinline__ double power(double beta, int64_t t) {

@@ -16,7 +16,7 @@ struct MovedTiles {
   const Incoming& given;
   TileRows<TM> rows;
   GradientRows gradients;
-  Wide<T> weight;
+  Average<T> average;
   int number[TM];  // of the gradient of a lane's row in a tile, or -1
 
   __device__ __forceinline__ MovedTiles(const Table& all, const int64_t* entry, const Incoming& incoming)
@@ -24,7 +24,7 @@ struct MovedTiles {
         given(incoming),
         rows(all, entry),
         gradients(all, entry),
-        weight(static_cast<Wide<T>>(1 - incoming.beta.first)) {
+        average(incoming.beta.first) {
 #pragma unroll
     for (int t = 0; t < TM; ++t) {
       number[t] = -1;
@@ -50,7 +50,7 @@ struct MovedTiles {
 #pragma unroll
       for (int u = 0; u < U; ++u)
         if (index + u * apart < end) {
-          move(v[u][t], gradient[u], weight);
+          average(v[u][t], gradient[u]);
           store_momentum(rows.address[t], index + u * apart, v[u][t]);
         }
     }
@@ -62,7 +62,7 @@ struct MovedTiles {
       if (rows.address[t] == nullptr) continue;
       T& element = reinterpret_cast<T*>(const_cast<char*>(rows.address[t]))[column];
       if (number[t] >= 0)
-        element = moved(element, gradients.template element<Wide<T>>(number[t], given.kind, column, table), weight);
+        element = average(element, gradients.template element<Wide<T>>(number[t], given.kind, column, table));
       x[t] = element;
     }
   }

@@ -29,7 +29,8 @@ struct Rescaled {
   };
   char *out, *second, *fake;
   int kind;
-  Wide<T> first, inverse, weight;
+  Average<T> average;
+  Wide<T> first, ratio;
   T root;
 
   __device__ __forceinline__ Rescaled(const Table& table, const int64_t* entry, const Outgoing& wanted,
@@ -38,18 +39,18 @@ struct Rescaled {
         second(reinterpret_cast<char*>(entry[3 + table.m])),
         fake(reinterpret_cast<char*>(entry[4 + table.m])),
         kind(wanted.kind),
+        average(wanted.beta.second),
         first(static_cast<Wide<T>>(factors.first)),
-        inverse(static_cast<Wide<T>>(1 / (1 - wanted.beta.first))),
-        weight(static_cast<Wide<T>>(1 - wanted.beta.second)),
+        ratio(static_cast<Wide<T>>(wanted.beta.first / (1 - wanted.beta.first))),
         root(static_cast<T>(factors.root)) {}
 
   // fake_t = first u; gradient = (fake_t - beta_1 fake_(t-1)) / (1 - beta_1), in a form that rounding beta_1 does not
-  // bias, as in moved().
+  // bias.
   __device__ __forceinline__ T step(double u, T& square, T& merged) const {
     const Wide<T> now = static_cast<Wide<T>>(u) * first, before = merged;
-    const Wide<T> gradient = fma(now - before, inverse, before);
+    const Wide<T> gradient = fma(now - before, ratio, now);
     merged = static_cast<T>(now);
-    square = moved(square, gradient * gradient, weight);
+    square = average(square, gradient * gradient);
     return static_cast<T>(u) / (sqrt(square) * root + static_cast<T>(kEpsilon));
   }
 

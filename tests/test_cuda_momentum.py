@@ -104,6 +104,12 @@ def test_dtypes(dtype: torch.dtype, held: torch.dtype, float64: bool) -> None:
         assert found(momentum, schedule(m, 6), 1543, dtype=dtype) <= bound(float64, dtype, held)
 
 
+@pytest.mark.parametrize("betas", [(0.0, 0.0), (0.3, 0.2), (0.5, 0.99), (0.99, 0.9999)])
+def test_betas(betas: tuple[float, float], float64: bool) -> None:
+    momentum = PseudoMomentumOperator(3, *betas)
+    assert found(momentum, schedule(3, 12), 1100) <= max(bound(float64), 2e-6 / (1 - betas[0]))
+
+
 def strided(rows: Tensor) -> list[Tensor]:
     return [torch.stack([row, torch.full_like(row, torch.nan)], 1)[:, 0] for row in rows]
 

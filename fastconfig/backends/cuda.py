@@ -121,8 +121,8 @@ class CudaBackend:
             given.append(target)
             if accumulates:
                 gradients = step.grads[s]
-                given.extend(0 if gradient is None else address(gradient) for gradient in gradients)
-                given.extend(1 if gradient is None else gradient.stride(0) for gradient in gradients)
+                given.extend([0 if gradient is None else address(gradient) for gradient in gradients])
+                given.extend([1 if gradient is None else gradient.stride(0) for gradient in gradients])
         m = momenta.m if accumulates else 1
         steps = clock.leave_to_kernel() if accumulates else None
         # those of a row that is merged already are the updates' alone
