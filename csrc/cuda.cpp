@@ -3,13 +3,9 @@
 #include <Python.h>
 
 #include <cstdint>
-#include <exception>
-#include <map>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "launch.hpp"
+#include "calls.hpp"
 #include "packing.hpp"
 #include "tensors.hpp"
 
@@ -23,26 +19,6 @@ constexpr int32_t kDeviceType = dlpack::kCuda;
 #endif
 
 constexpr int64_t kGram = 1, kCombine = 2;  // steps of a run; both together are an update
-constexpr int kItemsize[] = {4, 8, 2, 2};
-
-bool one_launch = true, overlapped = true;
-
-const Device& device_of(int index) {
-  static std::map<int, Device> known;
-  const auto found = known.find(index);
-  if (found != known.end()) return found->second;
-  check(cudaSetDevice(index), "cudaSetDevice");
-  Device device;
-  int cooperative = 0;
-  check(cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, index), "multiprocessors");
-  check(cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
-  check(cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, index), "compute capability");
-  check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, index), "cooperative launches");
-  const int compiled = compiled_capability();
-  device.cooperative = cooperative != 0;
-  device.float64 = computes_float64(compiled);
-  return known.emplace(index, device).first->second;
-}
 
 // The gradients of one call, and the result, read from their Python objects.
 struct Input {
@@ -139,21 +115,6 @@ struct Input {
   }
 };
 
-// Scratch memory of one call, in pieces.
-class Scratch {
- public:
-  explicit Scratch(int64_t address) : memory_(reinterpret_cast<double*>(address)) {}
-  double* take(int64_t count) {
-    double* piece = memory_ + used_;
-    used_ += count;
-    return piece;
-  }
-
- private:
-  double* memory_;
-  int64_t used_ = 0;
-};
-
 struct Call {
   int64_t steps, gram, c;
   Stage stage;
@@ -191,10 +152,6 @@ void launch_problems(const Context& context, const Plan& plan, const Table& tabl
   }
 }
 
-Stage stage_of(int64_t rule, double rcond) {
-  return {rule == 0 ? Rule{} : *reinterpret_cast<const Rule*>(rule), rcond};
-}
-
 // Launches a call, and answers 0; or answers how many bytes of scratch memory it needs, if they are more than given.
 int64_t run_input(const Packing& rows, const Call& call, const Context& context, int64_t memory, int64_t bytes) {
   if (rows.problems == 0 || (rows.chunks() == 0 && call.steps != kGram)) return 0;
@@ -212,25 +169,6 @@ int64_t run_input(const Packing& rows, const Call& call, const Context& context,
     launch_problems(context, p, table, first, problems, call, Scratch(memory + 8 * words));
   }
   return 0;
-}
-
-// f(), with a C++ exception as a Python one.
-template <class F>
-PyObject* guarded(F f) {
-  try {
-    return f();
-  } catch (const std::invalid_argument& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
-
-Context context_of(int64_t index, int64_t stream, int kind) {
-  check(cudaSetDevice(static_cast<int>(index)), "cudaSetDevice");
-  const Device& device = device_of(static_cast<int>(index));
-  return {reinterpret_cast<cudaStream_t>(stream), device, kind, overlapped && device.major >= 9};
 }
 
 // run(rows, out, steps, device, stream, memory, bytes, rule, gram, c, rcond) -> bytes of scratch memory that are missing
@@ -251,8 +189,7 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (!(words ? input.read_words(arguments[0]) : input.read(arguments[0], arguments[1]))) return nullptr;
     const Context context = context_of(v[1], v[2], input.kind);
     const int64_t m = input.packing.m, most = context.device.float64 || v[0] == kCombine ? kMostRows : kSmallRows;
-    if (m < 1 || m > most)
-      throw std::invalid_argument("run: got " + std::to_string(m) + " gradients, want 1.." + std::to_string(most));
+    check_rows("run", m, most);
     const Call call{v[0], v[6], v[7], stage_of(v[5], rcond)};
     return PyLong_FromLongLong(run_input(input.packing, call, context, v[3], v[4]));
   });
@@ -322,6 +259,7 @@ PyObject* attach(PyObject*, PyObject* capsule) {
 
 PyMethodDef methods[] = {{"attach", &attach, METH_O, nullptr},
                          {"device", &device, METH_O, nullptr},
+                         {"momentum", fast(&momentum), METH_FASTCALL, nullptr},
                          {"options", fast(&options), METH_FASTCALL, nullptr},
                          {"problem", &problem, METH_NOARGS, nullptr},
                          {"run", fast(&run), METH_FASTCALL, nullptr},

@@ -78,6 +78,12 @@ void with_type(int kind, F f) {
   }
 }
 
+// The same for the elements of a state of momenta, which are float32 or float64.
+template <class F>
+void with_state(int kind, F f) {
+  kind == 1 ? f(Type<double>{}) : f(Type<float>{});
+}
+
 // f(Number<rows>) for rows that kernels of few gradients are compiled for: small_rows in plan.hpp.
 template <class F>
 void with_small_rows(int rows, F f) {
@@ -90,12 +96,35 @@ void with_small_rows(int rows, F f) {
   }
 }
 
+// f(Number<tiles>) for tiles of 8 rows, in the kernels that move momenta and in all others: tile_rows in plan.hpp.
+template <class F>
+void with_moved_tiles(int tiles, F f) {
+  switch (tiles) {
+    case 1: return f(Number<1>{});
+    case 2: return f(Number<2>{});
+    case 3: return f(Number<3>{});
+    default: return f(Number<4>{});
+  }
+}
+
+template <class F>
+void with_tiles(int tiles, F f) {
+  tiles <= 4 ? with_moved_tiles(tiles, f) : tiles == 6 ? f(Number<6>{}) : f(Number<8>{});
+}
+
+// As with_small_rows, for m up to kSolvedRows.
+template <class F>
+void with_solved_rows(int m, F f) {
+  m > kSmallRows ? f(Number<kSolvedRows>{}) : with_small_rows(small_rows(m), f);
+}
+
 // Partial Gram matrices, a packed upper triangle a block, problem by problem.
 void launch_gram(const Context&, const Plan&, const Table&, int64_t problems, double* partials);
 void launch_gram_tiles(const Context&, const Plan&, const Table&, int64_t problems, double* partials);
 
-// Gram matrices (problems, m, m) from partial ones.
-void launch_sum(const Context&, int programs, int m, int64_t problems, const double* partials, double* gram);
+// Gram matrices (problems, m, m) from partial ones; corrections: null, or of every row what its products are divided by.
+void launch_sum(const Context&, int programs, int m, int64_t problems, const double* partials, double* gram,
+                const double* corrections = nullptr);
 
 // Coefficients (problems, m) from Gram matrices; first: the number of the first problem, for the rule; scratch:
 // problems * m * m numbers.

@@ -14,16 +14,18 @@ namespace fastconfig {
 class Packing {
  public:
   int64_t m = 0, problems = 1;
+  int64_t others = 0;  // addresses of an entry beside the m rows
   int64_t batch_step = 0, out_step = 0;  // bytes from one problem to the next
 
   // A segment of `length` elements of `size` bytes: address of its result (0 without one), m addresses of rows (0 is a
-  // missing gradient), m steps in elements. Throws std::invalid_argument for steps in one of several segments.
+  // missing gradient) and the others, as many steps in elements. Throws std::invalid_argument for steps in one of
+  // several segments.
   void add(int64_t length, int64_t size, int64_t target, const std::vector<int64_t>& addresses,
            const std::vector<int64_t>& steps) {
     if (length == 0 || problems == 0) return;
     int64_t bits = target | batch_step | out_step;
     bool unit = true;
-    for (int64_t i = 0; i < m; ++i) {
+    for (int64_t i = 0; i < m + others; ++i) {
       bits |= addresses[i];
       unit = unit && (steps[i] == 1 || length == 1);
     }
@@ -50,6 +52,7 @@ class Packing {
     table.batch_step = batch_step;
     table.out_step = out_step;
     table.m = static_cast<int32_t>(m);
+    table.addresses = static_cast<int32_t>(m + others);
     table.segments = segments_;
     table.stepped = stepped_;
     table.more = needs_memory() ? memory : nullptr;

@@ -54,7 +54,10 @@ FASTCONFIG_HD constexpr int tile_rows(int m) { return m <= 32 ? (m + 7) / 8 * 8 
 
 // Threads of a block; as many as its registers allow, since a multiprocessor runs one block of the gram pass.
 FASTCONFIG_HD constexpr int gram_threads(int rows) { return rows <= 3 ? 1024 : rows <= 6 ? 512 : 256; }
+// The same where a thread also holds gradients that it adds to the rows.
+FASTCONFIG_HD constexpr int moved_threads(int rows) { return rows <= 6 ? 512 : 256; }
 FASTCONFIG_HD constexpr int tile_threads(int rows) { return rows == 8 ? 1024 : rows <= 32 ? 512 : 256; }
+constexpr int kMovedRows = 32;  // momenta that are moved as they are multiplied; beyond, a lane has no registers for it
 constexpr int combine_threads = 512;
 constexpr int kept_threads = 256;  // a thread keeps up to 96 registers of rows, and needs as many others
 FASTCONFIG_HD constexpr int most_kept(int rows) { return rows == 2 ? 8 : rows == 3 ? 6 : rows == 4 ? 5 : rows == 6 ? 2 : 1; }

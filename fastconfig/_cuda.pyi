@@ -1,3 +1,4 @@
+from array import array
 from typing import Any
 
 from .gradients import Update
@@ -8,6 +9,26 @@ few: int
 
 def attach(exchange: object) -> None: ...
 def device(index: int) -> tuple[int, int, int, bool]: ...
+def momentum(
+    state: array[int],
+    given: array[int],
+    k: int,
+    m: int,
+    kind: int,
+    given_kind: int,
+    parts: int,
+    update: int,
+    device: int,
+    stream: int,
+    memory: int,
+    size: int,
+    rule: int,
+    steps: int,
+    decayed: int,
+    rcond: float,
+    beta_1: float,
+    beta_2: float,
+) -> int: ...
 def options(one_launch: bool, overlapped: bool) -> None: ...
 def problem() -> str | None: ...
 def run(

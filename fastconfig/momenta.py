@@ -32,11 +32,35 @@ class Clock:
         steps: (m + 2) int64 on the device: counts, updates, updates; None on others.
     """
 
+    _uncounted: tuple[int, ...] = ()  # gradients that the host has counted, and the device has not yet
+
     def __init__(self, m: int, beta_1: float, beta_2: float) -> None:
         self.beta_1, self.beta_2 = beta_1, beta_2
         self.counts = [0] * m
         self.updates = 0
-        self.steps: Tensor | None = None
+        self._steps: Tensor | None = None
+
+    @property
+    def steps(self) -> Tensor | None:
+        self.count()
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: Tensor | None) -> None:
+        self._steps, self._uncounted = steps, ()
+
+    def count(self) -> None:
+        """Count on the device what the host has counted."""
+        if self._steps is not None and self._uncounted:
+            each = self._steps.unbind()
+            counted = [each[i] for i in self._uncounted] + list(each[-2:] if self.complete else ())
+            torch._foreach_add_(counted, 1)  # one launch
+        self._uncounted = ()
+
+    def leave_to_kernel(self) -> Tensor | None:
+        """:attr:`steps` as they are, for a kernel that counts this step there itself."""
+        self._uncounted = ()
+        return self._steps
 
     @property
     def complete(self) -> bool:
@@ -44,13 +68,12 @@ class Clock:
         return 0 not in self.counts
 
     def tick(self, chosen: Sequence[int]) -> None:
-        """Count gradients that have come; an update, if all have by now."""
+        """Count gradients that have come; an update, if all have by now. The device does when it is asked."""
+        self.count()
         for i in chosen:
             self.counts[i] += 1
         self.updates += self.complete
-        if self.steps is not None:
-            each = self.steps.unbind()
-            torch._foreach_add_([each[i] for i in chosen] + list(each[-2:] if self.complete else ()), 1)
+        self._uncounted = tuple(chosen)
 
     def values(self) -> list[float]:
         """1 - beta_1^t of every gradient's t; then 1 - beta_1^t and 1 - beta_2^t of the updates'."""

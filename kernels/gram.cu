@@ -1,6 +1,5 @@
 // First launch for few gradients: every block's Gram matrix of its share of the columns.
-#include "launch.hpp"
-#include "products.cuh"
+#include "gram.cuh"
 
 namespace fastconfig {
 namespace {
@@ -11,39 +10,10 @@ constexpr int kUnrolled = M <= 4 ? 2 : 1;  // vectors of a row that a thread loa
 template <class T, int M>
 __global__ void __launch_bounds__(gram_threads(M), 1)
     gram_small(const __grid_constant__ Table table, double* partials) {
-  constexpr int U = kUnrolled<M>, V = Vector<T>::size, kThreads = gram_threads(M);
-  const int64_t problem = blockIdx.y;
   Products<M> products;
-  for_pieces(table, share(table.chunks, gridDim.x, blockIdx.x), share(table.chunks, gridDim.x, blockIdx.x + 1),
-             kChunkWidth<T>, [&](const Piece& piece) {
-               const Rows<M> rows(table, piece.entry, problem);
-               const int64_t end = piece.vectors_end(V);
-               int64_t index = piece.first / V + threadIdx.x;
-               for (; index + (U - 1) * kThreads < end; index += U * kThreads) {
-                 Vector<T> v[U][M];
-#pragma unroll
-                 for (int u = 0; u < U; ++u)
-#pragma unroll
-                   for (int i = 0; i < M; ++i) v[u][i] = rows.template vector<T, false>(i, index + u * kThreads);
-                 products.add(v);
-               }
-               for (; U > 1 && index < end; index += kThreads) {
-                 Vector<T> v[1][M];
-#pragma unroll
-                 for (int i = 0; i < M; ++i) v[0][i] = rows.template vector<T, false>(i, index);
-                 products.add(v);
-               }
-               for (int64_t column = piece.columns_begin(V) + threadIdx.x; column < piece.last; column += kThreads) {
-                 Real<T> x[M];
-#pragma unroll
-                 for (int i = 0; i < M; ++i) x[i] = rows.template element<T>(i, column, table.step(i));
-                 products.add_column(x);
-               }
-             });
-#if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-  put_block_sum<M, kThreads>(products, table.m, partials + (problem * gridDim.x + blockIdx.x) * triangle(table.m));
+  add_share<T, kUnrolled<M>, gram_threads(M)>(table, products,
+                                              [&](const int64_t* entry) { return GivenRows<T, M>(table, entry); });
+  put_partial<gram_threads(M)>(products, table.m, partials);
 }
 
 }  // namespace

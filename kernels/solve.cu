@@ -10,8 +10,9 @@ namespace {
 constexpr int kSumThreads = 256, kSumWarps = kSumThreads / 32;
 constexpr int kWordsAtOnce = 4000;  // of a launch: its parameters hold 32,764 bytes
 
-// Every warp of a block adds up a part of the partials of 32 entries.
-__global__ void __launch_bounds__(kSumThreads) sum(const double* partials, int programs, int m, double* gram) {
+// Every warp of a block adds up a part of the partials of 32 entries. corrections: as for sum_partials.
+__global__ void __launch_bounds__(kSumThreads)
+    sum(const double* partials, int programs, int m, double* gram, const double* corrections) {
   __shared__ double sums[kSumWarps][32];
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
@@ -30,6 +31,7 @@ __global__ void __launch_bounds__(kSumThreads) sum(const double* partials, int p
 #pragma unroll
   for (int w = 0; w < kSumWarps; ++w) s += sums[w][lane];
   const Unpacked at(k, m);
+  if (corrections != nullptr) s /= corrections[at.i] * corrections[at.j];
   double* target = gram + static_cast<int64_t>(blockIdx.y) * m * m;
   target[at.i * m + at.j] = target[at.j * m + at.i] = s;
 }
@@ -58,8 +60,10 @@ __global__ void write_words(const __grid_constant__ Words words, int count, int6
 
 }  // namespace
 
-void launch_sum(const Context& context, int programs, int m, int64_t problems, const double* partials, double* gram) {
-  launch(context, sum, (triangle(m) + 31) / 32, problems, kSumThreads, Mode::following, partials, programs, m, gram);
+void launch_sum(const Context& context, int programs, int m, int64_t problems, const double* partials, double* gram,
+                const double* corrections) {
+  launch(context, sum, (triangle(m) + 31) / 32, problems, kSumThreads, Mode::following, partials, programs, m, gram,
+         corrections);
 }
 
 void launch_solve(const Context& context, int m, int64_t first, int64_t problems, const double* gram, double* c,

@@ -38,9 +38,11 @@ __device__ __forceinline__ void solve(StageMemory<M>& memory, int m, const Stage
   __syncthreads();
 }
 
-// memory.gram from the packed partial Gram matrices of one problem, added up in the same order by every block.
+// memory.gram from the packed partial Gram matrices of one problem, added up in the same order by every block;
+// corrections: null, or what the products of every row are divided by.
 template <int M, int THREADS>
-__device__ __forceinline__ void sum_partials(const double* partials, int programs, int m, StageMemory<M>& memory) {
+__device__ __forceinline__ void sum_partials(const double* partials, int programs, int m, StageMemory<M>& memory,
+                                             const double* corrections = nullptr) {
   constexpr int kTriangle = triangle(M);
   constexpr int kSide = THREADS / kTriangle < kStripes ? THREADS / kTriangle : kStripes;
   __shared__ double sums[kSide][kTriangle];
@@ -57,6 +59,7 @@ __device__ __forceinline__ void sum_partials(const double* partials, int program
 #pragma unroll
     for (int side = 0; side < kSide; ++side) s += sums[side][threadIdx.x];
     const Unpacked at(threadIdx.x, m);
+    if (corrections != nullptr) s /= corrections[at.i] * corrections[at.j];
     memory.gram[at.i * m + at.j] = memory.gram[at.j * m + at.i] = s;
   }
   __syncthreads();

@@ -42,6 +42,10 @@ __device__ __forceinline__ void round_to(float& y, double x) { y = static_cast<f
 __device__ __forceinline__ void round_to(double& y, double x) { y = x; }
 __device__ __forceinline__ void round_to(__half& y, double x) { y = __double2half(x); }
 __device__ __forceinline__ void round_to(__nv_bfloat16& y, double x) { y = __double2bfloat16(x); }
+__device__ __forceinline__ void round_to(float& y, float x) { y = x; }
+__device__ __forceinline__ void round_to(double& y, float x) { y = x; }
+__device__ __forceinline__ void round_to(__half& y, float x) { y = __float2half_rn(x); }
+__device__ __forceinline__ void round_to(__nv_bfloat16& y, float x) { y = __float2bfloat16_rn(x); }
 
 // Vector number `index` of an aligned row: kept in the cache for the second pass, or read for the last time.
 template <class T, bool LAST>

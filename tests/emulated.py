@@ -13,9 +13,13 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from processes import compiler
+
+from fastconfig import backends
 
 NAME = "fastconfig._cuda"
 HERE = Path(__file__).parent
@@ -34,7 +38,7 @@ def module(float64: bool) -> ModuleType:
     command = compiler()
     if command is None:
         pytest.skip("no C++ compiler: CXX is not set, and there is no c++, g++ or clang++")
-    sources = [*sorted((ROOT / "kernels").glob("*.cu")), ROOT / "csrc/cuda.cpp"]
+    sources = [*sorted((ROOT / "kernels").glob("*.cu")), *sorted((ROOT / "csrc").glob("cuda*.cpp"))]
     included = [path for folder in INCLUDED for path in sorted(folder.iterdir())]
     state = hashlib.sha256(repr((FLAGS, sysconfig.get_platform(), sysconfig.get_python_version())).encode())
     for path in included:
@@ -57,6 +61,25 @@ def module(float64: bool) -> ModuleType:
     if before is not None:
         sys.modules[NAME] = before
     return made
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
+    """Have the CUDA backend serve the CPU."""
+    monkeypatch.setitem(sys.modules, NAME, module(float64))
+    backends._loaded.pop("cuda", None)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every buffer that a kernel is to write holds NaN before."""
+    empty = torch.empty
+
+    def poisoned(*shape: Any, **options: Any) -> torch.Tensor:
+        tensor = empty(*shape, **options)
+        if tensor.dtype == torch.uint8:  # memory for anything: eight of these are a NaN
+            return tensor.fill_(255)
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 def _build(command: list[str], sources: list[Path], float64: bool, target: Path) -> None:

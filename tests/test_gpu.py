@@ -124,6 +124,31 @@ def test_cuda_graphs_replay_momentum_steps(m: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("m", [2, 3, 8, 9, 32])
+def test_a_graph_of_a_momentum_step_counts_its_replays(m: int, backend: str) -> None:
+    rows = torch.randn(m, 10_007, device="cuda")
+    captured, eager = PseudoMomentumOperator(m), PseudoMomentumOperator(m)
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        for operator in (captured, eager):
+            operator.calculate_gradient(range(m), rows)
+            operator.calculate_gradient(0, rows[0])
+        side.synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            update = captured.calculate_gradient(0, rows[0])
+    for _ in range(3):
+        rows.normal_()
+        graph.replay()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            wanted = eager.calculate_gradient(0, rows[0])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(update, wanted)
+    assert captured.state_dict()["counts"] == eager.state_dict()["counts"]
+
+
+@pytest.mark.parametrize("m", [2, 3, 8, 9, 32])
 def test_the_same_bits_a_hundred_times(m: int, backend: str) -> None:
     grads = gradients("vectors", m, 100_003)
     first = ConFIG_update(grads)

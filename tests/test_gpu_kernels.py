@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,7 +43,7 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield "triton"
         return
     if not ON_GPU:
-        emulate(monkeypatch, float64=True)
+        emulated.serve(monkeypatch, float64=True)
     backends.load("cuda")
     kernels = importlib.import_module("fastconfig._cuda")
     kernels.options(request.param == "cuda", True)
@@ -52,24 +51,10 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     kernels.options(True, True)
 
 
-def emulate(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
-    """Have the CUDA backend serve the CPU."""
-    monkeypatch.setitem(sys.modules, "fastconfig._cuda", emulated.module(float64))
-    backends._loaded.pop("cuda", None)
-
-
 @pytest.fixture(autouse=True)
 def poisoned(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The backend serves, and every buffer that a kernel is to write holds NaN before."""
-    empty = torch.empty
-
-    def poison(*shape: Any, **options: Any) -> Tensor:
-        tensor = empty(*shape, **options)
-        if tensor.dtype == torch.uint8:  # memory for anything: eight of these are a NaN
-            return tensor.fill_(255)
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poison)
+    emulated.poison(monkeypatch)
     with use_backend(name):
         yield
 
@@ -282,7 +267,7 @@ class TestFloat32Products:
         elif ON_GPU:
             pytest.skip("this device's kernels decided when they were compiled")
         else:
-            emulate(monkeypatch, float64=False)
+            emulated.serve(monkeypatch, float64=False)
         return name
 
     @staticmethod

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import emulated
 import pytest
 import torch
 from inputs import conflicting, relative_error
@@ -54,13 +55,7 @@ def float32_products(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def poisoned(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The backend serves, and every buffer that a kernel is to write holds NaN before."""
-    empty = torch.empty
-
-    def poison(*shape: Any, **options: Any) -> Tensor:
-        tensor = empty(*shape, **options)
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poison)
+    emulated.poison(monkeypatch)
     with use_backend(name):
         yield
 

@@ -20,6 +20,7 @@ from fastconfig import (
     momenta,
     reference,
 )
+from fastconfig.momenta import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
 
 OPERATORS: dict[str, tuple[GradientOperator, Any]] = {
@@ -84,6 +85,22 @@ def test_a_state_of_float64(backend: str, dtype: torch.dtype) -> None:
     momentum = PseudoMomentumOperator(3, dtype=torch.float64)
     found = errors(momentum, cyclic(3, 60), 1003, dtype=dtype)
     assert max(found) <= torch.finfo(dtype).eps
+
+
+def test_counters_on_a_device(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may lag behind the host's until they are asked for."""
+
+    def move(clock: Clock, device: torch.device) -> None:
+        clock.steps = torch.tensor([*clock.counts, clock.updates, clock.updates], device=device)
+
+    monkeypatch.setattr(Clock, "move", move)
+    momentum = PseudoMomentumOperator(3)
+    assert max(errors(momentum, iter([[0], *several(3, 3), [2, 1, 0], *several(3, 3)]), 101)) <= 1e-5
+    clock = momentum._momenta.clock
+    counts, updates = list(clock.counts), clock.updates
+    assert clock.steps is not None
+    assert clock.steps.tolist() == [*counts, updates, updates]
+    assert momentum.state_dict()["counts"] == counts
 
 
 def strided(rows: Tensor) -> list[Tensor]:

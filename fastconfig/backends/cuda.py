@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from array import array
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,19 +14,20 @@ from torch import Tensor
 
 from ..gradients import Gradients, Update
 from ..methods import Rule
+from ..momenta import Step
 from ..numbers import DTYPES
 from .base import device_cutoff
-from .momentum import TorchMomentum
-from .table import entries, tensor_entry
+from .table import address, entries, tensor_entry
 
 _GRAM, _COMBINE = 1, 2  # steps of _cuda.run
+_ACCUMULATE, _RESCALE = 1, 2  # parts of _cuda.momentum
 _KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
 _NOTHING = nullcontext()
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
-class CudaBackend(TorchMomentum):
-    """Gram, coefficients, combine and the fused update in CUDA, for up to 64 gradients.
+class CudaBackend:
+    """Gram, coefficients, combine, the fused update and momentum steps in CUDA, for up to 64 gradients.
 
     FASTCONFIG_CUDA_ONE_LAUNCH=0 turns the update in one launch off, FASTCONFIG_CUDA_OVERLAP=0 launches that
     begin before the one they follow has ended.
@@ -89,6 +91,50 @@ class CudaBackend(TorchMomentum):
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         self._run(grads, out, _GRAM + _COMBINE, rule.native_address, rcond=self._cutoff(grads, rule))
 
+    def accumulate(self, step: Step) -> None:
+        self._step(step, _state_words(step), None, _ACCUMULATE)
+
+    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
+        last = rule.native_address, self._cutoff(step.momenta, rule)
+        self._step(step, _state_words(step), out, _ACCUMULATE + _RESCALE, *last)
+
+    def rescale(self, step: Step, merged: Update, out: Update) -> None:
+        words = array("q")
+        for u, second, fake in zip(_addresses(merged), step.second, step.fake, strict=True):
+            words.extend((second.numel(), u, second.data_ptr(), fake.data_ptr()))
+        self._step(step, words, out, _RESCALE)
+
+    def _step(
+        self,
+        step: Step,
+        state: array[int],
+        out: Update | None,
+        parts: int,
+        rule: int = 0,
+        rcond: float = 0.0,
+    ) -> None:
+        clock, momenta = step.clock, step.momenta
+        accumulates = parts != _RESCALE
+        chosen = step.chosen if accumulates else ()
+        given = array("q", chosen)
+        for s, target in enumerate([0] * len(step.second) if out is None else _addresses(out)):
+            given.append(target)
+            if accumulates:
+                gradients = step.grads[s]
+                given.extend([0 if gradient is None else address(gradient) for gradient in gradients])
+                given.extend([1 if gradient is None else gradient.stride(0) for gradient in gradients])
+        m = momenta.m if accumulates else 1
+        steps = clock.leave_to_kernel() if accumulates else None
+        # those of a row that is merged already are the updates' alone
+        decayed = clock.decayed(step.device)[momenta.m - m :] if steps is None else steps
+        shape = len(chosen), m, _KINDS[momenta.dtype], _KINDS[step.dtype], parts, int(clock.complete)
+        counters = (0, decayed.data_ptr()) if steps is None else (steps.data_ptr(), 0)
+        last = rule, *counters, rcond, clock.beta_1, clock.beta_2
+        index = step.device.index or 0
+        self._launch(
+            momenta, index, lambda *memory: self._cuda.momentum(state, given, *shape, index, *memory, *last)
+        )
+
     def _run(
         self,
         grads: Gradients,
@@ -101,20 +147,23 @@ class CudaBackend(TorchMomentum):
     ) -> None:
         index = grads.device.index or 0
         rows = self._source(grads, out)
+        last = rule, gram, c, rcond
+        self._launch(grads, index, lambda *memory: self._cuda.run(rows, out, steps, index, *memory, *last))
+
+    def _launch(self, grads: Gradients, index: int, launch: Callable[[int, int, int], int]) -> None:
+        """Call with the stream, scratch memory and its bytes; again with more if some are missing."""
         with self._on(index):
             stream = self._stream(index)
             key = None if self._capturing() else (index, stream)
             scratch = self._scratch.get(key) if key is not None else None
             memory, size = (0, 0) if scratch is None else (scratch.data_ptr(), scratch.numel())
-            last = rule, gram, c, rcond
-            missing = self._cuda.run(rows, out, steps, index, stream, memory, size, *last)
+            missing = launch(stream, memory, size)
             if missing:
                 # in a CUDA graph of the graph's own; otherwise kept for the next call on the stream
                 scratch = torch.empty(missing, dtype=torch.uint8, device=grads.device)
                 if key is not None:
                     self._scratch[key] = scratch
-                memory = scratch.data_ptr()
-                self._cuda.run(rows, out, steps, index, stream, memory, missing, *last)
+                launch(stream, scratch.data_ptr(), missing)
 
     def _source(self, grads: Gradients, out: Update | None) -> Any:
         """What _cuda.run reads the rows from."""
@@ -157,3 +206,21 @@ class CudaBackend(TorchMomentum):
 
     def _capturing(self) -> bool:
         return not self._emulated and torch.cuda.is_current_stream_capturing()
+
+
+def _state_words(step: Step) -> array[int]:
+    """Of every segment its length and the addresses of its state, as csrc/cuda_momentum.cpp packs them."""
+    words = step.kept.get("cuda")
+    if words is None:
+        words = step.kept["cuda"] = array("q")
+        for rows, second, fake in zip(step.momenta.segments, step.second, step.fake, strict=True):
+            words.append(second.numel())
+            words.extend(0 if row is None else address(row) for row in rows)
+            words.extend((second.data_ptr(), fake.data_ptr()))
+    return words
+
+
+def _addresses(update: Update) -> list[int]:
+    """Of every segment."""
+    tensors = [update] if isinstance(update, Tensor) else update
+    return [tensor.data_ptr() for tensor in tensors if tensor is not None]

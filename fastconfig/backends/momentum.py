@@ -20,6 +20,7 @@ class TorchMomentum(Backend, Protocol):
 
     @torch.no_grad()
     def accumulate(self, step: Step) -> None:
+        step.clock.count()
         beta = step.clock.beta_1
         for rows, given in zip(step.momenta.segments, step.grads, strict=True):
             for i, gradient in zip(step.chosen, given, strict=True):

@@ -115,6 +115,7 @@ class TritonBackend(TorchMomentum):
                 call.combine(solve(call.gram(partials), rule, call.cutoff(rule)))
 
     def accumulate(self, step: Step) -> None:
+        step.clock.count()
         self._launch(step, lambda: triton_momentum.accumulate(step, self.table), self._pytorch.accumulate)
 
     def rescale(self, step: Step, merged: Update, out: Update) -> None:

@@ -46,14 +46,17 @@ void check(bool holds, const char* what) {
 
 // The rows of a call, packed, and what table.hpp says that their words are.
 struct Call {
-  int m, size, vector = 16 / size, width = 256 * vector;
+  int m, addresses, size, vector = 16 / size, width = 256 * vector;
   Packing packing;
   Words words, lengths, ends, steps;  // lengths and cumulative chunks: of the segments that are not empty
   Words memory;                       // exactly the words, like a copy on the device
   std::vector<bool> aligned;
   Table table;
 
-  Call(int rows, int bytes) : m(rows), size(bytes), steps(rows, 1) { packing.m = rows; }
+  Call(int rows, int bytes, int others = 0) : m(rows), addresses(rows + others), size(bytes), steps(addresses, 1) {
+    packing.m = rows;
+    packing.others = others;
+  }
 
   // Nine of ten of those that need not lie on multiples of 16 do so, too.
   int64_t address(bool on_16) const {
@@ -62,12 +65,12 @@ struct Call {
 
   void add(int64_t length, bool on_16, const Words& given) {
     Words rows;  // some missing, but not in a batch
-    for (int i = 0; i < m; ++i) rows.push_back(packing.problems == 1 && chance(0.1) ? 0 : address(on_16));
+    for (int i = 0; i < addresses; ++i) rows.push_back(packing.problems == 1 && chance(0.1) ? 0 : address(on_16));
     const int64_t target = chance(0.1) ? 0 : address(on_16);
     packing.add(length, size, target, rows, given);
     if (length == 0) return;
     if (length > 1) steps = given;
-    const bool unit = steps == Words(m, 1);
+    const bool unit = steps == Words(addresses, 1);
     bool whole = unit && target % 16 == 0 && packing.batch_step % 16 == 0 && packing.out_step % 16 == 0;
     for (int64_t row : rows) whole &= row % 16 == 0;
     lengths.push_back(length);
@@ -78,7 +81,7 @@ struct Call {
     if (!unit) words.insert(words.end(), steps.begin(), steps.end());
   }
 
-  void add(int64_t length, bool on_16) { add(length, on_16, Words(m, 1)); }
+  void add(int64_t length, bool on_16) { add(length, on_16, Words(addresses, 1)); }
 
   // In memory if it must be, or if wanted; words that are not written hold garbage.
   void fill(bool in_memory, int64_t first = 0) {
@@ -92,12 +95,12 @@ struct Call {
 
   int64_t chunks() const { return ends.empty() ? 0 : ends.back(); }
   int segments() const { return static_cast<int>(lengths.size()); }
-  int segment_of(const int64_t* entry) const { return static_cast<int>((entry - table.entries()) / (3 + m)); }
+  int segment_of(const int64_t* entry) const { return static_cast<int>((entry - table.entries()) / (3 + addresses)); }
 
   void check_search(int64_t chunk) const {
     int found = 0;
     while (chunk >= ends[found]) ++found;
-    check(find_segment(table.entries(), m, segments(), chunk) == found, "find_segment()");
+    check(find_segment(table.entries(), addresses, segments(), chunk) == found, "find_segment()");
   }
 };
 
@@ -110,26 +113,27 @@ void check_words(Call& call) {
     check(packing.words() == call.words && packing.chunks() == call.chunks(), "words of the entries");
     check(packing.needs_memory() == many && table.more == (many ? call.memory.data() : nullptr), "words in memory");
     check(table.chunks == call.chunks() && table.m == call.m && table.segments == call.segments(), "sizes");
+    check(table.addresses == call.addresses, "addresses of an entry");
     check(table.batch_step == packing.batch_step && table.out_step == packing.out_step, "steps from problem to problem");
     Words shifted(call.words);
     for (int i = 0; i <= call.m && first > 0; ++i)
       shifted[2 + i] += first * (i == 0 ? packing.out_step : packing.batch_step);
     check(std::equal(shifted.begin(), shifted.end(), table.entries()), "words of the table");
-    for (int i = 0; i < call.m; ++i) check(table.step(i) == call.steps[i], "step()");
+    for (int i = 0; i < call.addresses; ++i) check(table.step(i) == call.steps[i], "step()");
   }
 }
 
 void check_packing() {
   for (int k = 0; k < 500; ++k) {
-    Call call(chance(0.5) ? scaled(64) : int(between(1, 64)), any({2, 4, 8}));
+    Call call(chance(0.5) ? scaled(64) : int(between(1, 64)), any({2, 4, 8}), chance(0.5) ? 0 : scaled(66));
     if (chance(0.4)) {  // what only one segment may be: a batch, or with steps
-      if (chance(0.5)) {
+      if (call.addresses == call.m && chance(0.5)) {
         call.packing.problems = between(2, 4 * kProblems);
         for (int64_t* step : {&call.packing.batch_step, &call.packing.out_step})
           *step = call.size * between(1, 1 << 20) * any({1, 16});
       }
-      Words steps(call.m, any({1, 1, 5}));
-      if (chance(0.5)) steps[between(0, call.m - 1)] = between(-3, 3);
+      Words steps(call.addresses, any({1, 1, 5}));
+      if (chance(0.5)) steps[between(0, call.addresses - 1)] = between(-3, 3);
       call.add(chance(0.2) ? 1 : scaled(5000), chance(0.7), steps);
     } else {
       for (int left = scaled(200); left > 0; --left) call.add(chance(0.1) ? 0 : scaled(5000), chance(0.7));
@@ -238,12 +242,12 @@ void check_kept(const Call& call, const Plan& p) {
 
 void check_coverage() {
   for (int k = 0; k < 80; ++k) {
-    Call call(chance(0.7) ? between(1, 8) : between(1, 64), any({2, 4, 8}));
+    Call call(chance(0.7) ? between(1, 8) : between(1, 64), any({2, 4, 8}), chance(0.5) ? 0 : scaled(10));
     const int segments = k == 0 ? 0 : chance(0.3) ? 1 : scaled(400), longest = scaled(segments > 100 ? 500 : 4000);
     for (int s = 0; s < segments; ++s) {
       int64_t length = chance(0.5 / segments) ? 100000 + between(-9, 9) : between(1, longest);
       if (chance(0.2)) length = call.width * between(1, 3) + between(-1, 1);  // around the end of a chunk
-      call.add(length, chance(0.7), Words(call.m, segments == 1 && chance(0.2) ? 3 : 1));
+      call.add(length, chance(0.7), Words(call.addresses, segments == 1 && chance(0.2) ? 3 : 1));
     }
     call.fill(chance(0.5));
     const std::string shape = situation;
@@ -268,7 +272,7 @@ void check_coverage() {
         }
         coverage.end_pass();
       };
-      pass(real ? gram_threads(any(kSmall)) : few, any({1, 2}), kForward, kGram);
+      pass(real ? gram_threads(any(kSmall)) : few, any({1, 2, 4}), kForward, kGram);
       pass(real ? tile_threads(any(kTiled)) / 32 * kLanes : few * kLanes, any({1, 2, 4}), kForward, kTiles);
       pass(real ? combine_threads : few, any({1, 2}), kBackward, kCombine);
     }
@@ -377,6 +381,7 @@ void check_blocks() {
   for (int rows : kTiled) check_threads(tile_threads(rows), 2 * triangle(rows / 8), 8 * 8);
   for (int rows : kSmall) {
     check_threads(gram_threads(rows), triangle(rows), triangle(rows));
+    check_threads(moved_threads(rows), triangle(rows), triangle(rows));
     check_threads(kept_threads, std::max(triangle(rows), 2 * rows * most_kept(rows)), triangle(rows));
   }
 }
