@@ -45,9 +45,9 @@ PLACES = (
         "PseudoMomentumOperator",
         "A step of `PseudoMomentumOperator` with one of m float32 vectors",
         RESULTS / "momentum",
-        "The floor is the time of the same bytes at the speed of a pure read and a pure write, measured in "
-        "the same run; × says how many times faster fastconfig is; extra memory is the peak of a call beyond "
-        "its state and its result.",
+        "The floor is the time of the same bytes at the speed of a pure read and a pure write of as many "
+        "vectors as a step goes through, measured in the same run; × says how many times faster fastconfig "
+        "is; extra memory is the peak of a call beyond its state and its result.",
     ),
 )
 

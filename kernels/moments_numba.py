@@ -1,7 +1,7 @@
 """Explicit vectors of a momentum step, as those of vectors_numba.py: moving average, and second moment.
 
-Everything is float64 within a vector and rounded once where it is written; a float32 state takes root and
-quotient in float32, which is several times faster and right to two roundings.
+Averages and combinations are float64, rounded once where they are written. The second moment of a float32
+state is float32 throughout: its root and quotient take several times less, and roundings do not add up.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ EPSILON = 1e-8  # beside the root of the second moment
 MISSING = -1  # the kind of a gradient that there is not
 KINDS = tuple(kind for kind in range(len(ITEMSIZE)) if unsupported(kind) is None)
 AT_ONCE = 4  # vectors of a row that a combination takes at a time
+
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 # doubles that a step is told; then 1 - beta_1^t_i of every momentum
 BETA_1, BETA_2, FIRST, SECOND, DECAYED = range(5)
@@ -93,24 +95,21 @@ def second_moment(
         def number(k: int) -> Any:
             return builder.load(pointer(builder, offset(builder, numbers_, 8 * k), DOUBLE))
 
-        one = ir.Constant(DOUBLE, 1.0)
-        beta_1, beta_2 = number(BETA_1), number(BETA_2)
-        inverse = builder.fdiv(one, builder.fsub(one, beta_1))
-        # gradient = (fake_t - beta_1 fake_(t-1)) / (1 - beta_1)
-        now, before = splat(builder, inverse), splat(builder, builder.fmul(beta_1, inverse))
-        decay = splat(builder, number(FIRST))
-        kept, new = splat(builder, beta_2), splat(builder, builder.fsub(one, beta_2))
-        correction = splat(builder, builder.fdiv(one, number(SECOND)))
+        work = FLOATS if elements == F32 else VECTOR
+        root_of = f"llvm.sqrt.v{LANES}f{32 if elements == F32 else 64}"
 
-        def quotient(u: Any, square: Any) -> Any:
-            kind_of = VECTOR
-            if elements == F32:
-                kind_of = ir.VectorType(ir.FloatType(), LANES)
-                u, square = (builder.fptrunc(value, kind_of) for value in (u, square))
-            name = f"llvm.sqrt.v{LANES}f{32 if elements == F32 else 64}"
-            root = call(builder, name, kind_of, [square])
-            value = builder.fdiv(u, builder.fadd(root, ir.Constant(kind_of, [EPSILON] * LANES)))
+        def narrow(value: Any) -> Any:
+            return builder.fptrunc(value, work) if elements == F32 else value
+
+        def wide(value: Any) -> Any:
             return builder.fpext(value, VECTOR) if elements == F32 else value
+
+        one = ir.Constant(DOUBLE, 1.0)
+        first = splat(builder, number(FIRST))
+        inverse = narrow(splat(builder, builder.fdiv(one, builder.fsub(one, number(BETA_1)))))
+        new = narrow(splat(builder, builder.fsub(one, number(BETA_2))))
+        correction = narrow(splat(builder, builder.fdiv(one, number(SECOND))))
+        epsilon = ir.Constant(work, [EPSILON] * LANES)
 
         def vectors(at: Any, count: int, written: int, past_caches: bool) -> None:
             column = builder.add(first_, at)
@@ -119,16 +118,19 @@ def second_moment(
             state = [element(builder, base, column, size) for base in (fake_, second_)]
             for k, u in enumerate(sums):
                 fake_at, second_at = (offset(builder, base, k * LANES * size) for base in state)
-                fake = builder.fmul(u, decay)
-                old = builder.fmul(before, load(builder, fake_at, elements))
-                gradient = builder.fsub(builder.fmul(now, fake), old)
-                square = builder.fmul(new, builder.fmul(gradient, gradient))
-                square = fma(builder, kept, load(builder, second_at, elements), square)
-                store(builder, fake, fake_at, elements)
-                store(builder, square, second_at, elements)
-                result = quotient(u, builder.fmul(square, correction))
+                fake, before = narrow(builder.fmul(u, first)), narrow(load(builder, fake_at, elements))
+                # (fake_t - beta_1 fake_(t-1)) / (1 - beta_1), with a difference that keeps its digits
+                gradient = builder.fadd(before, builder.fmul(builder.fsub(fake, before), inverse))
+                # beta_2 second + (1 - beta_2) gradient^2 likewise: 1 - beta_2 is not beta_2's rounding off
+                square = narrow(load(builder, second_at, elements))
+                change = builder.fsub(builder.fmul(gradient, gradient), square)
+                square = builder.fadd(square, builder.fmul(new, change))
+                root = call(builder, root_of, work, [builder.fmul(square, correction)])
+                result = builder.fdiv(narrow(u), builder.fadd(root, epsilon))
+                store(builder, wide(fake), fake_at, elements)
+                store(builder, wide(square), second_at, elements)
                 where = offset(builder, target, k * LANES * ITEMSIZE[written])
-                store(builder, result, where, written, past_caches)
+                store(builder, wide(result), where, written, past_caches)
 
         def body(count: int, written: int, past_caches: bool) -> Any:
             def columns(at: Any, held: list[Any]) -> list[Any]:
@@ -138,15 +140,15 @@ def second_moment(
             return columns
 
         step = LANES * AT_ONCE
-        wide = builder.mul(builder.sdiv(count_, I64(step)), I64(step))
+        most = builder.mul(builder.sdiv(count_, I64(step)), I64(step))
 
         def emit(written: int) -> None:
             with builder.if_else(builder.icmp_signed("!=", stream_, I64(0))) as (yes, no):
                 with yes:
-                    loop(builder, I64(0), wide, step, [], body(AT_ONCE, written, True))
+                    loop(builder, I64(0), most, step, [], body(AT_ONCE, written, True))
                 with no:
-                    loop(builder, I64(0), wide, step, [], body(AT_ONCE, written, False))
-            loop(builder, wide, count_, LANES, [], body(1, written, False))
+                    loop(builder, I64(0), most, step, [], body(AT_ONCE, written, False))
+            loop(builder, most, count_, LANES, [], body(1, written, False))
 
         switch(builder, written_, KINDS, emit)
         return context.get_dummy_value()

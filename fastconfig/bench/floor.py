@@ -12,9 +12,11 @@ from torch import Tensor
 
 from ..backends.team import parallel_address
 from .cases import Inputs, Setting, traffic
+from .momentum import MOMENTUM
 from .timing import Clock, Contestant, measure
 
 BANDWIDTH_BYTES = (1 << 16, 1 << 20, 1 << 24, 1 << 28)
+_KINDS = ("read", "write", "fresh write", "state read", "state write")
 SHARE = 0.1  # seconds for each way of a bandwidth
 
 
@@ -24,6 +26,8 @@ class Floor:
 
     ``fresh_write_us`` is for a vector in memory that is new to the process, as every answer's is from the
     size on at which the allocator takes it from the system; it is told, and is no part of the floor.
+    A step of momentum goes through more memory than the gradients: ``state_read_us`` is for all vectors that
+    it reads, ``state_write_us`` for all that it writes, both once.
     """
 
     read_us: float
@@ -31,6 +35,8 @@ class Floor:
     write_us: float
     write_way: str
     fresh_write_us: float
+    state_read_us: float | None = None
+    state_write_us: float | None = None
 
     def of(self, operation: str, setting: Setting) -> float | None:
         """Microseconds below which an operation cannot get: its bytes at the speed of these."""
@@ -38,6 +44,10 @@ class Floor:
         if moved is None:
             return None
         read, written = moved
+        if operation == MOMENTUM and self.state_read_us is not None and self.state_write_us is not None:
+            vector = state_bytes(setting)
+            reads, writes = read / vector / state_vectors(setting), written / vector / WRITTEN
+            return self.state_read_us * reads + self.state_write_us * writes
         rows_read, rows_written = read / setting.row_bytes, written / setting.row_bytes
         return self.read_us * rows_read / setting.m + self.write_us * rows_written
 
@@ -45,8 +55,23 @@ class Floor:
         return asdict(self)
 
 
-def floor_contestants(setting: Setting, inputs: Inputs, device: torch.device, least: int) -> list[Contestant]:
-    """Every way to read the gradients once, and every way to write the answer."""
+WRITTEN = 4  # vectors that a step of momentum writes
+
+
+def state_bytes(setting: Setting) -> int:
+    """Of a vector of the state of momentum, which is float32 at least."""
+    return max(setting.row_bytes, 4 * setting.n)
+
+
+def state_vectors(setting: Setting) -> int:
+    """That a step of momentum reads: momenta, two more, and a gradient."""
+    return setting.m + 3
+
+
+def floor_contestants(
+    setting: Setting, inputs: Inputs, device: torch.device, least: int, momentum: bool
+) -> list[Contestant]:
+    """Every way to read the gradients once, and every way to write the answer; likewise of a state."""
     out = torch.empty(setting.n, dtype=setting.torch_dtype, device=device)
     if device.type == "cpu":
         read = [row for segment in inputs.segments for row in segment]
@@ -56,16 +81,25 @@ def floor_contestants(setting: Setting, inputs: Inputs, device: torch.device, le
     ways = [("read", way, call) for way, call in read_ways(read).items()]
     ways += [("write", way, call) for way, call in write_ways(out).items()]
     ways.append(("fresh write", "torch.zero_", lambda: torch.empty_like(out).zero_()))
+    if momentum:
+        words = state_bytes(setting) // 4
+        state = [torch.ones(words, device=device) for _ in range(state_vectors(setting))]
+        written = [torch.ones(words, device=device) for _ in range(WRITTEN)]
+        ways += [("state read", way, call) for way, call in read_ways(state).items()]
+        ways += [("state write", way, call) for way, call in write_ways(*written).items()]
     return [Contestant(kind, way, call, least=least) for kind, way, call in ways]
 
 
 def fastest(contestants: list[Contestant]) -> Floor:
     """From measured contestants, with others among them."""
-    read, write, fresh = (
-        min((c for c in contestants if c.operation == kind), key=lambda c: c.median)
-        for kind in ("read", "write", "fresh write")
-    )
-    return Floor(1e6 * read.median, read.name, 1e6 * write.median, write.name, 1e6 * fresh.median)
+    best: dict[str, Contestant] = {}
+    for contestant in contestants:
+        kind = contestant.operation
+        if kind in _KINDS and (kind not in best or contestant.median < best[kind].median):
+            best[kind] = contestant
+    read, write, fresh = (best[kind] for kind in _KINDS[:3])
+    state = [1e6 * best[kind].median if kind in best else None for kind in _KINDS[3:]]
+    return Floor(1e6 * read.median, read.name, 1e6 * write.median, write.name, 1e6 * fresh.median, *state)
 
 
 def read_ways(tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
@@ -79,10 +113,14 @@ def read_ways(tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
     return ways
 
 
-def write_ways(out: Tensor) -> dict[str, Callable[[], Any]]:
-    """Calls that write a contiguous tensor once: compiled loops, ``zero_``, ``fill_``."""
-    ways = _compiled("write", [out]) if out.device.type == "cpu" else {}
-    return {**ways, "torch.zero_": out.zero_, "torch.fill_": lambda: out.fill_(1)}
+def write_ways(*out: Tensor) -> dict[str, Callable[[], Any]]:
+    """Calls that write contiguous tensors once: compiled loops, ``zero_``, ``fill_``."""
+    ways = _compiled("write", list(out)) if out[0].device.type == "cpu" else {}
+    return {
+        **ways,
+        "torch.zero_": lambda: [tensor.zero_() for tensor in out],
+        "torch.fill_": lambda: [tensor.fill_(1) for tensor in out],
+    }
 
 
 def _compiled(kind: str, tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:

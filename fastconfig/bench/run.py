@@ -21,6 +21,7 @@ from ..gradients import Gradients
 from . import cases, floor, memory, peers, plan
 from .accuracy import Exact
 from .cases import PASSES, Inputs, Setting
+from .momentum import MOMENTUM
 from .plan import Options
 from .results import our_figures, peer_figures
 from .timing import Clock, Contestant, DeviceClock, HostClock, measure
@@ -148,7 +149,8 @@ def run_setting(
         if admitted(contestant, exact, clock, options, errors, skipped):
             running.append(contestant)
         between()
-    floors = floor.floor_contestants(setting, inputs, device, options.least)
+    momentum = any(contestant.operation == MOMENTUM for contestant in running)
+    floors = floor.floor_contestants(setting, inputs, device, options.least, momentum)
     measure([*running, *floors], clock, options.share, between)
     for contestant in running:
         if contestant.median < CHECK_AGAIN_BELOW:
