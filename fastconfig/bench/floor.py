@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ class Floor:
 
     ``fresh_write_us`` is for a vector in memory that is new to the process, as every answer's is from the
     size on at which the allocator takes it from the system; it is told, and is no part of the floor.
-    A step of momentum goes through more memory than the gradients: ``state_read_us`` is for all vectors that
-    it reads, ``state_write_us`` for all that it writes, both once.
+    A step of momentum goes through more memory than the gradients: ``state_read_us`` is for m + 2 vectors and
+    one gradient, each time another; ``state_write_us`` for all vectors that it writes.
     """
 
     read_us: float
@@ -46,8 +47,8 @@ class Floor:
         read, written = moved
         if operation == MOMENTUM and self.state_read_us is not None and self.state_write_us is not None:
             vector = state_bytes(setting)
-            reads, writes = read / vector / state_vectors(setting), written / vector / WRITTEN
-            return self.state_read_us * reads + self.state_write_us * writes
+            once = (setting.m + 2) * vector + setting.row_bytes
+            return self.state_read_us * read / once + self.state_write_us * written / (WRITTEN * vector)
         rows_read, rows_written = read / setting.row_bytes, written / setting.row_bytes
         return self.read_us * rows_read / setting.m + self.write_us * rows_written
 
@@ -61,11 +62,6 @@ WRITTEN = 4  # vectors that a step of momentum writes
 def state_bytes(setting: Setting) -> int:
     """Of a vector of the state of momentum, which is float32 at least."""
     return max(setting.row_bytes, 4 * setting.n)
-
-
-def state_vectors(setting: Setting) -> int:
-    """That a step of momentum reads: momenta, two more, and a gradient."""
-    return setting.m + 3
 
 
 def floor_contestants(
@@ -83,11 +79,23 @@ def floor_contestants(
     ways.append(("fresh write", "torch.zero_", lambda: torch.empty_like(out).zero_()))
     if momentum:
         words = state_bytes(setting) // 4
-        state = [torch.ones(words, device=device) for _ in range(state_vectors(setting))]
+        state = [torch.ones(words, device=device) for _ in range(setting.m + 2)]
         written = [torch.ones(words, device=device) for _ in range(WRITTEN)]
-        ways += [("state read", way, call) for way, call in read_ways(state).items()]
+        ways += [("state read", way, call) for way, call in _in_turn(state, inputs).items()]
         ways += [("state write", way, call) for way, call in write_ways(*written).items()]
     return [Contestant(kind, way, call, least=least) for kind, way, call in ways]
+
+
+def _in_turn(state: list[Tensor], inputs: Inputs) -> dict[str, Callable[[], Any]]:
+    """Every way to read a state and one gradient, as a step does: the gradients take turns."""
+    m = len(inputs.segments[0])
+    turns = [read_ways([*state, *(segment[i] for segment in inputs.segments)]) for i in range(m)]
+
+    def taking_turns(way: str) -> Callable[[], Any]:
+        calls = cycle([ways[way] for ways in turns])
+        return lambda: next(calls)()
+
+    return {way: taking_turns(way) for way in turns[0]}
 
 
 def fastest(contestants: list[Contestant]) -> Floor:
