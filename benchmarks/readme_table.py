@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("plain torch", "torchjd", "conflictfree")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A table: where it stands, between which markers, whose times it has, and from which folder."""
 
     document: str
