@@ -12,12 +12,10 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from .backends import choose
+from . import grad_operator
 from .gradients import Gradients, GradientsLike, Update
 from .methods import REDUCTIONS, make_rule
 from .numbers import float64_device
-
-FORMS = ("tensor", "vectors", "parameters")
 
 
 def merge(
@@ -83,9 +81,11 @@ def _merge(
         reduction=REDUCTIONS[mean],
         rcond=rcond,
     )
-    out = rows.new_update()
-    choose(rows).update(rows, rule, out)
-    return [out] if isinstance(out, Tensor) else [piece for piece in out if piece is not None]
+    return _pieces(grad_operator.merge(rows, rule))
+
+
+def _pieces(update: Update) -> list[Tensor]:
+    return [update] if isinstance(update, Tensor) else [piece for piece in update if piece is not None]
 
 
 @_merge.register_fake
@@ -100,5 +100,4 @@ def _(
     mean: bool,
     rcond: float | None,
 ) -> list[Tensor]:
-    out = Gradients(_restored(tensors, m, form)).new_update()
-    return [out] if isinstance(out, Tensor) else [piece for piece in out if piece is not None]
+    return _pieces(Gradients(_restored(tensors, m, form)).new_update())

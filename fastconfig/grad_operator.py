@@ -16,17 +16,7 @@ from torch import Tensor
 from .backends import choose
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import *  # noqa: F403  # as conflictfree's module offers them
-from .length_model import (
-    LengthModel,
-    ProjectionLength,
-    TrackArithmeticAverage,
-    TrackGeometricAverage,
-    TrackHarmonicAverage,
-    TrackMaximum,
-    TrackMinimum,
-    TrackSpecific,
-    length_rule,
-)
+from .length_model import BY_GRAM, LengthModel, ProjectionLength, length_rule
 from .length_model import __all__ as _length_all
 from .methods import Rule, make_rule
 from .numbers import float64_device
@@ -50,15 +40,6 @@ __all__ = [
 # The default models have no state, and their rule is known without looking at them.
 _EQUAL, _PROJECTION, _PLAIN = EqualWeight(), ProjectionLength(), Rule()
 _CPU = torch.device("cpu")
-_BY_GRAM = (
-    ProjectionLength,
-    TrackArithmeticAverage,
-    TrackGeometricAverage,
-    TrackHarmonicAverage,
-    TrackMaximum,
-    TrackMinimum,
-    TrackSpecific,
-)
 
 
 def ConFIG_update_double(
@@ -136,12 +117,17 @@ def _compiled_config(
     grads: GradientsLike, weight_model: WeightModel, length_model: LengthModel, rcond: float | None
 ) -> Update:
     """ConFIG within ``torch.compile``, by models of this package."""
+    assert type(weight_model) is EqualWeight, "weight_model: only EqualWeight can be compiled"
+    assert type(length_model) in BY_GRAM, "length_model: one of a user's own cannot be compiled"
+    length: Any = length_model
+    return _compiled(grads, "config", length=length._length, track_id=length.track_id, rcond=rcond)
+
+
+def _compiled(grads: GradientsLike, method: str, **rule: Any) -> Update:
+    """The update as one operator of the graph, which is registered on first use."""
     from . import compiled
 
-    assert type(weight_model) is EqualWeight, "weight_model: only EqualWeight can be compiled"
-    assert type(length_model) in _BY_GRAM, "length_model: one of a user's own cannot be compiled"
-    length: Any = length_model
-    return compiled.merge(grads, "config", length=length._length, track_id=length.track_id, rcond=rcond)
+    return compiled.merge(grads, method, **rule)
 
 
 def _config_update(
@@ -328,9 +314,7 @@ class _GramOperator(GradientOperator):
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
         if torch.compiler.is_compiling():
-            from . import compiled
-
-            return compiled.merge(grads, self._rule.method, mean=self._rule.mean)
+            return _compiled(grads, self._rule.method, mean=self._rule.mean)
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)
@@ -402,10 +386,8 @@ class PCGradOperator(_GramOperator):
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
         if torch.compiler.is_compiling():
-            from . import compiled
-
             assert not self.shuffle or order is not None, "shuffle: give the order where PCGrad is compiled"
-            return compiled.merge(grads, "pcgrad", order=order, mean=self._rule.mean)
+            return _compiled(grads, "pcgrad", order=order, mean=self._rule.mean)
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)

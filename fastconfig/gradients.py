@@ -313,9 +313,14 @@ def is_dense(tensor: Tensor) -> bool:
 
 def _new_like(column: list[Tensor | None]) -> Tensor:
     first = next(tensor for tensor in column if tensor is not None)
-    if _one_memory_order(column) and not first.is_contiguous():
-        return torch.empty_strided(first.shape, first.stride(), dtype=first.dtype, device=first.device)
-    return _new(first.shape, first.dtype, first.device)
+    return new_in_order(first, first.dtype, _one_memory_order(column))
+
+
+def new_in_order(like: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
+    """Uninitialised, of the shape of ``like``; with ``keep`` in its memory order, which is dense then."""
+    if keep and not like.is_contiguous():
+        return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device)
+    return _new(like.shape, dtype, like.device)
 
 
 @cache

@@ -205,6 +205,16 @@ class TrackSpecific(_FlexibleTrackProjectionLength):
         self.track_id = track_id
 
 
+#: models whose length follows from the Gram matrix; a subclass may have a form of its own
+BY_GRAM = (
+    ProjectionLength,
+    TrackArithmeticAverage,
+    TrackGeometricAverage,
+    TrackHarmonicAverage,
+    TrackMaximum,
+    TrackMinimum,
+    TrackSpecific,
+)
 _FORMS = frozenset({"get_length", "rescale_length", "_tracked_value"})
 
 

@@ -14,9 +14,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .gradients import Gradients, Update, flat_view, is_dense
+from .gradients import Gradients, Update, flat_view, is_dense, new_in_order
 from .numbers import float64_device
-from .results import new_result
 
 EPSILON = 1e-8  # beside the root of a second moment
 
@@ -384,17 +383,12 @@ def _flat(tensor: Tensor | None, column: Tensor) -> Tensor | None:
     return tensor.detach() if tensor.dim() == 1 else flat_view(_ordered(tensor, column))
 
 
-def _new_like(like: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _new_like(like: Tensor, dtype: torch.dtype) -> Tensor:
     """Uninitialised, in the memory order of ``like`` if that is dense."""
-    if like.is_contiguous() or not is_dense(like):
-        if like.device.type == "cpu" and dtype is not None:
-            return new_result(like.shape, dtype)
-        return torch.empty(like.shape, dtype=dtype, device=like.device)
-    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device)
+    return new_in_order(like, dtype, is_dense(like))
 
 
 def _zeros_like(like: Tensor, dtype: torch.dtype | None) -> Tensor:
-    # the state outlives the results: memory of its own
-    if like.is_contiguous() or not is_dense(like):
-        return torch.zeros(like.shape, dtype=dtype, device=like.device)
-    return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device).zero_()
+    """The same for the state, which outlives the results: memory of its own."""
+    order = torch.preserve_format if is_dense(like) else torch.contiguous_format
+    return torch.zeros_like(like, dtype=dtype, memory_format=order)

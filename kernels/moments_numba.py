@@ -18,6 +18,7 @@ from .ir_numba import (
     I64,
     ITEMSIZE,
     LANES,
+    UNROLL,
     VECTOR,
     call,
     element,
@@ -34,11 +35,9 @@ from .ir_numba import (
 )
 from .vectors_numba import combination
 
-EPSILON = 1e-8  # beside the root of the second moment
+EPSILON = 1e-8  # that of fastconfig/momenta.py
 MISSING = -1  # the kind of a gradient that there is not
 KINDS = tuple(kind for kind in range(len(ITEMSIZE)) if unsupported(kind) is None)
-AT_ONCE = 4  # vectors of a row that a combination takes at a time
-
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 # doubles that a step is told; then 1 - beta_1^t_i of every momentum
@@ -139,15 +138,15 @@ def second_moment(
 
             return columns
 
-        step = LANES * AT_ONCE
+        step = LANES * UNROLL
         most = builder.mul(builder.sdiv(count_, I64(step)), I64(step))
 
         def emit(written: int) -> None:
             with builder.if_else(builder.icmp_signed("!=", stream_, I64(0))) as (yes, no):
                 with yes:
-                    loop(builder, I64(0), most, step, [], body(AT_ONCE, written, True))
+                    loop(builder, I64(0), most, step, [], body(UNROLL, written, True))
                 with no:
-                    loop(builder, I64(0), most, step, [], body(AT_ONCE, written, False))
+                    loop(builder, I64(0), most, step, [], body(UNROLL, written, False))
             loop(builder, most, count_, LANES, [], body(1, written, False))
 
         switch(builder, written_, KINDS, emit)

@@ -28,9 +28,10 @@ from .update_numba import (
     C,
     M,
     add_partials,
-    chunk_columns,
+    body_address,
     compiled,
-    count_columns,
+    form_partials,
+    partials_size,
     prepare,
     run_chunks,
     run_pass,
@@ -184,11 +185,7 @@ def bodies(kind: int) -> tuple[int, int]:
     def rescale_body(job: int) -> None:
         run_chunks(job, rescale_piece, True, kind)
 
-    signature = types.void(types.int64)
-    variant = ("float32", "float64")[kind]
-    first = compiled(cfunc, signature, accumulate_body, variant)
-    second = compiled(cfunc, signature, rescale_body, variant)
-    return first.address, second.address
+    return body_address(accumulate_body, kind), body_address(rescale_body, kind)
 
 
 def momentum(
@@ -217,11 +214,11 @@ def momentum(
     kind of gradients and results, ``size`` the bytes of an element of the state, ``numbers`` see
     moments_numba.py, ``coefficients`` fastconfig_coefficients of csrc, ``parallel`` GOMP_parallel.
     """
-    chunks_most = count_columns(table, segments, m) // chunk_columns(count_columns(table, segments, m), m) + 1
-    memory = np.empty(ALL_WORDS + chunks_most * triangle_size(m) + m * (m + 1))
+    room = partials_size(table, segments, m)
+    memory = np.empty(ALL_WORDS + room + m * (m + 1))
     job = address(memory)
     partials = job + 8 * ALL_WORDS
-    gram = partials + 8 * chunks_most * triangle_size(m)
+    gram = partials + 8 * room
     c = gram + 8 * m * m
     chunks = prepare(job, table, segments, m, size)
     poke_int(job + 8 * COMING, coming)
@@ -229,17 +226,16 @@ def momentum(
     poke_int(job + 8 * COUNT, k)
     poke_int(job + 8 * GIVEN, given)
     poke_int(job + 8 * NUMBERS, numbers)
-    poke_int(job + 8 * PARTIALS, partials if steps & GRAM else 0)
     poke_int(job + 8 * C, c)
-    if steps & ACCUMULATE:
-        for i in range(chunks * triangle_size(m)):
-            poke_double(partials + 8 * i, 0.0)
-        run_pass(job, accumulate_body, threads, parallel)
     if steps & GRAM:
+        form_partials(job, partials, chunks, m, accumulate_body, threads, parallel)
         add_partials(partials, chunks, m, gram)
         correct_and_solve(gram, c, coefficients, m, numbers + 8 * DECAYED, rule, rcond)
     else:
+        poke_int(job + 8 * PARTIALS, 0)
         poke_double(c, 1.0)
+    if steps == ACCUMULATE:
+        run_pass(job, accumulate_body, threads, parallel)
     if steps & RESCALE:
         run_pass(job, rescale_body, threads, parallel)
     keep(memory)

@@ -145,6 +145,24 @@ def prepare(job: int, table: int, segments: int, m: int, size: int) -> int:
 
 
 @njit(nogil=True)
+def partials_size(table: int, segments: int, m: int) -> int:
+    """Doubles that hold the partial triangles of a problem."""
+    columns = count_columns(table, segments, m)
+    return (columns // chunk_columns(columns, m) + 1) * triangle_size(m)
+
+
+@njit(nogil=True)
+def form_partials(
+    job: int, partials: int, chunks: int, m: int, body: int, threads: int, parallel: int
+) -> None:
+    """The first pass, with partial triangles that start from zero."""
+    for k in range(chunks * triangle_size(m)):
+        poke_double(partials + 8 * k, 0.0)
+    poke_int(job + 8 * PARTIALS, partials)
+    run_pass(job, body, threads, parallel)
+
+
+@njit(nogil=True)
 def add_partials(partials: int, chunks: int, m: int, gram: int) -> None:
     """Both halves of ``gram`` from the partial triangles, in the order of the chunks."""
     size = triangle_size(m)
@@ -162,6 +180,12 @@ def add_partials(partials: int, chunks: int, m: int, gram: int) -> None:
 GRAM, COMBINE = 1, 2  # steps that a call asks for
 
 
+def body_address(body: Any, kind: int) -> int:
+    """Where what every thread runs of a pass is compiled to, for elements of ``kind``."""
+    variant = ("float32", "float64", "bfloat16", "float16")[kind]
+    return int(compiled(cfunc, types.void(types.int64), body, variant).address)
+
+
 @cache
 def bodies(kind: int) -> tuple[int, int]:
     """Addresses of what every thread runs in the first and in the second pass, for elements of ``kind``."""
@@ -172,11 +196,7 @@ def bodies(kind: int) -> tuple[int, int]:
     def combine_body(job: int) -> None:
         run_chunks(job, combine_piece, True, kind)
 
-    signature = types.void(types.int64)
-    variant = ("float32", "float64", "bfloat16", "float16")[kind]
-    first = compiled(cfunc, signature, gram_body, variant)
-    second = compiled(cfunc, signature, combine_body, variant)
-    return first.address, second.address
+    return body_address(gram_body, kind), body_address(combine_body, kind)
 
 
 def run(
@@ -204,18 +224,14 @@ def run(
     """
     if problems == 0:
         return
-    columns = count_columns(table, segments, m)  # of every problem
-    memory = np.empty(WORDS + (columns // chunk_columns(columns, m) + 1) * triangle_size(m))
+    memory = np.empty(WORDS + partials_size(table, segments, m))  # all problems have as many columns
     job = address(memory)
     partials = job + 8 * WORDS
     table_step, gram_step = 8 * entry_words(m) * segments, 8 * m * m
     if steps & GRAM:
         for problem in range(problems):
             chunks = prepare(job, table + table_step * problem, segments, m, size)
-            for k in range(chunks * triangle_size(m)):
-                poke_double(partials + 8 * k, 0.0)
-            poke_int(job + 8 * PARTIALS, partials)
-            run_pass(job, gram_body, threads, parallel)
+            form_partials(job, partials, chunks, m, gram_body, threads, parallel)
             add_partials(partials, chunks, m, gram + gram_step * problem)
     if steps == GRAM + COMBINE:
         call_coefficients(coefficients, gram, c, problems, m, rule, rcond)

@@ -1,16 +1,86 @@
-"""Runs of a momentum operator beside the float64 transcription of its algorithm."""
+"""Runs of a momentum operator beside the float64 transcription of its algorithm, and what they are given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from inputs import conflicting, relative_error
 from torch import Tensor
 
-from fastconfig import reference
+from fastconfig import (
+    ConFIGOperator,
+    GradientOperator,
+    IMTLGOperator,
+    PCGradOperator,
+    PPCGradOperator,
+    TrackMinimum,
+    reference,
+)
+from fastconfig.momenta import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator
+
+
+class Own(GradientOperator):
+    """A user's operator; knows tensors (m, N) only."""
+
+    def calculate_gradient(self, grads: Tensor, losses: Any = None) -> Tensor:  # type: ignore[override]
+        assert isinstance(grads, Tensor)
+        return grads.sum(0)
+
+
+#: operators, and the oracle's function of the rows that each merges
+OPERATORS: dict[str, tuple[GradientOperator, Callable[[Tensor], Tensor]]] = {
+    "config": (ConFIGOperator(), reference.config),
+    "config-minimum": (
+        ConFIGOperator(length_model=TrackMinimum()),
+        lambda rows: reference.config(rows, length="minimum"),
+    ),
+    "pcgrad": (PCGradOperator(), reference.pcgrad),
+    "ppcgrad": (PPCGradOperator(), reference.ppcgrad),
+    "ppcgrad-mean": (
+        PPCGradOperator(reduction="mean"),
+        lambda rows: reference.ppcgrad(rows, reduction="mean"),
+    ),
+    "imtlg": (IMTLGOperator(), reference.imtlg),
+    "own": (Own(), lambda rows: rows.sum(0)),
+}
+
+
+def strided(rows: Tensor) -> list[Tensor]:
+    """Every second element of memory, with NaN between."""
+    return [torch.stack([row, torch.full_like(row, torch.nan)], 1)[:, 0] for row in rows]
+
+
+def odd_addresses(rows: Tensor) -> list[Tensor]:
+    return [torch.cat([row[:1], row])[1:] for row in rows]
+
+
+SHAPES = [(2, 3, 5, 4), (), (0, 3), (17,), (9, 31)]
+ELEMENTS = sum(torch.Size(shape).numel() for shape in SHAPES)
+
+
+def per_parameter(rows: Tensor) -> list[list[Tensor]]:
+    """Rows of ELEMENTS as tensors of SHAPES."""
+    pieces = [row.split([torch.Size(shape).numel() for shape in SHAPES]) for row in rows]
+    return [[piece.view(shape) for piece, shape in zip(row, SHAPES, strict=True)] for row in pieces]
+
+
+def joined(update: list[Tensor]) -> Tensor:
+    assert [tuple(piece.shape) for piece in update] == SHAPES
+    return torch.cat([piece.reshape(-1) for piece in update])
+
+
+def count_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks count where the gradients are, as on a device that runs behind the host."""
+
+    def move(clock: Clock, device: torch.device) -> None:
+        steps = [*clock.counts, clock.updates, clock.updates]
+        clock.steps = torch.tensor(steps, dtype=torch.int64, device=device)
+
+    monkeypatch.setattr(Clock, "move", move)
 
 
 def cyclic(m: int, steps: int) -> Iterator[list[int]]:
@@ -44,12 +114,14 @@ def errors(
     dtype: torch.dtype = torch.float32,
     give: Callable[[Tensor], Any] = lambda rows: rows,
     take: Callable[[Any], Tensor] = lambda update: update,
+    device: torch.device | None = None,
     merge: Callable[[Tensor], Tensor] = reference.config,
 ) -> list[float]:
     """Relative error of every update, judged by the transcription on the same rounded gradients.
 
     Args:
         give: (k, N) gradients as the operator is told of them.
+        device: where they are.
         take: what the operator answers as a vector (N,).
     """
     m = operator.num_vectors
@@ -59,7 +131,7 @@ def errors(
     for indexes in schedule:
         rows = (mean[indexes] * (1 + torch.randn(len(indexes), n))).to(dtype)
         before = rows.clone()
-        update = take(operator.calculate_gradient(indexes, give(rows)))
+        update = take(operator.calculate_gradient(indexes, give(rows.to(device)))).cpu()
         wanted = exact.step(indexes, rows)
         assert torch.equal(rows, before)
         assert update.dtype == dtype

@@ -11,21 +11,23 @@ import emulated
 import pytest
 import torch
 from inputs import METHODS, conflicting
-from schedules import cyclic, errors, several
+from schedules import (
+    OPERATORS,
+    count_on_every_device,
+    cyclic,
+    errors,
+    odd_addresses,
+    several,
+    strided,
+)
 from torch import Tensor
 
 from fastconfig import (
     ConFIGOperator,
-    GradientOperator,
-    IMTLGOperator,
-    PCGradOperator,
-    PPCGradOperator,
     backends,
-    reference,
     use_backend,
 )
 from fastconfig.backends.base import BackendUnavailable
-from fastconfig.momenta import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 ON_GPU = torch.cuda.is_available()
@@ -66,19 +68,9 @@ def schedule(m: int, steps: int) -> Iterator[list[int]]:
     yield from several(m, steps - 3)
 
 
-def found(
-    operator: PseudoMomentumOperator,
-    steps: Iterator[list[int]],
-    n: int,
-    *,
-    give: Callable[[Tensor], Any] = lambda rows: rows,
-    take: Callable[[Any], Tensor] = lambda update: update,
-    **settings: Any,
-) -> float:
+def found(operator: PseudoMomentumOperator, steps: Iterator[list[int]], n: int, **settings: Any) -> float:
     """The largest error of a run."""
-    there = lambda rows: give(on_device(rows))
-    back = lambda update: take(update).cpu()
-    return max(errors(operator, steps, n, give=there, take=back, **settings))
+    return max(errors(operator, steps, n, device=DEVICE, **settings))
 
 
 def bound(float64: bool, dtype: torch.dtype = torch.float32, held: torch.dtype = torch.float32) -> float:
@@ -110,14 +102,6 @@ def test_betas(betas: tuple[float, float], float64: bool) -> None:
     assert found(momentum, schedule(3, 12), 1100) <= max(bound(float64), 2e-6 / (1 - betas[0]))
 
 
-def strided(rows: Tensor) -> list[Tensor]:
-    return [torch.stack([row, torch.full_like(row, torch.nan)], 1)[:, 0] for row in rows]
-
-
-def odd_addresses(rows: Tensor) -> list[Tensor]:
-    return [torch.cat([row[:1], row])[1:] for row in rows]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("give", [list, strided, odd_addresses], ids=["list", "strided", "odd addresses"])
 def test_layouts(give: Callable[[Tensor], Any], dtype: torch.dtype, float64: bool) -> None:
@@ -136,22 +120,7 @@ def test_per_parameter_lists(count: int, float64: bool) -> None:
     assert found(momentum, schedule(3, 6), sum(sizes), give=give, take=torch.cat) <= bound(float64)
 
 
-class Own(GradientOperator):
-    """A user's operator; knows tensors (m, N) only."""
-
-    def calculate_gradient(self, grads: Tensor, losses: Any = None) -> Tensor:  # type: ignore[override]
-        return grads.sum(0)
-
-
-OPERATORS: dict[str, tuple[GradientOperator, Any]] = {
-    "pcgrad": (PCGradOperator(), reference.pcgrad),
-    "ppcgrad": (PPCGradOperator(), reference.ppcgrad),
-    "imtlg": (IMTLGOperator(), reference.imtlg),
-    "own": (Own(), lambda rows: rows.sum(0)),
-}
-
-
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", ["pcgrad", "ppcgrad", "imtlg", "own"])
 def test_inner_operators_in_float64(name: str) -> None:
     operator, merge = OPERATORS[name]
     for m in (2, 5):
@@ -220,10 +189,7 @@ def flat(state: Any) -> Iterator[Tensor]:
 def test_a_device_that_runs_behind_the_host_counts_for_itself(
     n: int, float64: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def move(clock: Clock, device: torch.device) -> None:
-        clock.steps = torch.tensor([*clock.counts, clock.updates, clock.updates], device=device)
-
-    monkeypatch.setattr(Clock, "move", move)
+    count_on_every_device(monkeypatch)
     for m in (3, 20) if float64 else (3,):
         momentum = PseudoMomentumOperator(m, 0.8, 0.99)
         if n:
@@ -235,8 +201,9 @@ def test_a_device_that_runs_behind_the_host_counts_for_itself(
         counts, updates = list(clock.counts), clock.updates
         assert clock.steps is not None
         assert clock.steps.tolist() == [*counts, updates, updates]
-    momentum = PseudoMomentumOperator(2, gradient_operator=Own())
-    assert found(momentum, schedule(2, 8), 100, merge=lambda rows: rows.sum(0)) <= 1e-5
+    operator, merge = OPERATORS["own"]
+    momentum = PseudoMomentumOperator(2, gradient_operator=operator)
+    assert found(momentum, schedule(2, 8), 100, merge=merge) <= 1e-5
 
 
 def test_a_step_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,21 +10,24 @@ import emulated
 import pytest
 import torch
 from inputs import conflicting, relative_error
-from schedules import errors
+from schedules import (
+    ELEMENTS,
+    OPERATORS,
+    count_on_every_device,
+    errors,
+    joined,
+    odd_addresses,
+    per_parameter,
+    strided,
+)
 from torch import Tensor
 
 from fastconfig import (
-    ConFIGOperator,
-    GradientOperator,
-    IMTLGOperator,
     PCGradOperator,
-    PPCGradOperator,
-    TrackMinimum,
     backends,
     reference,
     use_backend,
 )
-from fastconfig.momenta import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 # as in test_gpu_kernels.py
@@ -70,11 +73,7 @@ def steps(m: int, count: int = 3) -> Iterator[list[int]]:
 
 def found(operator: PseudoMomentumOperator, n: int, count: int = 3, **settings: Any) -> float:
     """The largest error of a run on the device."""
-    give: Callable[[Tensor], Any] = settings.pop("give", lambda rows: rows)
-    take: Callable[[Any], Tensor] = settings.pop("take", lambda update: update)
-    there = lambda rows: give(rows.to(DEVICE))
-    back = lambda update: take(update).cpu()
-    return max(errors(operator, steps(operator.num_vectors, count), n, give=there, take=back, **settings))
+    return max(errors(operator, steps(operator.num_vectors, count), n, device=DEVICE, **settings))
 
 
 # of chunks of 1024 columns: below one, at its end, above, and several for a program
@@ -104,30 +103,7 @@ def test_dtypes(dtype: torch.dtype, held: torch.dtype) -> None:
     assert found(PseudoMomentumOperator(2, dtype=held), 515, dtype=dtype) <= bound
 
 
-class Own(GradientOperator):
-    """A user's operator; knows tensors (m, N) only."""
-
-    def calculate_gradient(self, grads: Tensor, losses: Any = None) -> Tensor:  # type: ignore[override]
-        assert isinstance(grads, Tensor)
-        return grads.sum(0)
-
-
-OPERATORS: dict[str, tuple[GradientOperator, Callable[[Tensor], Tensor]]] = {
-    "config-minimum": (
-        ConFIGOperator(length_model=TrackMinimum()),
-        lambda rows: reference.config(rows, length="minimum"),
-    ),
-    "pcgrad": (PCGradOperator(), reference.pcgrad),
-    "ppcgrad-mean": (
-        PPCGradOperator(reduction="mean"),
-        lambda rows: reference.ppcgrad(rows, reduction="mean"),
-    ),
-    "imtlg": (IMTLGOperator(), reference.imtlg),
-    "own": (Own(), lambda rows: rows.sum(0)),
-}
-
-
-@pytest.mark.parametrize("method", OPERATORS)
+@pytest.mark.parametrize("method", ["config-minimum", "pcgrad", "ppcgrad-mean", "imtlg", "own"])
 def test_inner_operators_in_float64(method: str) -> None:
     operator, merge = OPERATORS[method]
     for m, beta_1, beta_2 in ((3, 0.8, 0.99), (9, 0, 0.5)):
@@ -144,35 +120,13 @@ def test_an_order_for_pcgrad(m: int) -> None:
     assert found(momentum, 131, dtype=torch.float64, merge=merge) <= 1e-9
 
 
-def strided(rows: Tensor) -> list[Tensor]:
-    return [torch.stack([row, torch.full_like(row, torch.nan)], 1)[:, 0] for row in rows]
-
-
-def odd_addresses(rows: Tensor) -> list[Tensor]:
-    return [torch.cat([row[:1], row])[1:] for row in rows]
-
-
-SHAPES = [(17,), (0, 3), (2, 3, 5, 4), (), (9, 31)]
-
-
-def per_parameter(rows: Tensor) -> list[list[Tensor]]:
-    pieces = [row.split([torch.Size(shape).numel() for shape in SHAPES]) for row in rows]
-    return [[piece.reshape(shape) for piece, shape in zip(row, SHAPES, strict=True)] for row in pieces]
-
-
-def joined(update: list[Tensor]) -> Tensor:
-    assert [tuple(piece.shape) for piece in update] == SHAPES
-    return torch.cat([piece.reshape(-1) for piece in update])
-
-
 @pytest.mark.parametrize("method", ["config-minimum", "own"])
 @pytest.mark.parametrize("give", [strided, odd_addresses, per_parameter])
 def test_forms(give: Callable[[Tensor], Any], method: str) -> None:
     operator, merge = OPERATORS[method]
     take = joined if give is per_parameter else lambda update: update
-    n = sum(torch.Size(shape).numel() for shape in SHAPES)
     momentum = PseudoMomentumOperator(2, gradient_operator=operator)
-    assert found(momentum, n, give=give, take=take, merge=merge) <= 1e-5
+    assert found(momentum, ELEMENTS, give=give, take=take, merge=merge) <= 1e-5
 
 
 def test_half_precision_from_strided_memory() -> None:
@@ -238,12 +192,7 @@ def test_the_state_stays_where_it_is_and_is_pytorchs(dtype: torch.dtype, m: int)
 @pytest.mark.parametrize("m", [3, 9])
 def test_steps_counted_on_the_device(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a CUDA graph is replayed: the host knows less."""
-
-    def move(self: Clock, device: torch.device) -> None:
-        steps = [*self.counts, self.updates, self.updates]
-        self.steps = torch.tensor(steps, dtype=torch.int64, device=device)
-
-    monkeypatch.setattr(Clock, "move", move)
+    count_on_every_device(monkeypatch)
     momentum, exact = PseudoMomentumOperator(m), reference.Momentum(m)
     clock = momentum._momenta.clock
     for indexes in ([*range(m)], [1], [*range(m)]):

@@ -7,40 +7,26 @@ from typing import Any
 import pytest
 import torch
 from inputs import METHODS, conflicting, relative_error
-from schedules import SCHEDULES, cyclic, errors, several
+from schedules import (
+    ELEMENTS,
+    OPERATORS,
+    SCHEDULES,
+    cyclic,
+    errors,
+    joined,
+    per_parameter,
+    several,
+    strided,
+)
 from torch import Tensor
 
 from fastconfig import (
-    ConFIGOperator,
-    GradientOperator,
-    IMTLGOperator,
-    PCGradOperator,
     PPCGradOperator,
-    TrackMinimum,
     momenta,
     reference,
 )
 from fastconfig.momenta import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
-
-OPERATORS: dict[str, tuple[GradientOperator, Any]] = {
-    "config": (ConFIGOperator(), reference.config),
-    "config-minimum": (
-        ConFIGOperator(length_model=TrackMinimum()),
-        lambda rows: reference.config(rows, length="minimum"),
-    ),
-    "pcgrad": (PCGradOperator(), reference.pcgrad),
-    "ppcgrad": (PPCGradOperator(), reference.ppcgrad),
-    "imtlg": (IMTLGOperator(), reference.imtlg),
-}
-
-
-class Own(GradientOperator):
-    """A user's operator; knows tensors (m, N) only."""
-
-    def calculate_gradient(self, grads: Tensor, losses: Any = None) -> Tensor:  # type: ignore[override]
-        assert isinstance(grads, Tensor)
-        return grads.sum(0)
 
 
 @pytest.mark.parametrize("m", [2, 3, 8])
@@ -50,7 +36,7 @@ def test_the_transcription_over_200_steps(backend: str, schedule: str, m: int) -
     assert found[-1] <= 1e-5
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", ["config", "config-minimum", "pcgrad", "ppcgrad", "imtlg"])
 @pytest.mark.parametrize("m", [1, 2, 5, 12])
 def test_inner_operators_in_float64(backend: str, name: str, m: int) -> None:
     operator, merge = OPERATORS[name]
@@ -67,8 +53,9 @@ def test_sizes(backend: str, n: int) -> None:
 
 
 def test_a_users_own_operator_sees_the_corrected_momenta(backend: str) -> None:
-    momentum = PseudoMomentumOperator(3, gradient_operator=Own())
-    found = errors(momentum, several(3, 40), 301, merge=lambda rows: rows.sum(0))
+    operator, merge = OPERATORS["own"]
+    momentum = PseudoMomentumOperator(3, gradient_operator=operator)
+    found = errors(momentum, several(3, 40), 301, merge=merge)
     assert max(found) <= 1e-5
 
 
@@ -103,20 +90,6 @@ def test_counters_on_a_device(backend: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert momentum.state_dict()["counts"] == counts
 
 
-def strided(rows: Tensor) -> list[Tensor]:
-    return [torch.stack([row, torch.full_like(row, torch.nan)], 1)[:, 0] for row in rows]
-
-
-SHAPES = [(2, 3, 5, 4), (), (0, 3), (17,), (9, 31)]
-
-
-def per_parameter(rows: Tensor) -> list[list[Tensor]]:
-    pieces = [
-        row.split([max(1, torch.Size(s).numel()) if s != (0, 3) else 0 for s in SHAPES]) for row in rows
-    ]
-    return [[piece.view(s) for piece, s in zip(row, SHAPES, strict=True)] for row in pieces]
-
-
 def channels_last(rows: Tensor) -> list[list[Tensor]]:
     given = per_parameter(rows)
     return [[row[0].contiguous(memory_format=torch.channels_last), *row[1:]] for row in given]
@@ -127,23 +100,17 @@ def mixed(rows: Tensor) -> list[list[Tensor]]:
     return channels_last(rows) if torch.rand(()) < 0.5 else per_parameter(rows)
 
 
-def joined(update: list[Tensor]) -> Tensor:
-    assert [tuple(piece.shape) for piece in update] == SHAPES
-    return torch.cat([piece.reshape(-1) for piece in update])
-
-
 @pytest.mark.parametrize("give", [list, strided], ids=["list", "strided"])
 def test_lists_of_vectors(backend: str, give: Any) -> None:
     assert max(errors(PseudoMomentumOperator(4), several(4, 30), 777, give=give)) <= 1e-5
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("name", ["config", "own"])
 @pytest.mark.parametrize("give", [per_parameter, channels_last, mixed])
-def test_per_parameter_lists(backend: str, give: Any, own: bool) -> None:
-    n = 120 + 1 + 0 + 17 + 279
-    inner, merge = (Own(), lambda rows: rows.sum(0)) if own else OPERATORS["config"]
-    momentum = PseudoMomentumOperator(3, gradient_operator=inner)
-    assert max(errors(momentum, several(3, 30), n, give=give, take=joined, merge=merge)) <= 1e-5
+def test_per_parameter_lists(backend: str, give: Any, name: str) -> None:
+    operator, merge = OPERATORS[name]
+    momentum = PseudoMomentumOperator(3, gradient_operator=operator)
+    assert max(errors(momentum, several(3, 30), ELEMENTS, give=give, take=joined, merge=merge)) <= 1e-5
 
 
 def test_parameters_that_a_loss_never_has(backend: str) -> None:

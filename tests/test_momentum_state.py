@@ -288,7 +288,7 @@ def test_backends_may_change_between_steps() -> None:
             assert relative_error(update, wanted.double()) <= 1e-5
 
 
-def test_a_weight_model_sees_the_corrected_momenta() -> None:
+def test_a_subclass_of_ours_sees_the_corrected_momenta() -> None:
     class First(ConFIGOperator):
         def calculate_gradient(self, grads: Any, losses: Any = None) -> Any:
             assert isinstance(grads, Tensor)

@@ -10,9 +10,7 @@ from ..gradients import Update
 from ..methods import Rule
 from ..momenta import EPSILON, Step
 from ..numbers import float64_device
-from .base import Backend
-
-_BLOCK = {"cpu": 1 << 16, "cuda": 1 << 22}  # elements of a float64 block
+from .base import Backend, block_elements
 
 
 class TorchMomentum(Backend, Protocol):
@@ -45,7 +43,7 @@ class TorchMomentum(Backend, Protocol):
     def rescale(self, step: Step, merged: Update, out: Update) -> None:
         work = float64_device(step.device)
         beta_1, beta_2 = step.clock.beta_1, step.clock.beta_2
-        width = _BLOCK.get(work.type, 1 << 22)
+        width = block_elements(work)
         first, second = step.clock.decayed(step.device)[-2:]
         flat = (step.momenta.split(merged), step.fake, step.second, step.momenta.split(out))
         for column in zip(*flat, strict=True):

@@ -9,13 +9,8 @@ from torch import Tensor
 
 from ..gradients import Gradients, Segment, Update
 from ..numbers import float64_device
-from .base import ThreeSteps
+from .base import ThreeSteps, block_elements
 from .momentum import TorchMomentum
-
-_BLOCK = {
-    "cpu": 1 << 16,
-    "cuda": 1 << 22,
-}  # elements of a float64 block: on a CPU it stays in cache
 
 
 class PyTorchBackend(TorchMomentum, ThreeSteps):
@@ -47,7 +42,7 @@ class PyTorchBackend(TorchMomentum, ThreeSteps):
 def _blocks(segment: Segment, grads: Gradients, work: torch.device) -> Iterator[tuple[int, Tensor]]:
     """(first column, (..., m, k) float64) over the columns of a segment, k bounded."""
     problems = grads.batch or 1
-    width = max(_BLOCK.get(work.type, 1 << 22) // (grads.m * problems), 256)
+    width = max(block_elements(work) // (grads.m * problems), 256)
     if isinstance(segment, Tensor):
         for start in range(0, segment.shape[-1], width):
             yield start, segment[..., start : start + width].to(work, torch.float64)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..momenta import EPSILON
 from ..numbers import cutoff
 from .cases import METHOD_OF, Inputs, Setting, flat
-from .momentum import EPSILON, MOMENTUM, schedule
+from .momentum import MOMENTUM, schedule
 
 BLOCK = 1 << 16  # columns widened to float64 at a time
 LEAST_BOUND = 1e-12  # what solving in float64 may cost, whatever the dtype

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..gradients import GradientsLike
+from ..momenta import EPSILON
 from ..momentum_operator import PseudoMomentumOperator
 
 MOMENTUM = "PseudoMomentumOperator"
 #: m -> one step: the index of a gradient and the gradient
 Maker = Callable[[int], Callable[[int, Any], Any]]
-EPSILON = 1e-8
 
 
 def schedule(m: int) -> Iterator[tuple[int, int]]:
