@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEPT_FROM = 8 << 20  # bytes of a result from which on its memory is kept
+KEPT_FROM = 1 << 20  # bytes of a result from which on its memory is kept
 MOST_KEPT = 256 << 20  # bytes that are kept altogether
 _HUGE_PAGE = 2 << 20
+_WASTE = _HUGE_PAGE // 4  # bytes beyond a tensor that a last large page may take
 _PRIVATE = sys.platform == "linux"  # anonymous memory that a forked child does not share
 
 _blocks: list[mmap.mmap] = []
@@ -30,9 +31,21 @@ def new_result(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     if size < KEPT_FROM or size > MOST_KEPT or not _PRIVATE:
         return torch.empty(shape, dtype=dtype)
-    block = _free_block(-(-size // _HUGE_PAGE) * _HUGE_PAGE)
     # the tensor's memory holds a reference to the block while it lives
-    return torch.frombuffer(block, dtype=dtype, count=count).view(shape)
+    return torch.frombuffer(_free_block(size), dtype=dtype, count=count).view(shape)
+
+
+def _new_block(size: int) -> mmap.mmap:
+    """Zeros, in whole large pages as far as the address space is concerned."""
+    block = mmap.mmap(-1, _rounded(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    large = (size + _WASTE) // _HUGE_PAGE * _HUGE_PAGE
+    if large and hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE, 0, large)  # each spares 511 faults
+    return block
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _HUGE_PAGE) * _HUGE_PAGE
 
 
 def _free_block(size: int) -> mmap.mmap:
@@ -41,15 +54,13 @@ def _free_block(size: int) -> mmap.mmap:
         block, references = _take(_blocks)
         if block is None:  # another thread looks at the same list
             break
-        if found is None and references == _UNUSED and len(block) == size:
+        if references == _UNUSED and len(block) == _rounded(size):
             found = block
-        else:
-            _blocks.append(block)
+            break
+        _blocks.append(block)
     if found is None:
-        found = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            found.madvise(mmap.MADV_HUGEPAGE)  # each large page spares 511 faults
-    while _blocks and size + sum(map(len, _blocks)) > MOST_KEPT:
+        found = _new_block(size)
+    while _blocks and len(found) + sum(map(len, _blocks)) > MOST_KEPT:
         _take(_blocks)
     _blocks.append(found)
     return found

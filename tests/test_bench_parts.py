@@ -86,12 +86,12 @@ class Turns:
     def once(self, contestant: timing.Contestant) -> tuple[float, Any]:
         return self.seconds[contestant.name], None
 
-    def prepare(self, contestant: timing.Contestant) -> None:
-        pass
+    def prepare(self, contestant: timing.Contestant, seconds: float) -> None:
+        assert seconds == self.seconds[contestant.name]
 
-    def sample(self, contestant: timing.Contestant) -> float:
+    def sample(self, contestant: timing.Contestant) -> list[float]:
         self.turns.append(contestant.name)
-        return self.seconds[contestant.name]
+        return [self.seconds[contestant.name]]
 
 
 def test_contestants_take_turns_and_slow_ones_fewer() -> None:
@@ -102,6 +102,17 @@ def test_contestants_take_turns_and_slow_ones_fewer() -> None:
     assert clock.turns.count("slow") == 4
     gaps = "".join(name[0] for name in clock.turns).split("s")
     assert max(len(gap) for gap in gaps) <= 6  # spread over all rounds
+
+
+def test_a_short_call_is_timed_in_a_row_after_others_that_are_not() -> None:
+    clock, calls = timing.HostClock(), []
+    contestant = timing.Contestant("x", "x", lambda: calls.append(1), calls=3)
+    clock.prepare(contestant, timing.WARM_BELOW / 2)
+    assert len(clock.sample(contestant)) == timing.IN_A_ROW
+    assert len(calls) == timing.IN_A_ROW * (1 + 3)
+    clock.prepare(contestant, timing.WARM_BELOW * 2)
+    assert len(clock.sample(contestant)) == 1
+    assert len(calls) == timing.IN_A_ROW * (1 + 3) + 3
 
 
 def test_quantiles_are_of_the_samples() -> None:

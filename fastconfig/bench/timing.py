@@ -15,7 +15,10 @@ import torch
 
 SAMPLE_SECONDS = 3e-4  # short calls are repeated up to this: long against a clock tick, short against noise
 MOST_SAMPLES = 200
-WARM_BELOW = 0.005  # seconds: before a shorter call is timed it is made once more, since caches matter to it
+# A shorter call is timed as in a loop of its own: others have been at the caches, and a last cache that takes
+# what the one before it drops holds a vector only after it has come back several times.
+WARM_BELOW = 0.05  # seconds
+IN_A_ROW = 4  # samples at a time, after as many calls that are not timed
 
 
 @dataclass
@@ -31,6 +34,7 @@ class Contestant:
         around: entered around every run of calls.
         samples: seconds a call.
         calls: calls that a sample is the mean of.
+        in_a_row: samples that are taken at a time.
         compared: whether its result can be held against the oracle's.
         answer: gives what is held against the oracle's, where a call changes a state.
         note: how it was run.
@@ -44,6 +48,7 @@ class Contestant:
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     samples: list[float] = field(default_factory=list)
     calls: int = 1
+    in_a_row: int = 1
     compared: bool = True
     answer: Callable[[], Any] | None = None
     note: str = ""
@@ -64,11 +69,11 @@ class Clock(Protocol):
     def once(self, contestant: Contestant) -> tuple[float, Any]:
         """Seconds of one call, and its result."""
 
-    def prepare(self, contestant: Contestant) -> None:
-        """What has to be done before the first sample."""
+    def prepare(self, contestant: Contestant, seconds: float) -> None:
+        """What has to be done before the first sample, for a call that takes about so long."""
 
-    def sample(self, contestant: Contestant) -> float:
-        """Seconds a call."""
+    def sample(self, contestant: Contestant) -> list[float]:
+        """Seconds a call, ``in_a_row`` times."""
 
 
 class HostClock:
@@ -80,18 +85,21 @@ class HostClock:
             result = contestant.call()
             return time.perf_counter() - began, result
 
-    def prepare(self, contestant: Contestant) -> None:
-        pass
+    def prepare(self, contestant: Contestant, seconds: float) -> None:
+        contestant.in_a_row = IN_A_ROW if seconds < WARM_BELOW else 1
 
-    def sample(self, contestant: Contestant) -> float:
-        call, calls = contestant.call, range(contestant.calls)
+    def sample(self, contestant: Contestant) -> list[float]:
+        call, calls, found = contestant.call, range(contestant.calls), []
         with contestant.around():
-            if not contestant.samples or contestant.samples[-1] < WARM_BELOW:
-                call()  # others have been at the caches
-            began = time.perf_counter()
-            for _ in calls:
-                call()
-            return (time.perf_counter() - began) / len(calls)
+            if contestant.in_a_row > 1:
+                for _ in range(contestant.in_a_row):
+                    call()
+            for _ in range(contestant.in_a_row):
+                began = time.perf_counter()
+                for _ in calls:
+                    call()
+                found.append((time.perf_counter() - began) / len(calls))
+        return found
 
 
 class DeviceClock:
@@ -110,7 +118,7 @@ class DeviceClock:
             torch.cuda.synchronize()
             return time.perf_counter() - began, result
 
-    def prepare(self, contestant: Contestant) -> None:
+    def prepare(self, contestant: Contestant, seconds: float) -> None:
         contestant.calls = 1
         graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
@@ -128,7 +136,7 @@ class DeviceClock:
             contestant.note = "CUDA graph"
             self.runs[id(contestant)] = graph.replay
 
-    def sample(self, contestant: Contestant) -> float:
+    def sample(self, contestant: Contestant) -> list[float]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with contestant.around():
             self.flush.zero_()
@@ -136,7 +144,7 @@ class DeviceClock:
             self.runs[id(contestant)]()
             end.record()
             end.synchronize()
-        return start.elapsed_time(end) / 1000
+        return [start.elapsed_time(end) / 1000]
 
 
 def measure(
@@ -150,15 +158,16 @@ def measure(
         share: seconds for each, unless its least samples take longer.
         between: called after every round, outside what is timed.
     """
-    wanted = {}
+    wanted = {}  # turns of each
     for contestant in contestants:
         seconds = clock.once(contestant)[0]
         if seconds < WARM_BELOW:
             seconds = min(seconds, clock.once(contestant)[0], clock.once(contestant)[0])
         contestant.calls = max(1, round(SAMPLE_SECONDS / seconds))
-        clock.prepare(contestant)
+        clock.prepare(contestant, seconds)
         affordable = round(share / (contestant.calls * seconds))
-        wanted[id(contestant)] = min(max(affordable, contestant.least), MOST_SAMPLES)
+        samples = min(max(affordable, contestant.least), MOST_SAMPLES)
+        wanted[id(contestant)] = math.ceil(samples / contestant.in_a_row)
     rounds = max(wanted.values(), default=0)
     with no_collection():
         for done in range(rounds):
@@ -167,7 +176,7 @@ def measure(
                 number = wanted[id(contestant)]
                 # slow ones take part in fewer rounds, spread over all of them
                 if (done + 1) * number // rounds > done * number // rounds:
-                    contestant.samples.append(clock.sample(contestant))
+                    contestant.samples += clock.sample(contestant)
             between()
 
 
