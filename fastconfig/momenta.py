@@ -120,6 +120,8 @@ class Step:
         dtype: that of the gradients and of the result.
         clock: has counted this step already; has the betas.
         kept: what a backend keeps from one step to the next, while the state's tensors stay where they are.
+        known: (m, m) float64 on the CPU, products of the momenta before this step; None where nobody knows.
+        gram: the same after it, from a backend that keeps them, in the same memory or in other.
     """
 
     momenta: Gradients
@@ -130,6 +132,8 @@ class Step:
     dtype: torch.dtype
     clock: Clock
     kept: dict[str, Any]
+    known: Tensor | None = None
+    gram: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -160,7 +164,18 @@ class Momenta:
         self.rows: list[list[Tensor | None]] = [[] for _ in range(m)]
         self.others: dict[str, list[Tensor | None]] = {name: [] for name in names}
         self._to_move = True  # the next gradient says to which device
+        self._gram: Tensor | None = None
         self._forget()
+
+    def step(self, grads: list[list[Tensor | None]], chosen: Sequence[int], dtype: torch.dtype) -> Step:
+        """The step of gradients that :meth:`take` gave; for operators with "second" and "fake"."""
+        known, self._gram = self._gram, None  # whatever changes the momenta now has to say their products
+        second, fake = self.flat("second"), self.flat("fake")
+        return Step(self.gradients, second, fake, tuple(chosen), grads, dtype, self.clock, self.kept, known)
+
+    def keep(self, step: Step) -> None:
+        """After a step: what the next one may start from."""
+        self._gram = step.gram
 
     def _forget(self) -> None:
         """Drop what followed from the tensors: some are new."""
@@ -226,6 +241,8 @@ class Momenta:
         """To the gradients' device and the state's dtype, after the state was made or loaded."""
         self._to_move = False
         self.device = device
+        if any(tensor is not None and tensor.dtype is not self.dtype for tensor in self.columns):
+            self._gram = None
         for row in (*self.rows, *self.others.values()):
             row[:] = [None if tensor is None else tensor.to(device, self.dtype) for tensor in row]
         self.clock.move(device)
@@ -301,6 +318,7 @@ class Momenta:
             "counts": list(self.clock.counts),
             "updates": self.clock.updates,
             "momenta": [list(row) for row in self.rows],
+            "gram": self._gram,
             **{name: list(row) for name, row in self.others.items()},
         }
 
@@ -314,6 +332,8 @@ class Momenta:
             self.dtype = loaded.dtype
         self.clock.counts, self.clock.updates = list(state["counts"]), state["updates"]
         self.clock.steps = None
+        gram = state.get("gram")
+        self._gram = None if gram is None else gram.detach().cpu().clone()
         self._to_move = True
         self._forget()
 
@@ -331,6 +351,10 @@ class Momenta:
             if len(state[name]) != self.m:
                 raise ValueError(f"state: got {len(state[name])} {name}, want {self.m}: num_vectors")
         rows = {name: state[name] for name in self.others}
+        gram = state.get("gram")
+        if gram is not None and (gram.shape != (self.m, self.m) or gram.dtype is not torch.float64):
+            got = f"{tuple(gram.shape)} {gram.dtype}"
+            raise ValueError(f"state: got {got} for gram, want {(self.m, self.m)} torch.float64")
         shapes = _shapes(next(iter(rows.values())))
         rows |= {f"momenta[{i}]": row for i, row in enumerate(state["momenta"])}
         for name, row in rows.items():

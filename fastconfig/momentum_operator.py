@@ -29,7 +29,7 @@ from .gradients import Gradients, Update
 from .indexes import index_list, is_one
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
 from .methods import Rule
-from .momenta import EPSILON, Clock, Momenta, Step
+from .momenta import EPSILON, Clock, Momenta
 from .numbers import cutoff
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
@@ -267,16 +267,7 @@ class PseudoMomentumOperator(_Resumable):
         chosen, rows, flat, losses = self._take(indexes, grads, losses)
         state, dtype = self._momenta, rows.dtype
         momenta = state.gradients
-        step = Step(
-            momenta,
-            state.flat("second"),
-            state.flat("fake"),
-            tuple(chosen),
-            flat,
-            dtype,
-            state.clock,
-            state.kept,
-        )
+        step = state.step(flat, chosen, dtype)
         backend = choose(momenta)
         if not self.all_initialized:
             backend.accumulate(step)
@@ -285,6 +276,7 @@ class PseudoMomentumOperator(_Resumable):
         out = state.new_update(dtype)
         if rule is not None:
             backend.momentum_update(step, _at_precision(rule, dtype, momenta.dtype), out)
+            state.keep(step)
             return out
         backend.accumulate(step)
         with torch.no_grad():

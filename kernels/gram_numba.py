@@ -13,13 +13,14 @@ from __future__ import annotations
 import numpy as np
 from numba import literally, njit
 
-from .ir_numba import DIRECT, GROUP, ITEMSIZE, LANES, PREFETCHED
+from .ir_numba import DIRECT, GROUP, ITEMSIZE, LANES, LINE, PREFETCHED
 from .vectors_numba import (
     address,
     copy_element,
     diagonal,
     horizontal,
     keep,
+    line,
     peek_double,
     peek_int,
     poke_double,
@@ -29,6 +30,7 @@ from .vectors_numba import (
 )
 
 WIDTH = 128  # columns of a block that stays in L1 with its next one
+LINE_WIDTH = 1024  # columns of a row that stay in L1 while all others pass
 
 
 @njit(nogil=True)
@@ -187,3 +189,45 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
         start += count
     flush(sums, present, alive, partial, m)
     keep(memory)
+
+
+@njit(nogil=True)
+def line_columns(entry: int, first: int, last: int, m: int, i: int, partial: int, kind: int) -> None:
+    """partial += products of row i, which is present, with all, of a segment's contiguous rows."""
+    literally(kind)
+    size = ITEMSIZE[kind]
+    memory = np.empty(LANES * m + m * (LANES + 2) + 8)
+    sums = (address(memory) + 63) // 64 * 64
+    packed = sums + 8 * LANES * m
+    present = packed + 8 * LANES * m
+    rows = present + 8 * m
+    alive = present_rows(entry, m, present)
+    chosen = 0
+    while peek_int(present + 8 * chosen) != i:
+        chosen += 1
+    for k in range(LANES * m):
+        poke_double(sums + 8 * k, 0.0)
+    whole = (last - first) // LANES * LANES
+    for k in range(alive):
+        poke_int(rows + 8 * k, row_address(entry, present, k) + first * size)
+    for start in range(0, whole, LINE_WIDTH):
+        line_block(rows, alive, chosen, start, min(LINE_WIDTH, whole - start), sums, kind)
+    if first + whole < last:
+        start, count = first + whole, last - first - whole
+        pack_rows(entry, m, present, alive, start, count, rows, packed, LANES, size)
+        line_block(rows, alive, chosen, 0, LANES, sums, kind)
+    for k in range(alive):
+        j = peek_int(present + 8 * k)
+        low, high = min(i, j), max(i, j)
+        target = partial + 8 * (low * m - low * (low - 1) // 2 - low + high)
+        poke_double(target, peek_double(target) + horizontal(sums + 8 * LANES * k))
+    keep(memory)
+
+
+@njit(nogil=True)
+def line_block(rows: int, alive: int, chosen: int, first: int, count: int, sums: int, kind: int) -> None:
+    """sums += products of the row ``chosen`` of those that are present with all, over a block of columns."""
+    literally(kind)
+    row = peek_int(rows + 8 * chosen)
+    for k in range(0, alive, LINE):
+        line(row, rows + 8 * k, min(LINE, alive - k), first, count, sums + 8 * LANES * k, kind)

@@ -16,6 +16,7 @@ _FEATURES = llvm.get_host_cpu_features()
 LANES = 8 if _FEATURES.get("avx512f") else 4  # doubles a vector
 DIRECT = 6 if LANES == 8 else 3  # up to this m all sums of products stay in registers
 GROUP = 4  # rows of a tile beyond
+LINE = 8  # rows that are multiplied with one at a time
 PREFETCHED = 3  # rows that a tile fetches for the next block
 UNROLL = 4  # vectors of a row that a combination takes at a time
 

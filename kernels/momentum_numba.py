@@ -3,7 +3,8 @@
 Bytes, in vectors of N elements of the state: the first pass reads m momenta and k gradients and writes k
 momenta; the second reads m momenta and both other vectors, and writes these two and the update. The chunks
 are those of update_numba.py; within one, a block of the chosen momenta is still in the L2 cache when its
-products are taken.
+products are taken. With many momenta of which few are chosen, only the products of these are taken, k m
+instead of m (m + 1) / 2: all others are those of the step before.
 
 Beside the table of gram_numba.py, with the momenta as rows, per segment, int64 words: the addresses of fake
 and second, k gradient addresses (0 is a missing gradient), k steps in elements.
@@ -17,8 +18,8 @@ import numpy as np
 from numba import cfunc, literally, njit, types
 
 from .combine_numba import present_weights
-from .gram_numba import entry_words, gram_columns, pack, row_address, triangle_size
-from .ir_numba import ITEMSIZE, LANES
+from .gram_numba import entry_words, gram_columns, line_columns, pack, row_address, triangle_size
+from .ir_numba import DIRECT, ITEMSIZE, LANES
 from .moments_numba import BETA_1, DECAYED, MISSING, moving_average, second_moment
 from .update_numba import (
     PARTIALS,
@@ -53,7 +54,7 @@ BLOCK = 1 << 14  # columns whose products are taken while the chosen momenta are
 PACKED = 512  # columns of a strided gradient that are packed at a time
 
 # words of a job behind those of update_numba.py
-COMING, CHOSEN, COUNT, GIVEN, NUMBERS, ALL_WORDS = range(WORDS, WORDS + 6)
+COMING, CHOSEN, COUNT, GIVEN, NUMBERS, LINES, ALL_WORDS = range(WORDS, WORDS + 7)
 
 
 @njit(nogil=True)
@@ -102,6 +103,40 @@ def accumulate_row(
 
 
 @njit(nogil=True)
+def is_chosen(chosen: int, k: int, i: int) -> bool:
+    """Whether a momentum is among the first k of those that are."""
+    found = False
+    for a in range(k):
+        found = found or peek_int(chosen + 8 * a) == i
+    return found
+
+
+@njit(nogil=True)
+def chosen_products(
+    entry: int, first: int, last: int, m: int, chosen: int, k: int, partial: int, kind: int
+) -> None:
+    """partial += products of the chosen momenta with all; twice those of two that are both chosen."""
+    literally(kind)
+    for a in range(k):
+        i = peek_int(chosen + 8 * a)
+        if peek_int(entry + 8 * (2 + i)) != 0:
+            line_columns(entry, first, last, m, i, partial, kind)
+
+
+@njit(nogil=True)
+def merge_products(gram: int, products: int, m: int, chosen: int, k: int) -> None:
+    """Both have all products then: ``gram`` came with those of the chosen momenta only."""
+    for i in range(m):
+        for j in range(m):
+            at = 8 * (i * m + j)
+            first, second = is_chosen(chosen, k, i), is_chosen(chosen, k, j)
+            if first or second:
+                value = peek_double(gram + at)
+                poke_double(products + at, value / 2 if first and second and i != j else value)
+            poke_double(gram + at, peek_double(products + at))
+
+
+@njit(nogil=True)
 def accumulate_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
     """Columns [first, last) of a segment in the first pass; products too, where there is room for them."""
     literally(kind)
@@ -118,7 +153,11 @@ def accumulate_piece(job: int, chunk: int, entry: int, first: int, last: int, ki
             if row != 0:
                 accumulate_row(row, gradient, step, given, start, stop, beta, kind)
         if partials != 0:
-            gram_columns(entry, start, stop, m, partials + 8 * triangle_size(m) * chunk, kind)
+            partial = partials + 8 * triangle_size(m) * chunk
+            if peek_int(job + 8 * LINES) == 0:
+                gram_columns(entry, start, stop, m, partial, kind)
+            else:
+                chosen_products(entry, start, stop, m, chosen, k, partial, kind)
 
 
 @njit(nogil=True)
@@ -198,6 +237,8 @@ def momentum(
     k: int,
     given: int,
     numbers: int,
+    products: int,
+    known: int,
     coefficients: int,
     rule: int,
     rcond: float,
@@ -212,7 +253,8 @@ def momentum(
     ACCUMULATE updates the momenta, with GRAM their products too; RESCALE writes the results that the table
     names, from coefficients that follow from the products, or from the first row as it is. ``given`` is the
     kind of gradients and results, ``size`` the bytes of an element of the state, ``numbers`` see
-    moments_numba.py, ``coefficients`` fastconfig_coefficients of csrc, ``parallel`` GOMP_parallel.
+    moments_numba.py. ``products`` (m, m) takes the Gram matrix of the momenta; ``known`` says whether it has
+    that of before the step. ``coefficients`` fastconfig_coefficients of csrc, ``parallel`` GOMP_parallel.
     """
     room = partials_size(table, segments, m)
     memory = np.empty(ALL_WORDS + room + m * (m + 1))
@@ -228,8 +270,15 @@ def momentum(
     poke_int(job + 8 * NUMBERS, numbers)
     poke_int(job + 8 * C, c)
     if steps & GRAM:
+        lines = known != 0 and m > DIRECT and 4 * k <= m + 1  # else tiles of all are as fast
+        poke_int(job + 8 * LINES, 1 if lines else 0)
         form_partials(job, partials, chunks, m, accumulate_body, threads, parallel)
         add_partials(partials, chunks, m, gram)
+        if lines:
+            merge_products(gram, products, m, chosen, k)
+        else:
+            for word in range(m * m):
+                poke_double(products + 8 * word, peek_double(gram + 8 * word))
         correct_and_solve(gram, c, coefficients, m, numbers + 8 * DECAYED, rule, rcond)
     else:
         poke_int(job + 8 * PARTIALS, 0)
@@ -244,5 +293,5 @@ def momentum(
 @cache
 def momentum_address() -> int:
     """Address of the compiled form of ``momentum``."""
-    signature = types.void(*[types.int64] * 11, types.float64, *[types.int64] * 5)
+    signature = types.void(*[types.int64] * 13, types.float64, *[types.int64] * 5)
     return compiled(cfunc, signature, momentum, "steps").address

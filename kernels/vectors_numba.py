@@ -24,6 +24,7 @@ from .ir_numba import (
     I64,
     ITEMSIZE,
     LANES,
+    LINE,
     PREFETCHED,
     UNROLL,
     VECTOR,
@@ -82,6 +83,36 @@ def triangle(typing_context, rows, m, count, sums, kind):
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4, kind), generate
+
+
+@intrinsic(prefer_literal=True)
+def line(typing_context, row, rows, m, first, count, sums, kind):
+    """sums (m vectors) += y * x_j over columns [first, first + count) of y at ``row``, m <= LINE.
+
+    ``rows`` is the address of m row addresses.
+    """
+    elements = literal(kind)
+    size = ITEMSIZE[elements]
+
+    def generate(context, builder, signature, arguments):
+        row_, rows_, m_, first_, count_, sums_ = arguments[:6]
+        begin = builder.mul(first_, I64(size))
+
+        def emit(m: int) -> None:
+            bases = [builder.load(pointer(builder, offset(builder, rows_, 8 * i), I64)) for i in range(m)]
+            starts = [builder.add(base, begin) for base in (row_, *bases)]
+
+            def columns(at: Any, held: list[Any]) -> list[Any]:
+                y, *x = (load(builder, element(builder, start, at, size), elements) for start in starts)
+                return [fma(builder, y, x_j, s) for x_j, s in zip(x, held, strict=True)]
+
+            held = vectors_at(builder, sums_, m)
+            store_at(builder, loop(builder, I64(0), count_, LANES, held, columns), sums_)
+
+        switch(builder, m_, range(1, LINE + 1), emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6, kind), generate
 
 
 @intrinsic(prefer_literal=True)

@@ -131,6 +131,28 @@ def test_parameters_that_a_loss_never_has(backend: str) -> None:
             assert relative_error(torch.cat(update), wanted) <= 1e-10
 
 
+@pytest.mark.parametrize(("m", "n"), [(7, 19), (9, 3001), (16, 40_003)])
+def test_few_of_many_losses_a_step(backend: str, m: int, n: int) -> None:
+    """Only the products of these change; each loss has a head that no other has, and one has no trunk."""
+    momentum, exact = PseudoMomentumOperator(m), reference.Momentum(m)
+    for step, indexes in enumerate([[*range(m)], *([i % m] for i in range(2 * m)), [3, 1], [2], [0, 4], [1]]):
+        trunk, heads = torch.randn(len(indexes), n), torch.randn(len(indexes), 5)
+        full = torch.zeros(len(indexes), n + 5 * m)
+        given: list[list[Tensor | None]] = []
+        for k, i in enumerate(indexes):
+            full[k, n + 5 * i :][:5] = heads[k]
+            if i != 2:
+                full[k, :n] = trunk[k]
+            own = [heads[k] if i == j else None for j in range(m)]
+            given.append([trunk[k] if i != 2 else None, *own])
+        update = momentum.calculate_gradient(indexes, given)
+        assert isinstance(update, list)
+        wanted = exact.step(indexes, full.double())
+        assert relative_error(torch.cat([piece for piece in update if piece is not None]), wanted) <= 1e-5, (
+            step
+        )
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_zero_gradients_give_finite_updates(backend: str, name: str) -> None:
     momentum = PseudoMomentumOperator(3)
@@ -168,14 +190,16 @@ def test_every_element_is_written(backend: str, give: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("n", [5000, 300_001])
-def test_the_same_bits_for_any_number_of_threads(n: int) -> None:
+@pytest.mark.parametrize("m", [4, 9])
+def test_the_same_bits_for_any_number_of_threads(m: int, n: int) -> None:
     before = torch.get_num_threads()
-    steps = [(indexes, torch.randn(len(indexes), n)) for indexes in several(4, 8)]
+    schedule = [list(range(m)), *cyclic(m, 4), *several(m, 8)]
+    steps = [(indexes, torch.randn(len(indexes), n)) for indexes in schedule]
     found = []
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            operator = PseudoMomentumOperator(4)
+            operator = PseudoMomentumOperator(m)
             found.append([operator.calculate_gradient(*step) for step in steps])
     finally:
         torch.set_num_threads(before)

@@ -46,25 +46,27 @@ from fastconfig import use_backend
 from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
 kind, backend, state, steps, out = (os.environ[name] for name in ("KIND", "BACKEND", "STATE", "STEPS", "OUT"))
 use_backend(backend)
-operator = globals()[kind](3)
+operator = globals()[kind](int(os.environ["M"]))
 operator.load_state_dict(torch.load(state, weights_only=True))
 steps = torch.load(steps, weights_only=True)
 torch.save([operator.calculate_gradient(indexes, rows) for indexes, rows in steps], out)
 """
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_resumed_in_a_new_process_to_the_same_bits(backend: str, kind: Any, tmp_path: Path) -> None:
-    steps = steps_of(3, 1003, 200)
-    operator = kind(3)
+@pytest.mark.parametrize(
+    ("kind", "m"), [(PseudoMomentumOperator, 3), (PseudoMomentumOperator, 9), (SeparateMomentumOperator, 3)]
+)
+def test_resumed_in_a_new_process_to_the_same_bits(backend: str, kind: Any, m: int, tmp_path: Path) -> None:
+    steps = steps_of(m, 1003, 200)
+    operator = kind(m)
     whole = run(operator, steps)
-    operator = kind(3)
+    operator = kind(m)
     run(operator, steps[:77])
     files = [tmp_path / name for name in ("state.pt", "steps.pt", "updates.pt")]
     torch.save(operator.state_dict(), files[0])
     torch.save(steps[77:], files[1])
     names = zip(("STATE", "STEPS", "OUT"), map(str, files), strict=True)
-    done = python(RESUME, KIND=kind.__name__, BACKEND=backend, **dict(names))
+    done = python(RESUME, KIND=kind.__name__, M=str(m), BACKEND=backend, **dict(names))
     assert done.returncode == 0, done.stderr
     resumed = torch.load(files[2], weights_only=True)
     assert len(resumed) == 123
@@ -97,18 +99,17 @@ def test_a_loaded_state_is_a_copy(given: str) -> None:
     assert str(before) == str(operator.state_dict())
 
 
-def test_between_dtypes() -> None:
-    steps = steps_of(3, 501, 40)
-    wide, narrow = PseudoMomentumOperator(3, dtype=torch.float64), PseudoMomentumOperator(3)
-    run(wide, steps[:20])
-    kept = PseudoMomentumOperator(3)
-    for operator in (narrow, kept):
+@pytest.mark.parametrize("m", [3, 9])
+def test_between_dtypes(m: int) -> None:
+    steps = steps_of(m, 501, 80)
+    wide = PseudoMomentumOperator(m, dtype=torch.float64)
+    run(wide, steps[:40])
+    kept, cast = PseudoMomentumOperator(m), PseudoMomentumOperator(m, dtype=torch.float32)
+    for operator in (kept, cast):
         operator.load_state_dict(wide.state_dict())
-    cast = PseudoMomentumOperator(3, dtype=torch.float32)
-    cast.load_state_dict(wide.state_dict())
-    exact = run(wide, steps[20:])
-    assert all(torch.equal(a, b) for a, b in zip(run(kept, steps[20:]), exact, strict=True))
-    for a, b in zip(run(cast, steps[20:]), exact, strict=True):
+    exact = run(wide, steps[40:])
+    assert all(torch.equal(a, b) for a, b in zip(run(kept, steps[40:]), exact, strict=True))
+    for a, b in zip(run(cast, steps[40:]), exact, strict=True):
         assert relative_error(a, b.double()) <= 1e-5
     assert cast.state_dict()["second"][0].dtype == torch.float32
 
@@ -198,6 +199,7 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "inside": (lambda s: s | {"fake": [torch.zeros(9)]}, r"state: got shapes \[\(9,\)\] for fake"),
     "missing": (_without("second"), "state: got no second"),
     "form": (lambda s: s | {"form": "parameters"}, "state: got form 'parameters', want 'vector'"),
+    "gram": (lambda s: s | {"gram": torch.zeros(2, 2)}, r"state: got \(2, 2\) torch.float32 for gram, want"),
     "recorder": (lambda s: s | {"loss_recorder": {}}, "state: got one for loss_recorder, want none"),
 }
 
@@ -277,9 +279,10 @@ def test_the_base_class_says_what_is_missing() -> None:
         MomentumOperator(2).calculate_gradient(0, torch.randn(3))
 
 
-def test_backends_may_change_between_steps() -> None:
-    steps = steps_of(3, 777, 30)
-    operator, exact = PseudoMomentumOperator(3), PseudoMomentumOperator(3, dtype=torch.float64)
+@pytest.mark.parametrize("m", [3, 9])
+def test_backends_may_change_between_steps(m: int) -> None:
+    steps = steps_of(m, 777, 60)
+    operator, exact = PseudoMomentumOperator(m), PseudoMomentumOperator(m, dtype=torch.float64)
     for k, (indexes, rows) in enumerate(steps):
         with use_backend("numba" if k % 2 else "pytorch"):
             update = operator.calculate_gradient(indexes, rows)

@@ -64,6 +64,7 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
     *decayed, first, second = step.clock.values()
     numbers = array("d", [step.clock.beta_1, step.clock.beta_2, first, second, *decayed])
     size = dtype.itemsize
+    products = torch.empty(m, m, dtype=torch.float64) if step.known is None else step.known
     native, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
     run(
         steps,
@@ -75,6 +76,8 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
         len(chosen),
         KINDS[step.dtype],
         numbers.buffer_info()[0],
+        products.data_ptr(),
+        step.known is not None,
         coefficients,
         native,
         rcond,
@@ -84,13 +87,15 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
         accumulate_body,
         rescale_body,
     )
+    if steps & GRAM:
+        step.gram = products
 
 
 @cache
 def _entries(dtype: torch.dtype) -> tuple[Any, int, int, int, int]:
     """The compiled call; addresses of GOMP_parallel, fastconfig_coefficients and both passes' bodies."""
     integer, real = ctypes.c_int64, ctypes.c_double
-    kind = ctypes.CFUNCTYPE(None, *[integer] * 11, real, *[integer] * 5)
+    kind = ctypes.CFUNCTYPE(None, *[integer] * 13, real, *[integer] * 5)
     return (kind(momentum_address()), parallel_address(), _C.coefficients_address, *bodies(KINDS[dtype]))
 
 
