@@ -1,4 +1,4 @@
-"""Write the benchmark tables of README.md and docs/momentum.md from JSON files of ``fastconfig bench``.
+"""Write the tables of README.md and docs from JSON files of ``fastconfig bench`` and training_step.py.
 
 They are never typed by hand: each is of the newest run in its folder of benchmarks/results.
 """
@@ -26,6 +26,16 @@ class Place(NamedTuple):
     floor: str
 
 
+TRAINING = Place(
+    "docs/training.md",
+    "training",
+    "",
+    "A training step with three losses",
+    RESULTS / "training",
+    "Outside is what of a step lies between the losses and `.grad`, without torch's backward passes; the "
+    "last line of each network says how much faster a step would be with nothing there. Extra memory is the "
+    "peak of that part beyond the graph, in vectors of all parameters.",
+)
 PLACES = (
     Place(
         "README.md",
@@ -104,6 +114,39 @@ def table(numbers: dict[str, Any], source: str, place: Place) -> str:
     return "\n".join(lines)
 
 
+def training_table(numbers: dict[str, Any], source: str, place: Place) -> str:
+    """Of training_step.py's results, as Markdown."""
+    origin = numbers["origin"]
+    versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "conflictfree"))
+    heads = ["network", "way", "step", "passes", "outside", "× less outside", "× faster step", "extra memory"]
+    lines = [
+        f"{place.what} on {origin['processor']}, {origin['threads']} threads, {versions} "
+        f"([all figures]({source})).",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{' --- |' * 2}{' ---: |' * 6}",
+    ]
+    for result in numbers["results"]:
+        seconds = result["seconds"]
+        theirs = seconds["conflictfree"]
+        name = f"{result['network']}, {result['parameters']:,} in {result['tensors']} tensors"
+        for way in ("conflictfree", "import change", "fastconfig.backward"):
+            step, passes, outside = (seconds[way][part] for part in ("step", "passes", "outside"))
+            more = result["extra_vectors"][way]
+            cells = [
+                name,
+                way,
+                *(duration(1e6 * part) for part in (step, passes, outside)),
+                f"{theirs['outside'] / outside:.1f}",
+                f"{theirs['step'] / step:.2f}",
+                "" if more is None else f"{more:.1f} N",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        most = theirs["step"] / (theirs["step"] - theirs["outside"])
+        lines.append(f"| {name} | nothing outside | | | | | {most:.2f} | |")
+    return "\n".join([*lines, "", place.floor])
+
+
 def ratio_of(row: dict[str, Any], of_setting: dict[str, Any], name: str) -> tuple[str, str]:
     """How many times faster than a peer, and a mark."""
     theirs = (p for p in of_setting["peers"] if (p["name"], p["operation"]) == (name, row["operation"]))
@@ -143,11 +186,12 @@ def generated(place: Place, path: Path) -> str:
     document = ROOT / place.document
     up = "../" * (len(Path(place.document).parts) - 1)
     source = f"{up}benchmarks/results/{path.relative_to(RESULTS).as_posix()}"
-    return inserted(document.read_text(encoding="utf-8"), table(numbers, source, place), place.marker)
+    text = (training_table if place is TRAINING else table)(numbers, source, place)
+    return inserted(document.read_text(encoding="utf-8"), text, place.marker)
 
 
 def main() -> int:
-    for place in PLACES:
+    for place in (*PLACES, TRAINING):
         path = newest(place.results)
         if path is None:
             print(f"no JSON file in {place.results}; make one: fastconfig bench --json FILE")

@@ -81,6 +81,36 @@ inline bool as_ints(PyObject* const* arguments, int64_t* values, int count) {
   return true;
 }
 
+struct Names {
+  PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+};
+
+inline const Names& names() {
+  static const Names interned;
+  return interned;
+}
+
+inline bool holds(PyObject* tuple, const void* object) {
+  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(tuple); ++k)
+    if (PyTuple_GET_ITEM(tuple, k) == object) return true;
+  return false;
+}
+
+// Whether an object is a tensor of one of the types with memory of its own, on the CPU or a CUDA device, and what it is
+// like.
+inline bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
+  if (!holds(types, Py_TYPE(object))) return false;
+  if (exchange->from_object(object, &tensor) != 0) {
+    PyErr_Clear();  // sparse, a transform's wrapper, ...
+    return false;
+  }
+  if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCuda) return false;
+  if (kind_of(tensor.dtype) < 0 || (tensor.data == nullptr && numel(tensor) != 0)) return false;
+  const Reference negative(PyObject_CallMethodNoArgs(object, names().is_neg));
+  return negative && negative.get() == Py_False;
+}
+
 // A function as a method table of METH_FASTCALL wants it.
 inline PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));

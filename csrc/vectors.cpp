@@ -1,6 +1,6 @@
 // The way in for small calls: m contiguous vectors, or m lists of contiguous tensors, on one device, checked in one call
-// and, on the CPU, handed to the kernels in a second one. Anything else answers None, and fastconfig/gradients.py looks closer (and explains what is
-// wrong).
+// and, on the CPU, handed to the kernels in a second one. Anything else answers None, and fastconfig/gradients.py looks
+// closer (and explains what is wrong).
 #include "vectors.hpp"
 
 #include <cstdint>
@@ -12,41 +12,11 @@
 namespace fastconfig {
 namespace {
 
-struct Names {
-  PyObject* shape = PyUnicode_InternFromString("shape");
-  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
-};
-
-const Names& names() {
-  static const Names interned;
-  return interned;
-}
-
-bool holds(PyObject* tuple, const void* object) {
-  for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(tuple); ++k)
-    if (PyTuple_GET_ITEM(tuple, k) == object) return true;
-  return false;
-}
-
 // What all tensors of one call share; kind is negative as long as none was seen.
 struct Common {
   int kind = -1;
   dlpack::Device device{};
 };
-
-// Whether an object is a tensor of one of the types with memory of its own, on the CPU or a CUDA device, and what it is
-// like.
-bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
-  if (!holds(types, Py_TYPE(object))) return false;
-  if (exchange->from_object(object, &tensor) != 0) {
-    PyErr_Clear();  // sparse, a transform's wrapper, ...
-    return false;
-  }
-  if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCuda) return false;
-  if (kind_of(tensor.dtype) < 0 || (tensor.data == nullptr && numel(tensor) != 0)) return false;
-  const Reference negative(PyObject_CallMethodNoArgs(object, names().is_neg));
-  return negative && negative.get() == Py_False;
-}
 
 int index_of(const dlpack::Device& device) { return device.type == dlpack::kCpu ? -1 : static_cast<int>(device.id); }
 
@@ -240,6 +210,8 @@ PyMethodDef methods[] = {
 
 }  // namespace
 
-int add_vectors(PyObject* module) { return PyModule_AddFunctions(module, methods); }
+int add_vectors(PyObject* module) {
+  return PyModule_AddFunctions(module, methods) == 0 && add_networks(module) == 0 ? 0 : -1;
+}
 
 }  // namespace fastconfig

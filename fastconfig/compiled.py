@@ -6,7 +6,7 @@ parameter in turn (None for a missing one).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import torch
@@ -16,6 +16,12 @@ from . import grad_operator
 from .gradients import Gradients, GradientsLike, Update
 from .methods import REDUCTIONS, make_rule
 from .numbers import float64_device
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def eagerly(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """The call, outside of the graph; with ``fullgraph=True`` torch says that this function is in the way."""
+    return call(*arguments, **keywords)
 
 
 def merge(

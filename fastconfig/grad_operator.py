@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .backends import choose
+from .compiling import can_compile, compiled_config, compiled_update, outside_the_graph
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import *  # noqa: F403  # as conflictfree's module offers them
-from .length_model import BY_GRAM, LengthModel, ProjectionLength, length_rule
+from .length_model import LengthModel, ProjectionLength, length_rule
 from .length_model import __all__ as _length_all
 from .methods import Rule, make_rule
 from .numbers import float64_device
@@ -109,25 +110,10 @@ def ConFIG_update(
         >>> apply_gradient_vector(network, ConFIG_update(grads))
     """
     if torch.compiler.is_compiling():
-        return _compiled_config(grads, weight_model, length_model, rcond)
+        if can_compile(weight_model, length_model):
+            return compiled_config(grads, length_model, rcond)
+        return outside_the_graph(ConFIG_update, grads, weight_model, length_model, losses=losses, rcond=rcond)
     return _config_update(Gradients(grads), weight_model, length_model, losses, rcond)
-
-
-def _compiled_config(
-    grads: GradientsLike, weight_model: WeightModel, length_model: LengthModel, rcond: float | None
-) -> Update:
-    """ConFIG within ``torch.compile``, by models of this package."""
-    assert type(weight_model) is EqualWeight, "weight_model: only EqualWeight can be compiled"
-    assert type(length_model) in BY_GRAM, "length_model: one of a user's own cannot be compiled"
-    length: Any = length_model
-    return _compiled(grads, "config", length=length._length, track_id=length.track_id, rcond=rcond)
-
-
-def _compiled(grads: GradientsLike, method: str, **rule: Any) -> Update:
-    """The update as one operator of the graph, which is registered on first use."""
-    from . import compiled
-
-    return compiled.merge(grads, method, **rule)
 
 
 def _config_update(
@@ -279,11 +265,15 @@ class ConFIGOperator(GradientOperator):
     def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
         """The ConFIG update; arguments, result and errors as in :func:`ConFIG_update`."""
         if torch.compiler.is_compiling():
-            return _compiled_config(grads, self.weight_model, self.length_model, self.rcond)
+            if can_compile(self.weight_model, self.length_model):
+                return compiled_config(grads, self.length_model, self.rcond)
+            return outside_the_graph(self.calculate_gradient, grads, losses)
         return _config_update(Gradients(grads), self.weight_model, self.length_model, losses, self.rcond)
 
     def rule_for(self, grads: Gradients) -> Rule | None:
         """How coefficients follow from the Gram matrix; None with a model that sees the gradients."""
+        if self.weight_model is _EQUAL and self.length_model is _PROJECTION and self.rcond is None:
+            return _PLAIN
         length = length_rule(self.length_model)
         if length is None or not is_equal(self.weight_model):
             return None
@@ -314,7 +304,7 @@ class _GramOperator(GradientOperator):
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
         if torch.compiler.is_compiling():
-            return _compiled(grads, self._rule.method, mean=self._rule.mean)
+            return compiled_update(grads, self._rule.method, mean=self._rule.mean)
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)
@@ -323,17 +313,13 @@ class _GramOperator(GradientOperator):
 
 def is_ours(operator: GradientOperator) -> bool:
     """Whether it merges as defined here, gradients in any form; a user's own, or subclass, sees (m, N)."""
-    ours: Any = (ConFIGOperator, _GramOperator, PCGradOperator)
-    calculate = getattr(operator.calculate_gradient, "__func__", None)
-    return any(calculate is kind.calculate_gradient for kind in ours)
+    return getattr(operator.calculate_gradient, "__func__", None) in _OURS
 
 
 def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
     """How an operator's coefficients follow from the Gram matrix; None if it must see the gradients."""
-    if not is_ours(operator):
-        return None
-    assert isinstance(operator, ConFIGOperator | _GramOperator)
-    return operator.rule_for(grads)
+    ours: Any = operator
+    return ours.rule_for(grads) if is_ours(operator) else None
 
 
 class PCGradOperator(_GramOperator):
@@ -386,8 +372,9 @@ class PCGradOperator(_GramOperator):
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
         if torch.compiler.is_compiling():
-            assert not self.shuffle or order is not None, "shuffle: give the order where PCGrad is compiled"
-            return _compiled(grads, "pcgrad", order=order, mean=self._rule.mean)
+            if self.shuffle and order is None:
+                return outside_the_graph(self.calculate_gradient, grads, losses)
+            return compiled_update(grads, "pcgrad", order=order, mean=self._rule.mean)
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)
@@ -434,3 +421,8 @@ class IMTLGOperator(_GramOperator):
     def __init__(self, *, rcond: float | None = None) -> None:
         super().__init__()
         self._rule = make_rule("imtlg", 1, _CPU, rcond=rcond)
+
+
+_OURS: tuple[Any, ...] = tuple(
+    kind.calculate_gradient for kind in (ConFIGOperator, _GramOperator, PCGradOperator)
+)

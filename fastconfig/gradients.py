@@ -20,7 +20,7 @@ except (ImportError, AttributeError):  # not built, or torch before 2.10: the ch
     describe = scan = None  # type: ignore[assignment]
 
 
-_TYPES = (Tensor, torch.nn.Parameter)
+TYPES = (Tensor, torch.nn.Parameter)
 _CPU = torch.device("cpu")
 _SMALL = KEPT_FROM // 8  # elements that are below KEPT_FROM in any dtype
 ParameterRow: TypeAlias = Sequence[Tensor | None]
@@ -96,7 +96,7 @@ class Gradients:
         self.m = len(rows)
         if rows and isinstance(rows[0], list):
             rows = [tuple(row) if isinstance(row, list) else row for row in rows]
-        found = scan(rows, _TYPES) if scan is not None else None
+        found = scan(rows, TYPES) if scan is not None else None
         if found is not None:
             kind, self.n, shapes, index = found
             self.rows, self.plain = rows, True
@@ -124,7 +124,7 @@ class Gradients:
             self.device, self.device_type = _cuda(index), "cuda"
 
     def _from_tensor(self, grads: Tensor, argument: str | Sequence[str]) -> None:
-        found = describe(grads, _TYPES) if describe is not None else None
+        found = describe(grads, TYPES) if describe is not None else None
         if found is not None:
             kind, batch, self.m, self.n, index = found
             self.form, self.rows, self.batch = "tensor", grads, None if batch < 0 else batch
@@ -280,6 +280,19 @@ class Gradients:
         sizes = [shape.numel() for shape in self.shapes if shape is not None]
         pieces = iter(vector.split(sizes))
         return [None if shape is None else next(pieces).view(shape) for shape in self.shapes]
+
+
+def existing(tensors: list[Tensor | None], grads: Gradients) -> list[Tensor | None] | None:
+    """Tensors of earlier results, if they can take the next one: plain, of its shapes, dtype and device."""
+    if scan is None or not grads.plain or any(t is None or t.requires_grad for t in tensors):
+        return None
+    found = scan([tensors], TYPES)
+    if found is None or found[2] != grads.shapes or DTYPES[found[0]] is not grads.dtype:
+        return None
+    if found[3] != (-1 if grads.device_type == "cpu" else grads.device.index):
+        return None
+    torch.autograd.graph.increment_version(tensors)  # type: ignore[arg-type]
+    return tensors
 
 
 def _flat(column: list[Tensor | None]) -> list[Tensor | None]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose
+from .compiling import outside_the_graph
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
 from .grad_operator import ConFIGOperator, GradientOperator, merge, rule_of
 from .grad_operator import __all__ as _operator_all
@@ -264,6 +265,8 @@ class PseudoMomentumOperator(_Resumable):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
         """
+        if torch.compiler.is_compiling():
+            return outside_the_graph(self.calculate_gradient, indexes, grads, losses)
         chosen, rows, flat, losses = self._take(indexes, grads, losses)
         state, dtype = self._momenta, rows.dtype
         momenta = state.gradients
@@ -305,6 +308,8 @@ class SeparateMomentumOperator(_Resumable):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
         """
+        if torch.compiler.is_compiling():
+            return outside_the_graph(self.calculate_gradient, indexes, grads, losses)
         chosen, rows, flat, losses = self._take(indexes, grads, losses)
         state = self._momenta
         first = state.clock.decayed(rows.device)

@@ -8,15 +8,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .grad_operator import ConFIGOperator, GradientOperator, is_ours
-from .gradients import Gradients
+from .backends import choose
+from .compiling import outside_the_graph
+from .grad_operator import ConFIGOperator, GradientOperator, is_ours, rule_of
+from .gradients import Gradients, Update, existing
 from .momentum_operator import MomentumOperator
+from .networks import parameters_of
 
 __all__ = ["backward", "mtl_backward"]
 
 NoneGrad = Literal["zero", "skip"]
 Operator = GradientOperator | MomentumOperator
 _CONFIG = ConFIGOperator()
+_LARGE = 1 << 18  # parameters from which on freeing a graph early is worth looking for what losses share
 
 
 def backward(
@@ -31,12 +35,15 @@ def backward(
 ) -> None:
     """Merge the losses' gradients and write the result to the parameters' ``.grad``.
 
+    Plain gradients that are there already are written to in place, as torch's own backward pass does.
+
     Args:
         losses: m scalar losses, or one vector (m,) of them.
         model_or_parameters: whose gradients are taken: those that require one. Must be leaves.
         operator: merges them; a momentum operator is given all as well.
         indexes: for a momentum operator, which of its gradients the losses are; 0..m-1 by default.
-        retain_graph: keep the graphs, to go backward through them once more.
+        retain_graph: keep the graphs, to go backward through them once more. Otherwise each loss's graph is
+            freed in its own pass, unless a later loss shares it; of small networks, all in the last pass.
         accumulate: add to ``.grad`` instead of replacing it.
         none_grad: what a parameter gets that no loss is connected to: "skip" leaves it alone, "zero" gives
             it zeros.
@@ -44,16 +51,19 @@ def backward(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before.
     """
+    if torch.compiler.is_compiling():
+        keywords = {"indexes": indexes, "retain_graph": retain_graph, "accumulate": accumulate}
+        outside_the_graph(backward, losses, model_or_parameters, operator, none_grad=none_grad, **keywords)
+        return
     values = _scalars(losses)
     parameters = _leaves(model_or_parameters, "model_or_parameters")
     _check_none_grad(none_grad)
-    keep = [True] * (len(values) - 1) + [retain_graph]  # losses may share parts of their graphs
+    keep = _kept(values, parameters, retain_graph)
     rows = [_taken(f"losses[{i}]", [value], parameters, keep[i]) for i, value in enumerate(values)]
     for i, row in enumerate(rows):
-        if all(tensor is None for tensor in row):
+        if row[0] is None and all(tensor is None for tensor in row):
             raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
-    merged = _merged(rows, operator, indexes, values)
-    _write(parameters, merged, accumulate, none_grad)
+    _merge_into(parameters, rows, operator, indexes, values, accumulate, none_grad)
 
 
 def mtl_backward(
@@ -82,6 +92,12 @@ def mtl_backward(
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before.
     """
+    if torch.compiler.is_compiling():
+        rest = {"retain_graph": retain_graph, "accumulate": accumulate, "none_grad": none_grad}
+        outside_the_graph(
+            mtl_backward, losses, features, shared_parameters, task_parameters, operator, **rest
+        )
+        return
     values = _scalars(losses)
     outputs = [features] if isinstance(features, Tensor) else list(features)
     shared = _leaves(shared_parameters, "shared_parameters")
@@ -92,8 +108,8 @@ def mtl_backward(
     for i, feature in enumerate(outputs):
         if not isinstance(feature, Tensor) or not feature.requires_grad:
             raise ValueError(f"features[{i}]: got one that needs no gradient, want the trunk's outputs")
-    own: list[list[Tensor | None]] = []
-    rows = []
+    own: list[Sequence[Tensor | None]] = []
+    rows: list[Sequence[Tensor | None]] = []
     for i, (value, head) in enumerate(zip(values, heads, strict=True)):
         keep = retain_graph or i < len(values) - 1  # heads may share what lies behind the features
         taken = _taken(f"losses[{i}]", [value], [*outputs, *head], keep)
@@ -103,8 +119,7 @@ def mtl_backward(
             raise ValueError(f"losses[{i}]: got one that no feature is connected to")
         ends, at_ends = zip(*reached, strict=True)
         rows.append(_taken("features", ends, shared, keep, at_ends))
-    merged = _merged(rows, operator, None, values)
-    _write(shared, merged, accumulate, none_grad)
+    _merge_into(shared, rows, operator, None, values, accumulate, none_grad)
     sums: dict[int, tuple[Tensor, Tensor | None]] = {}
     for head, gradients in zip(heads, own, strict=True):
         for par, gradient in zip(head, gradients, strict=True):
@@ -141,16 +156,45 @@ def _scalars(losses: Any) -> list[Tensor]:
 
 def _leaves(given: torch.nn.Module | Iterable[Tensor], argument: str, *, some: bool = True) -> list[Tensor]:
     """The parameters that require a gradient, each once."""
-    parameters = list(given.parameters() if isinstance(given, torch.nn.Module) else given)
+    is_network = isinstance(given, torch.nn.Module)
+    parameters: list[Any] = parameters_of(given) if is_network else list(given)  # type: ignore[arg-type]
     for i, par in enumerate(parameters):
         if not isinstance(par, Tensor):
             raise TypeError(f"{argument}[{i}]: got a {type(par).__name__}, want a tensor")
         if not par.is_leaf:
             raise ValueError(f"{argument}[{i}]: got a tensor with a history, want a leaf: it has no .grad")
-    wanted = list({id(par): par for par in parameters if par.requires_grad}.values())
+    wanted = [par for par in parameters if par.requires_grad]
+    if not is_network:
+        wanted = list({id(par): par for par in wanted}.values())
     if some and not wanted:
         raise ValueError(f"{argument}: got {len(parameters)} tensors and none that requires a gradient")
     return wanted
+
+
+def _kept(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> list[bool]:
+    """Whether each loss's graph is kept after its pass: it is asked for, or a later loss shares it."""
+    keep = [True] * (len(losses) - 1) + [retain_graph]
+    if retain_graph or sum([par.numel() for par in parameters]) < _LARGE:
+        return keep
+    later: set[Any] = set()
+    for i in reversed(range(len(losses))):
+        nodes = _nodes(losses[i])
+        keep[i] = not later.isdisjoint(nodes)
+        later |= nodes
+    return keep
+
+
+def _nodes(loss: Tensor) -> set[Any]:
+    """What a loss's graph is made of, without the leaves, which keep nothing for a pass."""
+    found: set[Any] = set()
+    open_ends = [loss.grad_fn]
+    while open_ends:
+        node = open_ends.pop()
+        if node is None or node in found or not node.next_functions:
+            continue
+        found.add(node)
+        open_ends += [before for before, _ in node.next_functions]
+    return found
 
 
 def _check_none_grad(none_grad: str) -> None:
@@ -164,34 +208,63 @@ def _taken(
     inputs: Sequence[Tensor],
     keep: bool,
     at_outputs: Sequence[Tensor] | None = None,
-) -> list[Tensor | None]:
-    """Gradients of the inputs, dense; None where one is unconnected."""
+) -> Sequence[Tensor | None]:
+    """Gradients of the inputs; None where one is unconnected."""
     try:
         found = torch.autograd.grad(outputs, inputs, at_outputs, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
         if "second time" not in str(error):
             raise
         raise ValueError(f"{name}: its graph is freed already, want retain_graph=True before") from error
-    return [g.to_dense() if g is not None and g.layout is not torch.strided else g for g in found]
+    return found
 
 
-def _merged(
-    rows: list[list[Tensor | None]], operator: Operator, indexes: Sequence[int] | None, losses: list[Tensor]
-) -> list[Tensor | None]:
-    """The update, a tensor a parameter."""
-    values = [value.detach() for value in losses]
+def _merge_into(
+    parameters: list[Tensor],
+    rows: list[Sequence[Tensor | None]],
+    operator: Operator,
+    indexes: Sequence[int] | None,
+    losses: list[Tensor],
+    accumulate: bool,
+    none_grad: NoneGrad,
+) -> None:
+    """The update, to the parameters' ``.grad``; into what is there, if nobody needs that any more."""
+    grads = _described(rows)
     if isinstance(operator, MomentumOperator):
+        values = [value.detach() for value in losses] if operator.loss_recorder else None
         chosen = range(len(rows)) if indexes is None else indexes
-        update = operator.calculate_gradient(chosen, rows, values if operator.loss_recorder else None)
+        update = operator.calculate_gradient(chosen, grads.rows, values)
     elif indexes is not None:
         raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
     else:
-        grads = Gradients(rows)
-        # a user's own operator expects the stacked tensor
-        update = operator.calculate_gradient(rows if is_ours(operator) else grads.stacked(), values)
-        update = grads.restored(update) if isinstance(update, Tensor) else update
+        rule = rule_of(operator, grads)
+        if rule is not None:
+            out = None if accumulate else existing([par.grad for par in parameters], grads)
+            update = grads.new_update() if out is None else out
+            choose(grads).update(grads, rule, update)
+            if out is not None:
+                return
+        else:
+            values = [value.detach() for value in losses]
+            update = _by_operator(operator, grads, values)
     assert isinstance(update, list)
-    return update
+    _write(parameters, update, accumulate, none_grad)
+
+
+def _described(rows: list[Sequence[Tensor | None]]) -> Gradients:
+    """The gradients, dense."""
+    try:
+        return Gradients(rows)
+    except TypeError:  # sparse ones, of an embedding
+        dense = [[g.to_dense() if g is not None and g.is_sparse else g for g in row] for row in rows]
+        return Gradients(dense)
+
+
+def _by_operator(operator: GradientOperator, grads: Gradients, losses: list[Tensor]) -> Update:
+    """The update of an operator that is more than a rule: a user's own expects the stacked tensor."""
+    ours = is_ours(operator)
+    update = operator.calculate_gradient(grads.rows if ours else grads.stacked(), losses)
+    return grads.restored(update) if isinstance(update, Tensor) else update
 
 
 def _write(

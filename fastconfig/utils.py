@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .networks import joined, overwritten, parameters_of
+
 __all__ = [
     "Literal",
     "OrderedSliceSelector",
@@ -42,7 +44,6 @@ def get_para_vector(network: torch.nn.Module) -> Tensor:
     return torch.cat([par.reshape(-1) for par in network.parameters()])
 
 
-@torch.no_grad()
 def get_gradient_vector(
     network: torch.nn.Module, none_grad_mode: Literal["raise", "zero", "skip"] = "skip"
 ) -> Tensor:
@@ -62,27 +63,30 @@ def get_gradient_vector(
         ValueError: for another mode.
     """
     _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
-    pieces = []
-    for name, par in network.named_parameters():
-        if par.grad is not None:
-            pieces.append(par.grad.reshape(-1))
-        elif none_grad_mode == "zero":
-            pieces.append(torch.zeros_like(par).reshape(-1))
-        elif none_grad_mode == "raise":
+    parameters = parameters_of(network)
+    grads = [par.grad for par in parameters]
+    if any(grad is None for grad in grads):
+        if none_grad_mode == "raise":
+            name = next(name for name, par in network.named_parameters() if par.grad is None)
             raise RuntimeError(f"None gradient detected: parameter {name!r} has none")
-    if not pieces:
+        if none_grad_mode == "zero":
+            grads = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+        grads = [grad for grad in grads if grad is not None]
+    if not grads:
         raise RuntimeError("no parameter of the network has a gradient: call backward() first")
-    return torch.cat(pieces)
+    return joined(grads)  # type: ignore[arg-type]
 
 
-@torch.no_grad()
 def apply_gradient_vector(
     network: torch.nn.Module,
     grad_vec: Tensor,
     none_grad_mode: Literal["zero", "skip"] = "skip",
     zero_grad_mode: Literal["skip", "pad_zero", "pad_value"] = "pad_value",
 ) -> None:
-    """Set the network's ``.grad`` from a vector; the gradients become views of it.
+    """Set the network's ``.grad`` from a vector.
+
+    A long vector is not copied: the gradients become views of it. A short one is written to the gradients
+    that are there.
 
     Args:
         network: the network; with "skip" its parameters hold the gradients of a backward pass, which say
@@ -97,7 +101,13 @@ def apply_gradient_vector(
     """
     _check_mode("none_grad_mode", none_grad_mode, ("zero", "skip"))
     _check_mode("zero_grad_mode", zero_grad_mode, ("skip", "pad_zero", "padding", "pad_value"))
-    parameters = [p for p in network.parameters() if none_grad_mode == "zero" or p.grad is not None]
+    parameters = parameters_of(network)
+    grads = [par.grad for par in parameters]
+    if none_grad_mode == "skip":
+        parameters = [p for p, grad in zip(parameters, grads, strict=True) if grad is not None]
+        grads = [grad for grad in grads if grad is not None]
+    if overwritten(grads, grad_vec):
+        return
     for par, piece in _pieces(parameters, grad_vec, "grad_vec"):
         if par.grad is not None or zero_grad_mode == "pad_value":
             par.grad = piece
@@ -116,7 +126,7 @@ def apply_gradient_vector_para_based(network: torch.nn.Module, grad_vec: Tensor)
     Raises:
         ValueError: if the vector's length is not the number of the network's parameters.
     """
-    for par, piece in _pieces(list(network.parameters()), grad_vec, "grad_vec"):
+    for par, piece in _pieces(parameters_of(network), grad_vec, "grad_vec"):
         par.grad = piece
 
 
@@ -131,7 +141,7 @@ def apply_para_vector(network: torch.nn.Module, para_vec: Tensor) -> None:
     Raises:
         ValueError: if the vector's length is not the number of the network's parameters.
     """
-    for par, piece in _pieces(list(network.parameters()), para_vec, "para_vec"):
+    for par, piece in _pieces(parameters_of(network), para_vec, "para_vec"):
         par.copy_(piece)
 
 
@@ -149,7 +159,7 @@ def write_gradient(
     if isinstance(update, Tensor):
         apply_gradient_vector(network, update, none_grad_mode, zero_grad_mode)
         return
-    parameters = list(network.parameters())
+    parameters = parameters_of(network)
     fits = len(update) == len(parameters) and all(
         piece is None or piece.shape == par.shape for par, piece in zip(parameters, update, strict=True)
     )

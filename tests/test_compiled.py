@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,8 +17,13 @@ from fastconfig import (
     IMTLGOperator,
     PCGradOperator,
     PPCGradOperator,
+    PseudoMomentumOperator,
+    SeparateMomentumOperator,
     TrackMinimum,
     TrackSpecific,
+    WeightModel,
+    backward,
+    get_gradient_vector,
     reference,
     use_backend,
 )
@@ -119,6 +125,59 @@ def test_the_registered_operator_passes_opcheck(form: str, dtype: torch.dtype, b
             torch.ops.fastconfig.merge.default,
             (tensors, 3, form, "config", "projection", 0, None, False, None),
         )
+
+
+class Weights(WeightModel):
+    """A user's, which sees the gradients."""
+
+    def get_weights(self, gradients: Any = None, losses: Any = None, device: Any = None) -> Tensor:
+        return torch.tensor([1.0, 2.0, 3.0]) * (gradients[:, 0] > -100)
+
+
+def shuffled() -> PCGradOperator:
+    return PCGradOperator(shuffle=True, generator=torch.Generator().manual_seed(3))
+
+
+#: a new call each time, of what cannot be part of a graph
+BREAKS: dict[str, Callable[[], Callable[[Tensor], Any]]] = {
+    "own model": lambda: ConFIGOperator(weight_model=Weights()).calculate_gradient,
+    "function with own model": lambda: lambda rows: ConFIG_update(rows, Weights()),
+    "random order": lambda: shuffled().calculate_gradient,
+    "momentum": lambda: partial(PseudoMomentumOperator(3).calculate_gradient, [0, 1, 2]),
+    "separate momentum": lambda: partial(SeparateMomentumOperator(3).calculate_gradient, [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_what_cannot_be_compiled_breaks_the_graph(name: str) -> None:
+    rows = conflicting(3, 40).double()
+
+    def step(call: Callable[[Tensor], Any], rows: Tensor) -> Tensor:
+        return 3 * call(2 * rows) + 1
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, backend="aot_eager")
+    assert torch.equal(compiled(BREAKS[name](), rows), step(BREAKS[name](), rows))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="eagerly"):
+        full_graph(step)(BREAKS[name](), rows)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's compiler looks at it
+def test_backward_breaks_the_graph() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+
+    def step(x: Tensor) -> Tensor:
+        outputs = net(x)
+        backward([(outputs[:, i] - i).square().mean() for i in range(2)], net)
+        return outputs.sum()
+
+    x = torch.randn(8, 3, dtype=torch.float64)
+    step(x)
+    wanted = get_gradient_vector(net)
+    net.zero_grad()
+    torch.compiler.reset()
+    torch.compile(step, backend="aot_eager")(x)
+    assert relative_error(get_gradient_vector(net), wanted) <= 1e-12
 
 
 def test_a_batch() -> None:

@@ -20,6 +20,7 @@ from fastconfig import (
     get_gradient_vector,
     mtl_backward,
     reference,
+    training,
 )
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -176,6 +177,42 @@ def test_a_parameter_of_both_heads_gets_the_sum() -> None:
     exact = rows_of(losses, list(head.parameters())).sum(0)
     mtl_backward(losses, h, net.trunk.parameters(), [list(head.parameters())] * 2)
     assert relative_error(written(head), exact) <= 1e-12
+
+
+def is_freed(node: Any) -> bool:
+    """Whether a node of a graph has lost what it had saved."""
+    try:
+        node._saved_result
+    except RuntimeError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("retain_graph", [False, True])
+def test_a_graph_is_freed_as_soon_as_nobody_needs_it(
+    shared: bool, retain_graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_LARGE", 1)
+    net = Trunk()
+    x = images()
+    trunk = net.trunk(x)
+    nodes, seen = [], []
+    losses = []
+    for head in net.heads:
+        out = head(trunk if shared else net.trunk(x)).exp()
+        out.register_hook(lambda g: seen.append([is_freed(node) for node in nodes]))
+        nodes.append(out.grad_fn)
+        losses.append(out.mean())
+    exact = reference.config(rows_of(losses, list(net.parameters())))
+    seen.clear()
+    backward(losses, net, retain_graph=retain_graph)
+    assert relative_error(written(net), exact) <= 1e-9
+    assert seen[1] == [not shared and not retain_graph, False]  # as the second pass begins
+    assert [is_freed(node) for node in nodes] == [not retain_graph and not shared, not retain_graph]
+    if retain_graph:
+        backward(losses, net)
+        assert relative_error(written(net), exact) <= 1e-9
 
 
 def unreduced(net: Trunk) -> Any:

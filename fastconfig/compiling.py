@@ -1,0 +1,38 @@
+"""Within ``torch.compile``: the registered operator of compiled.py where it will do; else the graph breaks.
+
+compiled.py is imported on first use, because registering an operator loads torch's compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .gradients import GradientsLike, Update
+from .length_model import BY_GRAM, LengthModel
+from .weight_model import EqualWeight, WeightModel
+
+
+def can_compile(weight_model: WeightModel, length_model: LengthModel) -> bool:
+    """Whether the registered operator has these models: a user's own run outside of the graph."""
+    return type(weight_model) is EqualWeight and type(length_model) in BY_GRAM
+
+
+def compiled_config(grads: GradientsLike, length_model: LengthModel, rcond: float | None) -> Update:
+    """ConFIG within ``torch.compile``, by models of this package."""
+    length: Any = length_model
+    return compiled_update(grads, "config", length=length._length, track_id=length.track_id, rcond=rcond)
+
+
+def compiled_update(grads: GradientsLike, method: str, **rule: Any) -> Update:
+    """The update as one operator of the graph, which is registered on first use."""
+    from . import compiled
+
+    return compiled.merge(grads, method, **rule)
+
+
+def outside_the_graph(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """A call within ``torch.compile`` of what cannot be compiled: the graph breaks there."""
+    from . import compiled
+
+    return compiled.eagerly(call, *arguments, **keywords)

@@ -1,0 +1,38 @@
+"""The training examples, run as a reader runs them: the losses come down."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TOGETHER = {"pinn.py"}  # a network that starts near zero has hardly any residual yet
+#: arguments, and the package that an example is about
+SCRIPTS: dict[str, tuple[list[str], str | None]] = {
+    "pinn.py": (["--steps", "150"], None),
+    "lightning_module.py": (["--steps", "150"], "lightning"),
+    "accelerate_loop.py": (["--steps", "150"], "accelerate"),
+    "multi_task_images.py": (["--steps", "60"], None),
+    "amp_accumulation.py": (["--steps", "150"], None),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_losses_come_down(name: str) -> None:
+    arguments, package = SCRIPTS[name]
+    if package is not None and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    found = re.findall(r"^(\w+): loss (\S+) -> (\S+)$", run.stdout, re.MULTILINE)
+    assert len(found) >= 2, run.stdout
+    first, last = ([float(line[k]) for line in found] for k in (1, 2))
+    if name in TOGETHER:
+        first, last = [sum(first)], [sum(last)]
+    assert all(after < before for before, after in zip(first, last, strict=True)), run.stdout
