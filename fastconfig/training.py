@@ -256,8 +256,10 @@ def _described(rows: list[Sequence[Tensor | None]]) -> Gradients:
     try:
         return Gradients(rows)
     except TypeError:  # sparse ones, of an embedding
-        dense = [[g.to_dense() if g is not None and g.is_sparse else g for g in row] for row in rows]
-        return Gradients(dense)
+        strided = torch.strided
+        return Gradients(
+            [[g if g is None or g.layout is strided else g.to_dense() for g in row] for row in rows]
+        )
 
 
 def _by_operator(operator: GradientOperator, grads: Gradients, losses: list[Tensor]) -> Update:
