@@ -14,97 +14,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .clock import Clock
 from .gradients import Gradients, Update, flat_view, is_dense, new_in_order
-from .numbers import float64_device
+from .results import new_result
 
 EPSILON = 1e-8  # beside the root of a second moment
-
-
-class Clock:
-    """How often every gradient has come, and how many updates there were.
-
-    On a CUDA device the numbers live there, so that a CUDA graph counts its replays.
-
-    Attributes:
-        counts: of every gradient, as the host knows them.
-        updates: as the host knows them.
-        steps: (m + 2) int64 on the device: counts, updates, updates; None on others.
-    """
-
-    _uncounted: tuple[int, ...] = ()  # gradients that the host has counted, and the device has not yet
-
-    def __init__(self, m: int, beta_1: float, beta_2: float) -> None:
-        self.beta_1, self.beta_2 = beta_1, beta_2
-        self.counts = [0] * m
-        self.updates = 0
-        self._steps: Tensor | None = None
-
-    @property
-    def steps(self) -> Tensor | None:
-        self.count()
-        return self._steps
-
-    @steps.setter
-    def steps(self, steps: Tensor | None) -> None:
-        self._steps, self._uncounted = steps, ()
-
-    def count(self) -> None:
-        """Count on the device what the host has counted."""
-        if self._steps is not None and self._uncounted:
-            each = self._steps.unbind()
-            counted = [each[i] for i in self._uncounted] + list(each[-2:] if self.complete else ())
-            torch._foreach_add_(counted, 1)  # one launch
-        self._uncounted = ()
-
-    def leave_to_kernel(self) -> Tensor | None:
-        """:attr:`steps` as they are, for a kernel that counts this step there itself."""
-        self._uncounted = ()
-        return self._steps
-
-    @property
-    def complete(self) -> bool:
-        """Whether every gradient has come."""
-        return 0 not in self.counts
-
-    def tick(self, chosen: Sequence[int]) -> None:
-        """Count gradients that have come; an update, if all have by now. The device does when it is asked."""
-        self.count()
-        for i in chosen:
-            self.counts[i] += 1
-        self.updates += self.complete
-        self._uncounted = tuple(chosen)
-
-    def values(self) -> list[float]:
-        """1 - beta_1^t of every gradient's t; then 1 - beta_1^t and 1 - beta_2^t of the updates'."""
-        first = [1 - self.beta_1**t for t in (*self.counts, self.updates)]
-        return [*first, 1 - self.beta_2**self.updates]
-
-    def decayed(self, device: torch.device) -> Tensor:
-        """:meth:`values`, (m + 2) float64 on a device, without waiting for it."""
-        if self.steps is None:
-            return torch.tensor(self.values(), dtype=torch.float64, device=float64_device(device))
-        first = 1 - self.beta_1 ** self.steps[:-1].double()
-        return torch.cat([first, 1 - self.beta_2 ** self.steps[-1:].double()])
-
-    def decayed_second(self, device: torch.device) -> Tensor:
-        """1 - beta_2^t of every gradient's t, (m) float64 on a device, without waiting for it."""
-        if self.steps is None:
-            values = [1 - self.beta_2**t for t in self.counts]
-            return torch.tensor(values, dtype=torch.float64, device=float64_device(device))
-        return 1 - self.beta_2 ** self.steps[:-2].double()
-
-    def move(self, device: torch.device) -> None:
-        """Count on this device from now on, if it is one that runs behind the host."""
-        self.read()
-        self.steps = None
-        if device.type == "cuda":
-            steps = [*self.counts, self.updates, self.updates]
-            self.steps = torch.tensor(steps, dtype=torch.int64, device=device)
-
-    def read(self) -> None:
-        """Take the device's numbers over to the host; waits for it."""
-        if self.steps is not None:
-            *self.counts, self.updates, _ = self.steps.tolist()
 
 
 @dataclass
@@ -183,11 +97,12 @@ class Momenta:
         self.columns = next(iter(self.others.values()))
         self._gradients: Gradients | None = None
         self._flat: dict[str, list[Tensor]] = {}
+        self._length = -1  # of plain vectors that are known to fit
         self.kept: dict[str, Any] = {}  # by backends, as long as all tensors stay where they are
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what holds for these very tensors only: a copy has others."""
-        return vars(self) | {"_gradients": None, "_flat": {}, "kept": {}}
+        return vars(self) | {"_gradients": None, "_flat": {}, "_length": -1, "kept": {}}
 
     def check(self, grads: Gradients) -> None:
         """Whether gradients fit the state; nothing is changed.
@@ -195,11 +110,14 @@ class Momenta:
         Raises:
             ValueError: naming what came and what is wanted.
         """
-        if self.form is not None:
+        if self.form is not None and not self._is_settled(grads):
             self._check(grads, *_form_and_shapes(grads))
 
     def take(self, grads: Gradients, chosen: Sequence[int]) -> list[list[Tensor | None]]:
         """Make room for gradients that fit, and count them: of every segment the k flat gradients."""
+        if self._is_settled(grads):
+            self.clock.tick(chosen)
+            return [[row.detach() for row in grads.rows]]  # type: ignore[union-attr]
         form, shapes = _form_and_shapes(grads)
         if self.form is None:
             self._begin(form, len(shapes), grads.dtype)
@@ -211,8 +129,15 @@ class Momenta:
             if shape is not None:
                 self._make_room(p, tensors, chosen)
         self.clock.tick(chosen)
+        if grads.form == "vectors" and grads.plain and all(row[0] is not None for row in self.rows):
+            self._length = grads.n
         columns = zip(given, self.columns, strict=True)
         return [[_flat(row, column) for row in tensors] for tensors, column in columns if column is not None]
+
+    def _is_settled(self, grads: Gradients) -> bool:
+        """Whether the state is complete, and these are plain vectors like some that it took before."""
+        known = grads.n == self._length and grads.form == "vectors" and grads.plain
+        return known and grads.device == self.device and not self._to_move
 
     def _check(self, grads: Gradients, form: str, shapes: Sequence[torch.Size | None]) -> None:
         if form != self.form:
@@ -291,6 +216,8 @@ class Momenta:
 
     def new_update(self, dtype: torch.dtype, *, zeros: bool = False) -> Update:
         """A result in the form of the gradients: uninitialised, or zeros."""
+        if self._length >= 0 and not zeros and self.device.type == "cpu":
+            return new_result((self._length,), dtype)
         update = [None if column is None else _new_like(column, dtype) for column in self.columns]
         if zeros:
             for tensor in update:

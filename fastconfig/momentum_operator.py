@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose
+from .clock import Clock
 from .compiling import outside_the_graph
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
 from .grad_operator import ConFIGOperator, GradientOperator, merge, rule_of
@@ -30,7 +31,7 @@ from .gradients import Gradients, Update
 from .indexes import index_list, is_one
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
 from .methods import Rule
-from .momenta import EPSILON, Clock, Momenta
+from .momenta import EPSILON, Momenta
 from .numbers import cutoff
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all

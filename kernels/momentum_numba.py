@@ -227,50 +227,61 @@ def bodies(kind: int) -> tuple[int, int]:
     return body_address(accumulate_body, kind), body_address(rescale_body, kind)
 
 
-def momentum(
-    steps: int,
-    table: int,
-    segments: int,
-    m: int,
-    coming: int,
-    chosen: int,
-    k: int,
-    given: int,
-    numbers: int,
-    products: int,
-    known: int,
-    coefficients: int,
-    rule: int,
-    rcond: float,
-    size: int,
-    threads: int,
-    parallel: int,
-    accumulate_body: int,
-    rescale_body: int,
-) -> None:
+# int64 words of a call; the last is a double
+(
+    STEPS,
+    ROWS,
+    ROW_SEGMENTS,
+    ROW_COUNT,
+    GRADIENTS,
+    INDEXES,
+    INDEX_COUNT,
+    GRADIENT_KIND,
+    FACTORS,
+    PRODUCTS,
+    KNOWN,
+    COEFFICIENTS,
+    RULE,
+    ITEM_BYTES,
+    THREADS,
+    PARALLEL,
+    ACCUMULATE_BODY,
+    RESCALE_BODY,
+    RCOND,
+) = range(19)
+
+
+def momentum(call: int) -> None:
     """The steps asked for, on addresses.
 
-    ACCUMULATE updates the momenta, with GRAM their products too; RESCALE writes the results that the table
-    names, from coefficients that follow from the products, or from the first row as it is. ``given`` is the
-    kind of gradients and results, ``size`` the bytes of an element of the state, ``numbers`` see
-    moments_numba.py. ``products`` (m, m) takes the Gram matrix of the momenta; ``known`` says whether it has
-    that of before the step. ``coefficients`` fastconfig_coefficients of csrc, ``parallel`` GOMP_parallel.
+    STEPS: ACCUMULATE updates the momenta, with GRAM their products too; RESCALE writes the results that the
+    table ROWS names, from coefficients that follow from the products, or from the first row as it is.
+    GRADIENT_KIND is that of gradients and results, ITEM_BYTES of an element of the state, FACTORS see
+    moments_numba.py. PRODUCTS (m, m) takes the Gram matrix of the momenta; KNOWN says whether it has that of
+    before the step. COEFFICIENTS is fastconfig_coefficients of csrc, PARALLEL GOMP_parallel.
     """
+    steps, m = peek_int(call + 8 * STEPS), peek_int(call + 8 * ROW_COUNT)
+    table, segments = peek_int(call + 8 * ROWS), peek_int(call + 8 * ROW_SEGMENTS)
+    chosen, k = peek_int(call + 8 * INDEXES), peek_int(call + 8 * INDEX_COUNT)
+    numbers, products = peek_int(call + 8 * FACTORS), peek_int(call + 8 * PRODUCTS)
+    threads, parallel = peek_int(call + 8 * THREADS), peek_int(call + 8 * PARALLEL)
+    accumulate_body, rescale_body = peek_int(call + 8 * ACCUMULATE_BODY), peek_int(call + 8 * RESCALE_BODY)
     room = partials_size(table, segments, m)
     memory = np.empty(ALL_WORDS + room + m * (m + 1))
     job = address(memory)
     partials = job + 8 * ALL_WORDS
     gram = partials + 8 * room
     c = gram + 8 * m * m
-    chunks = prepare(job, table, segments, m, size)
-    poke_int(job + 8 * COMING, coming)
+    chunks = prepare(job, table, segments, m, peek_int(call + 8 * ITEM_BYTES))
+    poke_int(job + 8 * COMING, peek_int(call + 8 * GRADIENTS))
     poke_int(job + 8 * CHOSEN, chosen)
     poke_int(job + 8 * COUNT, k)
-    poke_int(job + 8 * GIVEN, given)
+    poke_int(job + 8 * GIVEN, peek_int(call + 8 * GRADIENT_KIND))
     poke_int(job + 8 * NUMBERS, numbers)
     poke_int(job + 8 * C, c)
     if steps & GRAM:
-        lines = known != 0 and m > DIRECT and 4 * k <= m + 1  # else tiles of all are as fast
+        few = m > DIRECT and 4 * k <= m + 1  # otherwise tiles of all are as fast
+        lines = few and peek_int(call + 8 * KNOWN) != 0
         poke_int(job + 8 * LINES, 1 if lines else 0)
         form_partials(job, partials, chunks, m, accumulate_body, threads, parallel)
         add_partials(partials, chunks, m, gram)
@@ -279,6 +290,8 @@ def momentum(
         else:
             for word in range(m * m):
                 poke_double(products + 8 * word, peek_double(gram + 8 * word))
+        coefficients, rule = peek_int(call + 8 * COEFFICIENTS), peek_int(call + 8 * RULE)
+        rcond = peek_double(call + 8 * RCOND)
         correct_and_solve(gram, c, coefficients, m, numbers + 8 * DECAYED, rule, rcond)
     else:
         poke_int(job + 8 * PARTIALS, 0)
@@ -293,5 +306,5 @@ def momentum(
 @cache
 def momentum_address() -> int:
     """Address of the compiled form of ``momentum``."""
-    signature = types.void(*[types.int64] * 13, types.float64, *[types.int64] * 5)
+    signature = types.void(types.int64)
     return compiled(cfunc, signature, momentum, "steps").address

@@ -19,7 +19,7 @@ from fastconfig import (
     TrackMinimum,
     reference,
 )
-from fastconfig.momenta import Clock
+from fastconfig.clock import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 

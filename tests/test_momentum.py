@@ -25,7 +25,7 @@ from fastconfig import (
     momenta,
     reference,
 )
-from fastconfig.momenta import Clock
+from fastconfig.clock import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
 
 
@@ -175,12 +175,11 @@ def test_a_broken_gradient_gives_nan(backend: str, broken: float) -> None:
 
 @pytest.mark.parametrize("give", [list, per_parameter])
 def test_every_element_is_written(backend: str, give: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = momenta._new_like
+    def poisoned(fresh: Any) -> Any:
+        return lambda like, dtype: fresh(like, dtype).fill_(torch.nan)
 
-    def poisoned(like: Tensor, dtype: torch.dtype) -> Tensor:
-        return fresh(like, dtype).fill_(torch.nan)
-
-    monkeypatch.setattr(momenta, "_new_like", poisoned)
+    for name in ("_new_like", "new_result"):
+        monkeypatch.setattr(momenta, name, poisoned(getattr(momenta, name)))
     operator = PseudoMomentumOperator(3)
     for indexes in several(3, 12):
         update = operator.calculate_gradient(indexes, give(torch.randn(len(indexes), 417)))

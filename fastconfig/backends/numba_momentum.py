@@ -12,7 +12,7 @@ import torch
 from .. import _C
 from ..gradients import Gradients, Update
 from ..kernels import ir_numba
-from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
+from ..kernels.momentum_numba import ACCUMULATE, GRAM, RCOND, RESCALE, bodies, momentum_address
 from ..methods import Rule
 from ..momenta import Step
 from .momentum import TorchMomentum
@@ -66,7 +66,7 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
     size = dtype.itemsize
     products = torch.empty(m, m, dtype=torch.float64) if step.known is None else step.known
     native, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
-    run(
+    call = _Call(
         steps,
         table.buffer_info()[0],
         len(step.fake),
@@ -80,22 +80,28 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
         step.known is not None,
         coefficients,
         native,
-        rcond,
         size,
         threads_for(m * rows.n * size),
         parallel,
         accumulate_body,
         rescale_body,
+        rcond,
     )
+    run(ctypes.addressof(call))
     if steps & GRAM:
         step.gram = products
+
+
+class _Call(ctypes.Structure):
+    """The words of a call, as momentum_numba.py counts them."""
+
+    _fields_ = [*((f"word_{k}", ctypes.c_int64) for k in range(RCOND)), ("rcond", ctypes.c_double)]
 
 
 @cache
 def _entries(dtype: torch.dtype) -> tuple[Any, int, int, int, int]:
     """The compiled call; addresses of GOMP_parallel, fastconfig_coefficients and both passes' bodies."""
-    integer, real = ctypes.c_int64, ctypes.c_double
-    kind = ctypes.CFUNCTYPE(None, *[integer] * 13, real, *[integer] * 5)
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64)
     return (kind(momentum_address()), parallel_address(), _C.coefficients_address, *bodies(KINDS[dtype]))
 
 

@@ -1,0 +1,97 @@
+"""How often every gradient of a momentum operator has come: on the host, and on a CUDA device as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .numbers import float64_device
+
+
+class Clock:
+    """How often every gradient has come, and how many updates there were.
+
+    On a CUDA device the numbers live there, so that a CUDA graph counts its replays.
+
+    Attributes:
+        counts: of every gradient, as the host knows them.
+        updates: as the host knows them.
+        steps: (m + 2) int64 on the device: counts, updates, updates; None on others.
+    """
+
+    _uncounted: tuple[int, ...] = ()  # gradients that the host has counted, and the device has not yet
+
+    def __init__(self, m: int, beta_1: float, beta_2: float) -> None:
+        self.beta_1, self.beta_2 = beta_1, beta_2
+        self.counts = [0] * m
+        self.updates = 0
+        self._steps: Tensor | None = None
+
+    @property
+    def steps(self) -> Tensor | None:
+        self.count()
+        return self._steps
+
+    @steps.setter
+    def steps(self, steps: Tensor | None) -> None:
+        self._steps, self._uncounted = steps, ()
+
+    def count(self) -> None:
+        """Count on the device what the host has counted."""
+        if self._steps is not None and self._uncounted:
+            each = self._steps.unbind()
+            counted = [each[i] for i in self._uncounted] + list(each[-2:] if self.complete else ())
+            torch._foreach_add_(counted, 1)  # one launch
+        self._uncounted = ()
+
+    def leave_to_kernel(self) -> Tensor | None:
+        """:attr:`steps` as they are, for a kernel that counts this step there itself."""
+        self._uncounted = ()
+        return self._steps
+
+    @property
+    def complete(self) -> bool:
+        """Whether every gradient has come."""
+        return 0 not in self.counts
+
+    def tick(self, chosen: Sequence[int]) -> None:
+        """Count gradients that have come; an update, if all have by now. The device does when it is asked."""
+        self.count()
+        for i in chosen:
+            self.counts[i] += 1
+        self.updates += self.complete
+        self._uncounted = tuple(chosen)
+
+    def values(self) -> list[float]:
+        """1 - beta_1^t of every gradient's t; then 1 - beta_1^t and 1 - beta_2^t of the updates'."""
+        first = [1 - self.beta_1**t for t in (*self.counts, self.updates)]
+        return [*first, 1 - self.beta_2**self.updates]
+
+    def decayed(self, device: torch.device) -> Tensor:
+        """:meth:`values`, (m + 2) float64 on a device, without waiting for it."""
+        if self.steps is None:
+            return torch.tensor(self.values(), dtype=torch.float64, device=float64_device(device))
+        first = 1 - self.beta_1 ** self.steps[:-1].double()
+        return torch.cat([first, 1 - self.beta_2 ** self.steps[-1:].double()])
+
+    def decayed_second(self, device: torch.device) -> Tensor:
+        """1 - beta_2^t of every gradient's t, (m) float64 on a device, without waiting for it."""
+        if self.steps is None:
+            values = [1 - self.beta_2**t for t in self.counts]
+            return torch.tensor(values, dtype=torch.float64, device=float64_device(device))
+        return 1 - self.beta_2 ** self.steps[:-2].double()
+
+    def move(self, device: torch.device) -> None:
+        """Count on this device from now on, if it is one that runs behind the host."""
+        self.read()
+        self.steps = None
+        if device.type == "cuda":
+            steps = [*self.counts, self.updates, self.updates]
+            self.steps = torch.tensor(steps, dtype=torch.int64, device=device)
+
+    def read(self) -> None:
+        """Take the device's numbers over to the host; waits for it."""
+        if self.steps is not None:
+            *self.counts, self.updates, _ = self.steps.tolist()
