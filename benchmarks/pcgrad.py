@@ -238,9 +238,8 @@ def main() -> None:
     if arguments.markdown:
         write_table(results, arguments.markdown)
     if arguments.json:
-        versions = environment.versions()
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        origin = {"processor": environment.processor(), "threads": arguments.threads, "versions": versions}
+        origin = environment.origin(arguments.threads)
         text = json.dumps({"command": sys.argv, "origin": origin, "results": results}, indent=1)
         arguments.json.write_text(text + "\n", encoding="utf-8")
 

@@ -13,6 +13,16 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("plain torch", "torchjd", "conflictfree")
+TRAINING_HEADS = (
+    "network",
+    "way",
+    "step",
+    "passes",
+    "outside",
+    "× less outside",
+    "× faster step",
+    "extra memory",
+)
 
 
 class Place(NamedTuple):
@@ -118,33 +128,38 @@ def training_table(numbers: dict[str, Any], source: str, place: Place) -> str:
     """Of training_step.py's results, as Markdown."""
     origin = numbers["origin"]
     versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "conflictfree"))
-    heads = ["network", "way", "step", "passes", "outside", "× less outside", "× faster step", "extra memory"]
     lines = [
         f"{place.what} on {origin['processor']}, {origin['threads']} threads, {versions} "
         f"([all figures]({source})).",
         "",
-        f"| {' | '.join(heads)} |",
+        f"| {' | '.join(TRAINING_HEADS)} |",
         f"|{' --- |' * 2}{' ---: |' * 6}",
     ]
-    for result in numbers["results"]:
-        seconds = result["seconds"]
-        theirs = seconds["conflictfree"]
-        name = f"{result['network']}, {result['parameters']:,} in {result['tensors']} tensors"
-        for way in ("conflictfree", "import change", "fastconfig.backward"):
-            step, passes, outside = (seconds[way][part] for part in ("step", "passes", "outside"))
-            more = result["extra_vectors"][way]
-            cells = [
+    lines += [f"| {' | '.join(cells)} |" for result in numbers["results"] for cells in training_cells(result)]
+    return "\n".join([*lines, "", place.floor])
+
+
+def training_cells(result: dict[str, Any]) -> list[list[str]]:
+    """Of a network a line for each way; then how much faster a step would be with nothing outside."""
+    seconds = result["seconds"]
+    theirs = seconds["conflictfree"]
+    name = f"{result['network']}, {result['parameters']:,} in {result['tensors']} tensors"
+    found = []
+    for way in ("conflictfree", "import change", "fastconfig.backward"):
+        step, passes, outside = (seconds[way][part] for part in ("step", "passes", "outside"))
+        more = result["extra_vectors"][way]
+        found.append(
+            [
                 name,
                 way,
                 *(duration(1e6 * part) for part in (step, passes, outside)),
                 f"{theirs['outside'] / outside:.1f}",
                 f"{theirs['step'] / step:.2f}",
-                "" if more is None else f"{more:.1f} N",
+                "–" if more is None else f"{more:.1f} N",
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-        most = theirs["step"] / (theirs["step"] - theirs["outside"])
-        lines.append(f"| {name} | nothing outside | | | | | {most:.2f} | |")
-    return "\n".join([*lines, "", place.floor])
+        )
+    most = theirs["step"] / (theirs["step"] - theirs["outside"])
+    return [*found, [name, "nothing outside", *["–"] * 4, f"{most:.2f}", "–"]]
 
 
 def ratio_of(row: dict[str, Any], of_setting: dict[str, Any], name: str) -> tuple[str, str]:
@@ -163,7 +178,9 @@ def ratio_of(row: dict[str, Any], of_setting: dict[str, Any], name: str) -> tupl
 def duration(microseconds: float) -> str:
     if microseconds < 1000:
         return f"{microseconds:.3g} µs"
-    return f"{microseconds / 1000:.3g} ms"
+    if microseconds < 1e6:
+        return f"{microseconds / 1000:.3g} ms"
+    return f"{microseconds / 1e6:.3g} s"
 
 
 def inserted(document: str, text: str, marker: str) -> str:

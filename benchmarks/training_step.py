@@ -19,12 +19,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from readme_table import TRAINING_HEADS, training_cells
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -144,14 +144,12 @@ def measure(name: str) -> dict[str, Any]:
             found["passes"].append(passes.seconds)
             found["outside"].append(merged - passes.seconds)
 
-    first = next(iter(steps))
-    began = time.perf_counter()
-    while len(times[first]["step"]) < LEAST or (
-        len(times[first]["step"]) < MOST and time.perf_counter() - began < SECONDS
-    ):
+    rounds, began = 0, time.perf_counter()
+    while rounds < LEAST or (rounds < MOST and time.perf_counter() - began < SECONDS):
         for way in steps:
-            take(way, False)  # others have been at the caches, as no other is in a loop of its own
+            take(way, False)  # the other ways have been at the caches
             take(way, True)
+        rounds += 1
     sizes = [par.numel() for par in network.parameters()]
     return {
         "network": name,
@@ -192,32 +190,6 @@ def print_extra(name: str, way: str) -> None:
     print(json.dumps(round(statistics.median(known), 2) if known else None))
 
 
-HEADS = ("network", "way", "step", "passes", "outside", "× less outside", "step × faster", "extra memory")
-
-
-def lines(result: dict[str, Any]) -> list[list[str]]:
-    """Of the table, one a way; then how much faster the step would be with nothing outside."""
-    seconds = result["seconds"]
-    theirs = seconds["conflictfree"]
-    title = f"{result['network']}, {result['parameters']:,} in {result['tensors']} tensors"
-    found = []
-    for way in ("conflictfree", "import change", "fastconfig.backward"):
-        more = result["extra_vectors"].get(way)
-        step, passes, outside = (seconds[way][part] for part in ("step", "passes", "outside"))
-        found.append(
-            [
-                title,
-                way,
-                *(f"{1e3 * part:.3g} ms" for part in (step, passes, outside)),
-                f"{theirs['outside'] / outside:.1f}",
-                f"{theirs['step'] / step:.2f}",
-                "–" if more is None else f"{more:.2f} N",
-            ]
-        )
-    largest = theirs["step"] / (theirs["step"] - theirs["outside"])
-    return [*found, [title, "nothing outside", *["–"] * 4, f"{largest:.2f}", "–"]]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time a training step and what of it is merging.")
     parser.add_argument("--network", default=",".join(NETWORKS))
@@ -230,22 +202,17 @@ def main() -> None:
         print_extra(arguments.network, arguments.memory)
         return
     results = [measure(name) for name in arguments.network.split(",")]
-    table = Table(*HEADS)
+    table = Table(*TRAINING_HEADS)
     for result in results:
-        for line in lines(result):
-            table.add_row(*line)
+        for cells in training_cells(result):
+            table.add_row(*cells)
     Console(width=150).print(table)
     if arguments.json:
-        origin = {
-            "processor": environment.processor(),
-            "threads": arguments.threads,
-            "versions": environment.versions(),
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        origin = environment.origin(arguments.threads)
         found = {"command": sys.argv, "date": date, "origin": origin, "results": results}
-        text = json.dumps(found, indent=1)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,11 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def origin(threads: int) -> dict[str, Any]:
+    """Where figures come from: for the JSON files of the benchmarks."""
+    return {"processor": processor(), "threads": threads, "versions": versions()}
 
 
 def cores() -> int:

@@ -20,6 +20,7 @@ from .length_model import *  # noqa: F403  # as conflictfree's module offers the
 from .length_model import LengthModel, ProjectionLength, length_rule
 from .length_model import __all__ as _length_all
 from .methods import Rule, make_rule
+from .networks import joined
 from .numbers import float64_device
 from .utils import write_gradient
 from .weight_model import *  # noqa: F403
@@ -134,7 +135,7 @@ def _config_update(
     update = merge(grads, _config_rule(grads, weights, *(length or ("none", 0)), rcond))
     if length is not None:
         return update
-    target = update if isinstance(update, Tensor) else _joined(update)
+    target = update if isinstance(update, Tensor) else joined([t for t in update if t is not None])
     with torch.no_grad():
         scaled = length_model.rescale_length(target_vector=target, gradients=grads.stacked(), losses=losses)
     return grads.restored(scaled.to(grads.dtype))
@@ -156,9 +157,9 @@ def _unweighted_rule(m: int, length: str, track_id: int, rcond: float | None) ->
     return make_rule("config", m, _CPU, length=length, track_id=track_id, rcond=rcond)
 
 
-def merge(grads: Gradients, rule: Rule) -> Update:
-    """The update of gradients that are checked already."""
-    update = grads.new_update()
+def merge(grads: Gradients, rule: Rule, out: Update | None = None) -> Update:
+    """The update of gradients that are checked already; in ``out``, if there is one that fits."""
+    update = grads.new_update() if out is None else out
     choose(grads).update(grads, rule, update)
     return update
 
@@ -168,10 +169,6 @@ def _one_by_one(grads: Gradients, *rest: Any) -> Update:
     assert isinstance(grads.rows, Tensor)
     updates = [_config_update(Gradients(problem), *rest) for problem in grads.rows]
     return torch.stack(updates) if updates else grads.new_update()  # type: ignore[arg-type]
-
-
-def _joined(update: list[Tensor | None]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in update if tensor is not None])
 
 
 def _check_losses(losses: Sequence[Any], m: int) -> None:

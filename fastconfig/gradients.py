@@ -282,9 +282,14 @@ class Gradients:
         return [None if shape is None else next(pieces).view(shape) for shape in self.shapes]
 
 
+def are_free(tensors: list[Tensor | None]) -> bool:
+    """Whether all tensors are there, and none is part of a graph: they may be written over."""
+    return not any(tensor is None or tensor.requires_grad for tensor in tensors)
+
+
 def existing(tensors: list[Tensor | None], grads: Gradients) -> list[Tensor | None] | None:
     """Tensors of earlier results, if they can take the next one: plain, of its shapes, dtype and device."""
-    if scan is None or not grads.plain or any(t is None or t.requires_grad for t in tensors):
+    if scan is None or not grads.plain or not are_free(tensors):
         return None
     found = scan([tensors], TYPES)
     if found is None or found[2] != grads.shapes or DTYPES[found[0]] is not grads.dtype:

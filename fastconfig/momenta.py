@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .clock import Clock
 from .gradients import Gradients, Update, flat_view, is_dense, new_in_order
-from .results import new_result
 
 EPSILON = 1e-8  # beside the root of a second moment
 
@@ -216,8 +215,6 @@ class Momenta:
 
     def new_update(self, dtype: torch.dtype, *, zeros: bool = False) -> Update:
         """A result in the form of the gradients: uninitialised, or zeros."""
-        if self._length >= 0 and not zeros and self.device.type == "cpu":
-            return new_result((self._length,), dtype)
         update = [None if column is None else _new_like(column, dtype) for column in self.columns]
         if zeros:
             for tensor in update:
@@ -336,7 +333,7 @@ def _flat(tensor: Tensor | None, column: Tensor) -> Tensor | None:
 
 def _new_like(like: Tensor, dtype: torch.dtype) -> Tensor:
     """Uninitialised, in the memory order of ``like`` if that is dense."""
-    return new_in_order(like, dtype, is_dense(like))
+    return new_in_order(like, dtype, not like.is_contiguous() and is_dense(like))
 
 
 def _zeros_like(like: Tensor, dtype: torch.dtype | None) -> Tensor:

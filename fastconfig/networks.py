@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gradients import TYPES
+from .gradients import TYPES, are_free
 
 try:
     from . import _C
@@ -34,7 +34,7 @@ def parameters_of(network: torch.nn.Module) -> list[torch.nn.Parameter]:
 def joined(tensors: list[Tensor]) -> Tensor:
     """All elements of tensors as one vector: a copy, without a graph."""
     count = sum([tensor.numel() for tensor in tensors])
-    quick = _C is not None and count <= _SHORT and not torch.compiler.is_compiling()
+    quick = _C is not None and 0 < count <= _SHORT and not torch.compiler.is_compiling()
     if quick and tensors[0].device.type == "cpu":
         vector = torch.empty(count, dtype=tensors[0].dtype)
         if _C.flatten(vector, tensors, TYPES):
@@ -46,7 +46,7 @@ def overwritten(tensors: list[Tensor | None], vector: Tensor) -> bool:
     """Whether a short vector was copied to the tensors: all there, of its dtype, together of its length."""
     if _C is None or vector.numel() > _SHORT or torch.compiler.is_compiling():
         return False
-    if any(t is None or t.requires_grad for t in tensors):
+    if not are_free(tensors):
         return False
     if not _C.scatter(vector, tensors, TYPES):
         return False

@@ -50,11 +50,12 @@ def _rounded(size: int) -> int:
 
 def _free_block(size: int) -> mmap.mmap:
     found: mmap.mmap | None = None
+    wanted = _rounded(size)
     for _ in range(len(_blocks)):
         block, references = _take(_blocks)
         if block is None:  # another thread looks at the same list
             break
-        if references == _UNUSED and len(block) == _rounded(size):
+        if references == _UNUSED and len(block) == wanted:
             found = block
             break
         _blocks.append(block)

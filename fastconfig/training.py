@@ -8,9 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .backends import choose
 from .compiling import outside_the_graph
-from .grad_operator import ConFIGOperator, GradientOperator, is_ours, rule_of
+from .grad_operator import ConFIGOperator, GradientOperator, is_ours, merge, rule_of
 from .gradients import Gradients, Update, existing
 from .momentum_operator import MomentumOperator
 from .networks import parameters_of
@@ -61,7 +60,7 @@ def backward(
     keep = _kept(values, parameters, retain_graph)
     rows = [_taken(f"losses[{i}]", [value], parameters, keep[i]) for i, value in enumerate(values)]
     for i, row in enumerate(rows):
-        if row[0] is None and all(tensor is None for tensor in row):
+        if all(tensor is None for tensor in row):
             raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
     _merge_into(parameters, rows, operator, indexes, values, accumulate, none_grad)
 
@@ -156,16 +155,13 @@ def _scalars(losses: Any) -> list[Tensor]:
 
 def _leaves(given: torch.nn.Module | Iterable[Tensor], argument: str, *, some: bool = True) -> list[Tensor]:
     """The parameters that require a gradient, each once."""
-    is_network = isinstance(given, torch.nn.Module)
-    parameters: list[Any] = parameters_of(given) if is_network else list(given)  # type: ignore[arg-type]
+    parameters: list[Any] = parameters_of(given) if isinstance(given, torch.nn.Module) else list(given)
     for i, par in enumerate(parameters):
         if not isinstance(par, Tensor):
             raise TypeError(f"{argument}[{i}]: got a {type(par).__name__}, want a tensor")
         if not par.is_leaf:
             raise ValueError(f"{argument}[{i}]: got a tensor with a history, want a leaf: it has no .grad")
-    wanted = [par for par in parameters if par.requires_grad]
-    if not is_network:
-        wanted = list({id(par): par for par in wanted}.values())
+    wanted = list({id(par): par for par in parameters if par.requires_grad}.values())
     if some and not wanted:
         raise ValueError(f"{argument}: got {len(parameters)} tensors and none that requires a gradient")
     return wanted
@@ -236,17 +232,10 @@ def _merge_into(
         update = operator.calculate_gradient(chosen, grads.rows, values)
     elif indexes is not None:
         raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
+    elif (rule := rule_of(operator, grads)) is not None:
+        update = merge(grads, rule, None if accumulate else existing([par.grad for par in parameters], grads))
     else:
-        rule = rule_of(operator, grads)
-        if rule is not None:
-            out = None if accumulate else existing([par.grad for par in parameters], grads)
-            update = grads.new_update() if out is None else out
-            choose(grads).update(grads, rule, update)
-            if out is not None:
-                return
-        else:
-            values = [value.detach() for value in losses]
-            update = _by_operator(operator, grads, values)
+        update = _by_operator(operator, grads, [value.detach() for value in losses])
     assert isinstance(update, list)
     _write(parameters, update, accumulate, none_grad)
 

@@ -41,7 +41,7 @@ def get_para_vector(network: torch.nn.Module) -> Tensor:
     Returns:
         (P,) a copy: it keeps its values while training goes on.
     """
-    return torch.cat([par.reshape(-1) for par in network.parameters()])
+    return joined(parameters_of(network))  # type: ignore[arg-type]
 
 
 def get_gradient_vector(

@@ -46,6 +46,12 @@ def triangle_size(m: int) -> int:
 
 
 @njit(nogil=True)
+def triangle_at(m: int, i: int, j: int) -> int:
+    """Where entry (i, j), i <= j, is in a packed upper triangle."""
+    return i * m - i * (i - 1) // 2 - i + j
+
+
+@njit(nogil=True)
 def is_contiguous(entry: int, m: int) -> bool:
     """Whether all gradients that a segment has are."""
     for i in range(m):
@@ -140,9 +146,8 @@ def flush(sums: int, present: int, alive: int, partial: int, m: int) -> None:
             for j in range(i + group * apart, alive if apart else i + 1, group):
                 for a in range(i, min(i + group, alive)):
                     p = peek_int(present + 8 * a)
-                    row = partial + 8 * (p * m - p * (p - 1) // 2 - p)
                     for b in range(j if apart else a, min(j + group, alive)):
-                        target = row + 8 * peek_int(present + 8 * b)
+                        target = partial + 8 * triangle_at(m, p, peek_int(present + 8 * b))
                         poke_double(target, peek_double(target) + horizontal(sums))
                         sums += 8 * LANES
 
@@ -218,8 +223,7 @@ def line_columns(entry: int, first: int, last: int, m: int, i: int, partial: int
         line_block(rows, alive, chosen, 0, LANES, sums, kind)
     for k in range(alive):
         j = peek_int(present + 8 * k)
-        low, high = min(i, j), max(i, j)
-        target = partial + 8 * (low * m - low * (low - 1) // 2 - low + high)
+        target = partial + 8 * triangle_at(m, min(i, j), max(i, j))
         poke_double(target, peek_double(target) + horizontal(sums + 8 * LANES * k))
     keep(memory)
 

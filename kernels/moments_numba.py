@@ -41,7 +41,7 @@ KINDS = tuple(kind for kind in range(len(ITEMSIZE)) if unsupported(kind) is None
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 # doubles that a step is told; then 1 - beta_1^t_i of every momentum
-BETA_1, BETA_2, FIRST, SECOND, DECAYED = range(5)
+BETA_1, BETA_2, FIRST, SECOND, RCOND, DECAYED = range(6)
 
 
 @intrinsic(prefer_literal=True)

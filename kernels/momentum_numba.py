@@ -20,7 +20,7 @@ from numba import cfunc, literally, njit, types
 from .combine_numba import present_weights
 from .gram_numba import entry_words, gram_columns, line_columns, pack, row_address, triangle_size
 from .ir_numba import DIRECT, ITEMSIZE, LANES
-from .moments_numba import BETA_1, DECAYED, MISSING, moving_average, second_moment
+from .moments_numba import BETA_1, DECAYED, MISSING, RCOND, moving_average, second_moment
 from .update_numba import (
     PARTIALS,
     STREAMED,
@@ -201,15 +201,14 @@ def rescale_piece(job: int, chunk: int, entry: int, first: int, last: int, kind:
 
 
 @njit(nogil=True)
-def correct_and_solve(
-    gram: int, c: int, coefficients: int, m: int, decayed: int, rule: int, rcond: float
-) -> None:
+def correct_and_solve(gram: int, c: int, coefficients: int, m: int, numbers: int, rule: int) -> None:
     """Coefficients of the momenta from their Gram matrix: that of the corrected ones is G_ij / (d_i d_j)."""
+    decayed = numbers + 8 * DECAYED
     for i in range(m):
         for j in range(m):
             both = peek_double(decayed + 8 * i) * peek_double(decayed + 8 * j)
             poke_double(gram + 8 * (i * m + j), peek_double(gram + 8 * (i * m + j)) / both)
-    call_coefficients(coefficients, gram, c, 1, m, rule, rcond)
+    call_coefficients(coefficients, gram, c, 1, m, rule, peek_double(numbers + 8 * RCOND))
     for i in range(m):
         poke_double(c + 8 * i, peek_double(c + 8 * i) / peek_double(decayed + 8 * i))
 
@@ -227,7 +226,7 @@ def bodies(kind: int) -> tuple[int, int]:
     return body_address(accumulate_body, kind), body_address(rescale_body, kind)
 
 
-# int64 words of a call; the last is a double
+# int64 words of a call
 (
     STEPS,
     ROWS,
@@ -247,8 +246,7 @@ def bodies(kind: int) -> tuple[int, int]:
     PARALLEL,
     ACCUMULATE_BODY,
     RESCALE_BODY,
-    RCOND,
-) = range(19)
+) = range(18)
 
 
 def momentum(call: int) -> None:
@@ -291,8 +289,7 @@ def momentum(call: int) -> None:
             for word in range(m * m):
                 poke_double(products + 8 * word, peek_double(gram + 8 * word))
         coefficients, rule = peek_int(call + 8 * COEFFICIENTS), peek_int(call + 8 * RULE)
-        rcond = peek_double(call + 8 * RCOND)
-        correct_and_solve(gram, c, coefficients, m, numbers + 8 * DECAYED, rule, rcond)
+        correct_and_solve(gram, c, coefficients, m, numbers, rule)
     else:
         poke_int(job + 8 * PARTIALS, 0)
         poke_double(c, 1.0)

@@ -175,11 +175,12 @@ def test_a_broken_gradient_gives_nan(backend: str, broken: float) -> None:
 
 @pytest.mark.parametrize("give", [list, per_parameter])
 def test_every_element_is_written(backend: str, give: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def poisoned(fresh: Any) -> Any:
-        return lambda like, dtype: fresh(like, dtype).fill_(torch.nan)
+    fresh = momenta._new_like
 
-    for name in ("_new_like", "new_result"):
-        monkeypatch.setattr(momenta, name, poisoned(getattr(momenta, name)))
+    def poisoned(like: Tensor, dtype: torch.dtype) -> Tensor:
+        return fresh(like, dtype).fill_(torch.nan)
+
+    monkeypatch.setattr(momenta, "_new_like", poisoned)
     operator = PseudoMomentumOperator(3)
     for indexes in several(3, 12):
         update = operator.calculate_gradient(indexes, give(torch.randn(len(indexes), 417)))

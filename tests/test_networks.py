@@ -95,8 +95,8 @@ def test_joined(dtype: torch.dtype, quick: bool, monkeypatch: pytest.MonkeyPatch
     vector = joined(tensors)
     assert torch.equal(vector, torch.cat([tensor.reshape(-1) for tensor in tensors]))
     assert not vector.requires_grad
-    contiguous = joined(pieces_ := pieces(dtype))
-    assert torch.equal(contiguous, torch.cat([piece.reshape(-1) for piece in pieces_]))
+    contiguous = pieces(dtype)
+    assert torch.equal(joined(contiguous), torch.cat([piece.reshape(-1) for piece in contiguous]))
 
 
 def test_joined_leaves_the_graph_and_the_memory() -> None:

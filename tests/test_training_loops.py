@@ -153,6 +153,7 @@ def test_scaled_gradients_give_the_scaled_update(backend: str) -> None:
     fastconfig.backward([scaler.scale(value) for value in job.losses(job.x)], job.network)
     scaled = get_gradient_vector(job.network)
     assert relative_error(scaled / 2**12, wanted.double()) <= 1e-6
+    assert torch.equal(scaled / 2**12, wanted)
     scaler.unscale_(optimizer)
     assert torch.equal(get_gradient_vector(job.network), scaled / 2**12)
 

@@ -10,7 +10,7 @@ import torch
 from peer import THEIRS
 from torch import Tensor, nn
 
-from fastconfig import ConFIG_update, ConFIGOperator, IMTLGOperator, PCGradOperator
+from fastconfig import ConFIG_update, ConFIGOperator, IMTLGOperator, PCGradOperator, networks
 from fastconfig.utils import (
     apply_gradient_vector,
     apply_gradient_vector_para_based,
@@ -125,7 +125,11 @@ def test_gradient_vector_takes_no_step_per_parameter(monkeypatch: pytest.MonkeyP
     real = torch.cat
     monkeypatch.setattr(torch, "cat", lambda *a, **k: calls.append(1) or real(*a, **k))
     assert len(get_gradient_vector(network)) == size(network)
-    assert len(calls) <= 1  # conflictfree: one a parameter, each longer than the last
+    assert len(calls) <= 1
+    calls.clear()
+    monkeypatch.setattr(networks, "_SHORT", 0)
+    assert len(get_gradient_vector(network)) == size(network)
+    assert len(calls) == 1  # conflictfree: one a parameter, each longer than the last
 
 
 @pytest.mark.parametrize("function", [get_gradient_vector, apply_gradient_vector])

@@ -12,7 +12,7 @@ import torch
 from .. import _C
 from ..gradients import Gradients, Update
 from ..kernels import ir_numba
-from ..kernels.momentum_numba import ACCUMULATE, GRAM, RCOND, RESCALE, bodies, momentum_address
+from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
 from ..methods import Rule
 from ..momenta import Step
 from .momentum import TorchMomentum
@@ -62,11 +62,11 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
     coming = _coming(step)
     chosen = array("q", step.chosen)
     *decayed, first, second = step.clock.values()
-    numbers = array("d", [step.clock.beta_1, step.clock.beta_2, first, second, *decayed])
     size = dtype.itemsize
     products = torch.empty(m, m, dtype=torch.float64) if step.known is None else step.known
     native, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
-    call = _Call(
+    numbers = array("d", [step.clock.beta_1, step.clock.beta_2, first, second, rcond, *decayed])
+    words = (
         steps,
         table.buffer_info()[0],
         len(step.fake),
@@ -85,17 +85,11 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
         parallel,
         accumulate_body,
         rescale_body,
-        rcond,
     )
-    run(ctypes.addressof(call))
+    call = array("q", words)
+    run(call.buffer_info()[0])
     if steps & GRAM:
         step.gram = products
-
-
-class _Call(ctypes.Structure):
-    """The words of a call, as momentum_numba.py counts them."""
-
-    _fields_ = [*((f"word_{k}", ctypes.c_int64) for k in range(RCOND)), ("rcond", ctypes.c_double)]
 
 
 @cache
