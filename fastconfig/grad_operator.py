@@ -301,7 +301,8 @@ class _GramOperator(GradientOperator):
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
         if torch.compiler.is_compiling():
-            return compiled_update(grads, self._rule.method, mean=self._rule.mean)
+            rule = self._rule
+            return compiled_update(grads, rule.method, mean=rule.mean, rcond=rule.rcond)
         rows = Gradients(grads)
         if losses is not None:
             _check_losses(losses, rows.m)

@@ -127,6 +127,16 @@ def test_the_registered_operator_passes_opcheck(form: str, dtype: torch.dtype, b
         )
 
 
+@pytest.mark.parametrize("make", [ConFIGOperator, IMTLGOperator])
+def test_a_cut_off_of_ones_own(make: Callable[..., Any]) -> None:
+    rows = torch.eye(3, 40, dtype=torch.float64)
+    rows[2] = 1e-3 * rows[2] - rows[1]  # nearly opposed
+    operator = make(rcond=1e-2)
+    eager = operator.calculate_gradient(rows)
+    assert relative_error(make().calculate_gradient(rows), eager) > 1e-3  # it matters here
+    assert torch.equal(full_graph(operator.calculate_gradient)(rows), eager)
+
+
 class Weights(WeightModel):
     """A user's, which sees the gradients."""
 
