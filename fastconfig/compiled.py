@@ -12,7 +12,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from . import grad_operator
+from .config_update import merge as merged
 from .gradients import Gradients, GradientsLike, Update
 from .methods import REDUCTIONS, make_rule
 from .numbers import float64_device
@@ -87,7 +87,7 @@ def _merge(
         reduction=REDUCTIONS[mean],
         rcond=rcond,
     )
-    return _pieces(grad_operator.merge(rows, rule))
+    return _pieces(merged(rows, rule))
 
 
 def _pieces(update: Update) -> list[Tensor]:

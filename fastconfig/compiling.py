@@ -10,12 +10,20 @@ from typing import Any
 
 from .gradients import GradientsLike, Update
 from .length_model import BY_GRAM, LengthModel
+from .shards import any_dtensor
 from .weight_model import EqualWeight, WeightModel
 
 
-def can_compile(weight_model: WeightModel, length_model: LengthModel) -> bool:
-    """Whether the registered operator has these models: a user's own run outside of the graph."""
-    return type(weight_model) is EqualWeight and type(length_model) in BY_GRAM
+def can_compile(
+    grads: GradientsLike,
+    process_group: object,
+    weight_model: WeightModel | None = None,
+    length_model: LengthModel | None = None,
+) -> bool:
+    """Whether the registered operator serves this: not a user's own models, nor several processes."""
+    if process_group is not None or any_dtensor(grads):
+        return False
+    return type(weight_model) in (EqualWeight, type(None)) and type(length_model) in (*BY_GRAM, type(None))
 
 
 def compiled_config(grads: GradientsLike, length_model: LengthModel, rcond: float | None) -> Update:

@@ -9,8 +9,10 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
+from .memory_order import flat_view, new_in_order, new_tensor, one_memory_order
 from .numbers import DTYPES, dtype_names
 from .results import KEPT_FROM, new_result
+from .shards import Shards, any_dtensor, local_rows, local_tensor
 
 try:
     from ._C import attach, describe, scan
@@ -46,7 +48,9 @@ class Gradients:
         batch: B, or None where there is no batch dimension.
         dtype, device: those of every tensor in it.
         device_type: ``device.type``.
-        rows: what was given, as one tensor or as a list.
+        rows: what was given, as one tensor or as a list; of DTensors this rank's parts.
+        shards: how the gradients are spread over processes; None where this one has them as a whole. All
+            else is about the parts of this rank.
         plain: whether all tensors are contiguous, on the CPU or a CUDA device, and of torch's own types.
     """
 
@@ -62,6 +66,7 @@ class Gradients:
         "plain",
         "rows",
         "shapes",
+        "shards",
     )
 
     n: int
@@ -69,12 +74,18 @@ class Gradients:
     shapes: list[torch.Size | None]
     batch: int | None
 
-    def __init__(self, grads: GradientsLike, argument: str | Sequence[str] = "grads") -> None:
+    def __init__(
+        self,
+        grads: GradientsLike,
+        argument: str | Sequence[str] = "grads",
+        shards: Shards | None = None,
+    ) -> None:
         """Check and describe ``grads``.
 
         Args:
             grads: in one of the three forms.
             argument: what error messages call it; or one name for each gradient.
+            shards: how tensors that are parts are spread over processes; DTensors say so themselves.
 
         Raises:
             TypeError: for what is no tensor, of another dtype, or not dense; naming ``argument``.
@@ -82,6 +93,7 @@ class Gradients:
         """
         self._segments: list[Segment] | None = None
         self.plain = False
+        self.shards = shards
         if isinstance(grads, Tensor):
             self._from_tensor(grads, argument)
         else:
@@ -97,6 +109,10 @@ class Gradients:
         if rows and isinstance(rows[0], list):
             rows = [tuple(row) if isinstance(row, list) else row for row in rows]
         found = scan(rows, TYPES) if scan is not None else None
+        if found is None and any_dtensor(rows):
+            _check_no_group(self.shards, argument)
+            rows, self.shards = local_rows(rows, _names(argument, len(rows)))
+            found = scan(rows, TYPES) if scan is not None else None
         if found is not None:
             kind, self.n, shapes, index = found
             self.rows, self.plain = rows, True
@@ -108,7 +124,7 @@ class Gradients:
             return
         if self.m == 0:
             raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
-        names = [f"{argument}[{i}]" for i in range(self.m)] if isinstance(argument, str) else argument
+        names = _names(argument, self.m)
         if isinstance(rows[0], Tensor):
             self._from_vectors(rows, names)
         else:
@@ -125,6 +141,10 @@ class Gradients:
 
     def _from_tensor(self, grads: Tensor, argument: str | Sequence[str]) -> None:
         found = describe(grads, TYPES) if describe is not None else None
+        if found is None and any_dtensor(grads) and grads.dim() in (2, 3):
+            _check_no_group(self.shards, argument)
+            grads, self.shards = local_tensor(grads, str(argument))  # type: ignore[arg-type]
+            found = describe(grads, TYPES) if describe is not None else None
         if found is not None:
             kind, batch, self.m, self.n, index = found
             self.form, self.rows, self.batch = "tensor", grads, None if batch < 0 else batch
@@ -197,14 +217,18 @@ class Gradients:
                 ):
                     _refuse_mixed(tensor, first, name, first_name)
             self.shapes.append(shape)
-        if first is None:
+        if first is None and (self.shards is None or self.shards.group is None):
             raise ValueError(
                 f"{names[0]} and all others: got None for every parameter, want at least one tensor"
             )
         rows: list[ParameterRow] = [[None if t is None else t.resolve_neg() for t in row] for row in grads]
         self.form, self.rows = "parameters", rows
         self.n = sum(shape.numel() for shape in self.shapes if shape is not None)
-        self.dtype, self.device = first.dtype, first.device
+        if first is not None:
+            self.dtype, self.device = first.dtype, first.device
+        else:  # this rank has nothing, and takes part in the sums over all
+            assert self.shards is not None
+            self.dtype, self.device = torch.float32, self.shards.device
 
     @property
     def segments(self) -> list[Segment]:
@@ -242,12 +266,12 @@ class Gradients:
         if self.form != "parameters":
             if on_cpu and self.plain and self.n < _SMALL:
                 return torch.empty(self.n, dtype=self.dtype)
-            return _new((*self.batch_shape, self.n), self.dtype, self.device)
+            return new_tensor((*self.batch_shape, self.n), self.dtype, self.device)
         if self.plain:
             dtype = self.dtype
             if on_cpu:
                 return [None if shape is None else new_result(shape, dtype) for shape in self.shapes]
-            return [None if shape is None else _new(shape, dtype, self.device) for shape in self.shapes]
+            return [None if shape is None else new_tensor(shape, dtype, self.device) for shape in self.shapes]
         columns = self._columns()
         return [None if shape is None else _new_like(next(columns)) for shape in self.shapes]
 
@@ -258,7 +282,12 @@ class Gradients:
         return [flat_view(tensor) for tensor in update if tensor is not None]
 
     def stacked(self) -> Tensor:
-        """(m, N), or (B, m, N): what a model written for conflictfree expects. Copies, unless one tensor."""
+        """(m, N), or (B, m, N): what a model written for conflictfree expects. Copies, unless one tensor.
+
+        Raises:
+            TypeError: if this process has parts of the gradients only.
+        """
+        self.check_whole()
         if isinstance(self.rows, Tensor):
             return self.rows.detach()
         if self.form == "vectors":
@@ -273,6 +302,31 @@ class Gradients:
             start += size
         return flat
 
+    def check_whole(self) -> None:
+        """Whether this process has the gradients as a whole, for what must see them.
+
+        Raises:
+            TypeError: if it has parts only.
+        """
+        if self.shards is not None:
+            raise TypeError(
+                "grads: got gradients spread over processes, and an operator or model of your own that "
+                "must see them as a whole; want one of this package's"
+            )
+
+    def as_given(self, update: Update) -> Update:
+        """An update of this process's parts as the gradients came: DTensors where they were."""
+        return update if self.shards is None else self.shards.wrapped(update)
+
+    @property
+    def given_rows(self) -> Any:
+        """:attr:`rows` as they were given: DTensors where they were."""
+        return self.rows if self.shards is None else [self.as_given(row) for row in self.rows]  # type: ignore[arg-type]
+
+    def columns(self, places: list[int]) -> Gradients:
+        """Some of the parameters by themselves, as this process has them."""
+        return Gradients([[row[p] for p in places] for row in self.rows])
+
     def restored(self, vector: Tensor) -> Update:
         """A vector in the order of :meth:`stacked`'s columns, in the form of the gradients."""
         if self.form != "parameters":
@@ -280,6 +334,17 @@ class Gradients:
         sizes = [shape.numel() for shape in self.shapes if shape is not None]
         pieces = iter(vector.split(sizes))
         return [None if shape is None else next(pieces).view(shape) for shape in self.shapes]
+
+
+def _names(argument: str | Sequence[str], m: int) -> Sequence[str]:
+    return [f"{argument}[{i}]" for i in range(m)] if isinstance(argument, str) else argument
+
+
+def _check_no_group(shards: Shards | None, argument: str | Sequence[str]) -> None:
+    if shards is not None and shards.group is not None:
+        raise ValueError(
+            f"{argument}: got DTensors and a process_group, want one: DTensors say how they are spread"
+        )
 
 
 def are_free(tensors: list[Tensor | None]) -> bool:
@@ -301,55 +366,19 @@ def existing(tensors: list[Tensor | None], grads: Gradients) -> list[Tensor | No
 
 
 def _flat(column: list[Tensor | None]) -> list[Tensor | None]:
-    if _one_memory_order(column):
+    if one_memory_order(column):
         return [None if tensor is None else flat_view(tensor) for tensor in column]
     return [None if tensor is None else tensor.detach().reshape(-1) for tensor in column]
 
 
-def flat_view(tensor: Tensor) -> Tensor:
-    """A dense tensor's elements in memory order."""
-    return tensor.detach().as_strided((tensor.numel(),), (1,))
-
-
-def _one_memory_order(column: list[Tensor | None]) -> bool:
-    present = [tensor for tensor in column if tensor is not None]
-    return all(t.is_contiguous() for t in present) or (
-        len({t.stride() for t in present}) == 1 and is_dense(present[0])
-    )
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory, each once, in whatever order."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
 def _new_like(column: list[Tensor | None]) -> Tensor:
     first = next(tensor for tensor in column if tensor is not None)
-    return new_in_order(first, first.dtype, _one_memory_order(column))
-
-
-def new_in_order(like: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
-    """Uninitialised, of the shape of ``like``; with ``keep`` in its memory order, which is dense then."""
-    if keep and not like.is_contiguous():
-        return torch.empty_strided(like.shape, like.stride(), dtype=dtype, device=like.device)
-    return _new(like.shape, dtype, like.device)
+    return new_in_order(first, first.dtype, one_memory_order(column))
 
 
 @cache
 def _cuda(index: int) -> torch.device:
     return torch.device("cuda", index)
-
-
-def _new(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return new_result(shape, dtype)
-    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _check_dense(tensor: Tensor, name: str) -> None:

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from .clock import Clock
-from .gradients import Gradients, Update, flat_view, is_dense, new_in_order
+from .gradients import Gradients, Update
+from .memory_order import flat_view, is_dense, new_in_order
+from .shards import Shards, joined_shards, local_state
 
 EPSILON = 1e-8  # beside the root of a second moment
 
@@ -66,6 +68,7 @@ class Momenta:
         form: "vector" or "parameters", as the first gradient; None before it.
         rows: m rows of a tensor a parameter.
         others: the other vectors by name, a tensor a parameter.
+        shards: how the gradients are spread over processes; the rows are this rank's parts.
     """
 
     def __init__(self, m: int, dtype: torch.dtype | None, clock: Clock, names: Sequence[str]) -> None:
@@ -74,6 +77,7 @@ class Momenta:
         self.clock = clock
         self.form: str | None = None
         self.device = torch.device("cpu")
+        self.shards: Shards | None = None
         self.rows: list[list[Tensor | None]] = [[] for _ in range(m)]
         self.others: dict[str, list[Tensor | None]] = {name: [] for name in names}
         self._to_move = True  # the next gradient says to which device
@@ -111,31 +115,51 @@ class Momenta:
         """
         if self.form is not None and not self._is_settled(grads):
             self._check(grads, *_form_and_shapes(grads))
+            self._with(grads.shards)
 
     def take(self, grads: Gradients, chosen: Sequence[int]) -> list[list[Tensor | None]]:
         """Make room for gradients that fit, and count them: of every segment the k flat gradients."""
         if self._is_settled(grads):
             self.clock.tick(chosen)
             return [[row.detach() for row in grads.rows]]  # type: ignore[union-attr]
-        form, shapes = _form_and_shapes(grads)
-        if self.form is None:
-            self._begin(form, len(shapes), grads.dtype)
-        if self._to_move:
-            self._move(grads.device)
-        rows: list[Any] = list(grads.rows)
-        given = list(zip(*rows, strict=True)) if form == "parameters" else [rows]
-        for p, (shape, tensors) in enumerate(zip(shapes, given, strict=True)):
-            if shape is not None:
-                self._make_room(p, tensors, chosen)
+        given = self._ready_for(grads, list(grads.rows), chosen)
         self.clock.tick(chosen)
         if grads.form == "vectors" and grads.plain and all(row[0] is not None for row in self.rows):
             self._length = grads.n
         columns = zip(given, self.columns, strict=True)
         return [[_flat(row, column) for row in tensors] for tensors, column in columns if column is not None]
 
+    def allocate(self, like: Gradients) -> None:
+        """Make room for all gradients of the form of one that fits: zeros, which count as none."""
+        self._ready_for(like, list(like.rows) * self.m, range(self.m))
+
+    def _ready_for(self, grads: Gradients, rows: list[Any], chosen: Sequence[int]) -> list[Sequence[Any]]:
+        """Make room for rows of the form of ``grads``: their tensors, a parameter after the other."""
+        form, shapes = _form_and_shapes(grads)
+        if self.form is None:
+            self._begin(form, len(shapes))
+            self.shards = grads.shards
+        self.shards = self._with(grads.shards)
+        if self._to_move:
+            self._move(grads.device)
+        given: list[Sequence[Any]] = list(zip(*rows, strict=True)) if form == "parameters" else [rows]
+        for p, (shape, tensors) in enumerate(zip(shapes, given, strict=True)):
+            if shape is not None:
+                if self.dtype is None:
+                    self.dtype = torch.promote_types(grads.dtype, torch.float32)
+                self._make_room(p, tensors, chosen)
+        return given
+
+    def _with(self, shards: Shards | None) -> Shards | None:
+        """What is known of the shards with those of gradients that come."""
+        if self.shards is shards or (self._to_move and self.shards is None):
+            return shards
+        return joined_shards(self.shards, shards)
+
     def _is_settled(self, grads: Gradients) -> bool:
         """Whether the state is complete, and these are plain vectors like some that it took before."""
         known = grads.n == self._length and grads.form == "vectors" and grads.plain
+        known = known and grads.shards is None and self.shards is None
         return known and grads.device == self.device and not self._to_move
 
     def _check(self, grads: Gradients, form: str, shapes: Sequence[torch.Size | None]) -> None:
@@ -153,10 +177,8 @@ class Momenta:
                     f"grads: got shape {tuple(shape)}{what}, want {tuple(column.shape)}, the state's"
                 )
 
-    def _begin(self, form: str, parameters: int, dtype: torch.dtype) -> None:
+    def _begin(self, form: str, parameters: int) -> None:
         self.form = form
-        if self.dtype is None:
-            self.dtype = torch.promote_types(dtype, torch.float32)
         self.rows = [[None] * parameters for _ in range(self.m)]
         self.others = {name: [None] * parameters for name in self.others}
         self._forget()
@@ -196,11 +218,13 @@ class Momenta:
         """The momenta as m gradients."""
         if self._gradients is None:
             self._gradients = self.as_gradients(self.rows)
+        self._gradients.shards = self.shards
         return self._gradients
 
     def as_gradients(self, rows: Sequence[list[Tensor | None]]) -> Gradients:
         """Rows of a tensor a parameter as gradients of the state's form."""
-        return Gradients(rows if self.form == "parameters" else [row[0] for row in rows])  # type: ignore[arg-type]
+        listed: Any = rows if self.form == "parameters" else [row[0] for row in rows]
+        return Gradients(listed, shards=self.shards)
 
     def flat(self, name: str) -> list[Tensor]:
         """One of the other vectors as flat tensors, one a segment."""
@@ -237,20 +261,24 @@ class Momenta:
     def state_dict(self) -> dict[str, Any]:
         """Plain containers, numbers and the state's own tensors. Waits for the device."""
         self.clock.read()
+        shards = self.shards or Shards()
         return {
             "form": self.form,
             "counts": list(self.clock.counts),
             "updates": self.clock.updates,
-            "momenta": [list(row) for row in self.rows],
+            "momenta": [shards.wrapped_row(row) for row in self.rows],
             "gram": self._gram,
-            **{name: list(row) for name, row in self.others.items()},
+            "rank": shards.rank,
+            **{name: shards.wrapped_row(row) for name, row in self.others.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over copies of a state that :meth:`check_state` has passed."""
         self.form = state["form"]
-        self.rows = [_copies(row) for row in state["momenta"]]
-        self.others = {name: _copies(state[name]) for name in self.others}
+        self.rows = [_copies(local_state(row)[0]) for row in state["momenta"]]
+        self.others = {name: _copies(local_state(state[name])[0]) for name in self.others}
+        found = local_state(state[next(iter(self.others))])[1]
+        self.shards = self.shards if found is None else found
         loaded = next((tensor for tensor in self.columns if tensor is not None), None)
         if self.dtype is None and loaded is not None:
             self.dtype = loaded.dtype
@@ -261,8 +289,8 @@ class Momenta:
         self._to_move = True
         self._forget()
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Whether a state fits; nothing is changed.
+    def check_state(self, state: dict[str, Any], shards: Shards | None) -> None:
+        """Whether a state fits, and gradients that are parts by ``shards``; nothing is changed.
 
         Raises:
             ValueError: naming what came and what is wanted.
@@ -274,13 +302,19 @@ class Momenta:
         for name in ("counts", "momenta"):
             if len(state[name]) != self.m:
                 raise ValueError(f"state: got {len(state[name])} {name}, want {self.m}: num_vectors")
-        rows = {name: state[name] for name in self.others}
+        rank = None if shards is None else shards.rank
+        if state.get("rank") != rank and state["form"] is not None:
+            raise ValueError(
+                f"state: got that of (rank, ranks) {state.get('rank')}, want {rank}: without DTensors a rank "
+                "can go on from its own only"
+            )
+        rows = {name: local_state(state[name])[0] for name in self.others}
         gram = state.get("gram")
         if gram is not None and (gram.shape != (self.m, self.m) or gram.dtype is not torch.float64):
             got = f"{tuple(gram.shape)} {gram.dtype}"
             raise ValueError(f"state: got {got} for gram, want {(self.m, self.m)} torch.float64")
         shapes = _shapes(next(iter(rows.values())))
-        rows |= {f"momenta[{i}]": row for i, row in enumerate(state["momenta"])}
+        rows |= {f"momenta[{i}]": local_state(row)[0] for i, row in enumerate(state["momenta"])}
         for name, row in rows.items():
             if not _fit(_shapes(row), shapes):
                 raise ValueError(f"state: got shapes {_shapes(row)} for {name}, want {shapes}")

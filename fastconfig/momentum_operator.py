@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal, Optional, Union  # also taken from here by star import
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union  # also taken from here by star import
 
 import torch
 from torch import Tensor
@@ -24,18 +24,24 @@ from torch import Tensor
 from .backends import choose
 from .clock import Clock
 from .compiling import outside_the_graph
+from .config_update import merge
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
-from .grad_operator import ConFIGOperator, GradientOperator, merge, rule_of
+from .grad_operator import ConFIGOperator, GradientOperator, rule_of
 from .grad_operator import __all__ as _operator_all
 from .gradients import Gradients, Update
 from .indexes import index_list, is_one
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
 from .methods import Rule
 from .momenta import EPSILON, Momenta
+from .networks import parameters_of
 from .numbers import cutoff
+from .shards import of_group
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
 from .utils import write_gradient
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = [
     "LatestLossRecorder",
@@ -67,6 +73,8 @@ class MomentumOperator:
         dtype: of the state, torch.float32 or torch.float64; the first gradients' by default, float32 for
             half precision.
         num_vector: num_vectors, as conflictfree's documentation calls it.
+        process_group: ranks of which each gives its part of every gradient, keeps that part of the state, and
+            gets that part of the update; the gradient operator's by default. DTensors need none.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -82,6 +90,7 @@ class MomentumOperator:
         *,
         dtype: torch.dtype | None = None,
         num_vector: int | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if (num_vectors is None) == (num_vector is None):
             got = "none" if num_vectors is None else "num_vectors and num_vector"
@@ -106,6 +115,8 @@ class MomentumOperator:
         self.gradient_operator = gradient_operator
         self.loss_recorder = loss_recorder
         self.dtype = dtype
+        inner = getattr(gradient_operator, "process_group", None)
+        self.process_group = inner if process_group is None else process_group
 
     def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
         """Take in some of the gradients and merge the momenta.
@@ -166,7 +177,7 @@ class MomentumOperator:
     def _checked(self, indexes: Any, grads: Any, losses: Any) -> tuple[list[int], Gradients]:
         """Which gradients come, and these, checked."""
         chosen = index_list(indexes, self.num_vectors, "indexes")
-        rows = Gradients(_as_rows(grads, is_one(indexes)))
+        rows = Gradients(_as_rows(grads, is_one(indexes)), shards=of_group(self.process_group))
         if rows.batch is not None:
             raise ValueError(f"grads: got shape {tuple(grads.shape)}, want (N,) or (k, N)")
         if rows.m != len(chosen):
@@ -207,7 +218,9 @@ class _Resumable(MomentumOperator):
     def state_dict(self) -> dict[str, Any]:
         """All that a step changes, for ``torch.save``: plain containers, numbers and tensors.
 
-        The tensors are the state's own, as those of a torch optimizer. Waits for the device.
+        The tensors are the state's own, as those of a torch optimizer; DTensors where the gradients are, so
+        that torch.distributed.checkpoint can bring them to another number of ranks. With ``process_group``
+        they are this rank's parts, to be saved by every rank for itself. Waits for the device.
         """
         state = self._momenta.state_dict()
         if self.loss_recorder is not None:
@@ -222,7 +235,7 @@ class _Resumable(MomentumOperator):
         Raises:
             ValueError: if it does not fit the operator, or what the operator holds; nothing is changed then.
         """
-        self._momenta.check_state(state)
+        self._momenta.check_state(state, of_group(self.process_group))
         recorder = self.loss_recorder
         if (recorder is None) != ("loss_recorder" not in state):
             got, wanted = ("one", "none") if recorder is None else ("none", "one")
@@ -230,6 +243,25 @@ class _Resumable(MomentumOperator):
         if recorder is not None:
             recorder.load_state_dict(state["loss_recorder"])
         self._momenta.load_state_dict(state)
+
+    def allocate(self, like: torch.nn.Module | Tensor | Sequence[Tensor | None]) -> None:
+        """Make room for the state now, in zeros, instead of when gradients come.
+
+        For torch.distributed.checkpoint, which loads into the tensors that are there.
+
+        Args:
+            like: a network, for per-parameter gradients as :func:`fastconfig.backward` takes them; or a
+                vector (N,) or a sequence of per-parameter tensors as gradients will come.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
+        """
+        if isinstance(like, torch.nn.Module):
+            like = [par for par in parameters_of(like) if par.requires_grad]
+        one: Any = [like]
+        rows = Gradients(one, "like", of_group(self.process_group))
+        self._momenta.check(rows)
+        self._momenta.allocate(rows)
 
     def _take(
         self, indexes: Any, grads: Any, losses: Any
@@ -275,13 +307,15 @@ class PseudoMomentumOperator(_Resumable):
         backend = choose(momenta)
         if not self.all_initialized:
             backend.accumulate(step)
-            return state.new_update(dtype, zeros=True)
+            return momenta.as_given(state.new_update(dtype, zeros=True))
         rule = rule_of(self.gradient_operator, momenta)
+        if rule is None:
+            momenta.check_whole()
         out = state.new_update(dtype)
         if rule is not None:
             backend.momentum_update(step, _at_precision(rule, dtype, momenta.dtype), out)
             state.keep(step)
-            return out
+            return momenta.as_given(out)
         backend.accumulate(step)
         with torch.no_grad():
             decayed = state.clock.decayed(momenta.device)[:-2, None].to(momenta.device)
@@ -321,7 +355,7 @@ class SeparateMomentumOperator(_Resumable):
                 if momentum is not None:
                     self._rescale(momentum, s, z, column[k], first[i], second[i])
         if not self.all_initialized:
-            return state.new_update(rows.dtype, zeros=True)
+            return state.gradients.as_given(state.new_update(rows.dtype, zeros=True))
         merged = self._merge([state.others[f"rescaled_{i}"] for i in range(state.m)], rows.dtype, losses)
         if isinstance(merged, Tensor):
             return merged.to(rows.dtype)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from . import methods
 from .backends import choose
 from .gradients import Gradients, GradientsLike, Update
+from .shards import of_group
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["coefficients", "combine", "conflict_mask", "gram"]
 
 
-def gram(grads: GradientsLike) -> Tensor:
+def gram(grads: GradientsLike, *, process_group: ProcessGroup | None = None) -> Tensor:
     """G = A A^T, the inner products of the gradients, accumulated in float64.
 
     Args:
         grads: m gradients of N elements in any of the three forms (tensor (m, N) or (B, m, N), vectors,
             per-parameter tensors); never modified.
+        process_group: ranks of which each gives its part of every gradient; DTensors need none.
 
     Returns:
         (m, m) or (B, m, m) float64 on the device of the gradients.
@@ -25,7 +32,7 @@ def gram(grads: GradientsLike) -> Tensor:
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    return gram_of(Gradients(grads))
+    return gram_of(Gradients(grads, shards=of_group(process_group)))
 
 
 def gram_of(grads: Gradients) -> Tensor:
@@ -116,7 +123,7 @@ def combine(grads: GradientsLike, c: Tensor) -> Update:
         raise ValueError(f"c: got shape {tuple(c.shape)}, want {shape}")
     out = rows.new_update()
     choose(rows).combine(rows, c.detach().to(torch.float64), out)
-    return out
+    return rows.as_given(out)
 
 
 def _check_gram(gram: Tensor) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .backends import choose
-from .grad_operator import PCGradOperator, PPCGradOperator, merge
+from .config_update import merge
+from .grad_operator import PCGradOperator, PPCGradOperator
 from .gradients import Gradients
 from .methods import REDUCTIONS
 from .ops import gram_of
@@ -214,7 +215,7 @@ class _Projection:
         for part, mean in zip(parts, means, strict=True):
             update = part.new_update()
             choose(part).combine(part, (c / part.m if mean else c).to(part.device), update)
-            updates.append(update)
+            updates.append(part.as_given(update))
         return updates
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from .compiling import outside_the_graph
-from .grad_operator import ConFIGOperator, GradientOperator, is_ours, merge, rule_of
+from .config_update import merge
+from .grad_operator import ConFIGOperator, GradientOperator, is_ours, rule_of
 from .gradients import Gradients, Update, existing
 from .momentum_operator import MomentumOperator
 from .networks import parameters_of
+from .shards import any_dtensor, of_group
 
 __all__ = ["backward", "mtl_backward"]
 
@@ -34,11 +36,14 @@ def backward(
 ) -> None:
     """Merge the losses' gradients and write the result to the parameters' ``.grad``.
 
-    Plain gradients that are there already are written to in place, as torch's own backward pass does.
+    Plain gradients that are there already are written to in place, as torch's own backward pass does. Of
+    parameters that are DTensors (FSDP2, tensor parallelism) the engine's own backward passes are run, so that
+    its reduce-scatter stays its own, and every rank merges its part.
 
     Args:
         losses: m scalar losses, or one vector (m,) of them.
-        model_or_parameters: whose gradients are taken: those that require one. Must be leaves.
+        model_or_parameters: whose gradients are taken: those that require one. Must be leaves. For a model in
+            DistributedDataParallel see :func:`fastconfig.distributed.backward`.
         operator: merges them; a momentum operator is given all as well.
         indexes: for a momentum operator, which of its gradients the losses are; 0..m-1 by default.
         retain_graph: keep the graphs, to go backward through them once more. Otherwise each loss's graph is
@@ -49,18 +54,25 @@ def backward(
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before.
+        CollectiveError: if the ranks cannot add up their parts; ``.grad`` is as before.
     """
     if torch.compiler.is_compiling():
         keywords = {"indexes": indexes, "retain_graph": retain_graph, "accumulate": accumulate}
         outside_the_graph(backward, losses, model_or_parameters, operator, none_grad=none_grad, **keywords)
         return
-    values = _scalars(losses)
-    parameters = _leaves(model_or_parameters, "model_or_parameters")
-    _check_none_grad(none_grad)
-    keep = _kept(values, parameters, retain_graph)
-    rows = [_taken(f"losses[{i}]", [value], parameters, keep[i]) for i, value in enumerate(values)]
+    _refuse_replicas(model_or_parameters)
+    values = scalars(losses)
+    parameters = leaves(model_or_parameters, "model_or_parameters")
+    check_none_grad(none_grad)
+    keep = kept(values, parameters, retain_graph)
+    if any_dtensor(parameters):
+        from .distributed import collected
+
+        rows = collected(values, parameters, keep)
+    else:
+        rows = [taken(f"losses[{i}]", [value], parameters, keep[i]) for i, value in enumerate(values)]
     for i, row in enumerate(rows):
-        if all(tensor is None for tensor in row):
+        if operator.process_group is None and all(tensor is None for tensor in row):
             raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
     _merge_into(parameters, rows, operator, indexes, values, accumulate, none_grad)
 
@@ -97,13 +109,13 @@ def mtl_backward(
             mtl_backward, losses, features, shared_parameters, task_parameters, operator, **rest
         )
         return
-    values = _scalars(losses)
+    values = scalars(losses)
     outputs = [features] if isinstance(features, Tensor) else list(features)
-    shared = _leaves(shared_parameters, "shared_parameters")
+    shared = leaves(shared_parameters, "shared_parameters")
     if len(task_parameters) != len(values):
         raise ValueError(f"task_parameters: got {len(task_parameters)}, want {len(values)}: one a loss")
-    heads = [_leaves(task, f"task_parameters[{i}]", some=False) for i, task in enumerate(task_parameters)]
-    _check_none_grad(none_grad)
+    heads = [leaves(task, f"task_parameters[{i}]", some=False) for i, task in enumerate(task_parameters)]
+    check_none_grad(none_grad)
     for i, feature in enumerate(outputs):
         if not isinstance(feature, Tensor) or not feature.requires_grad:
             raise ValueError(f"features[{i}]: got one that needs no gradient, want the trunk's outputs")
@@ -111,13 +123,13 @@ def mtl_backward(
     rows: list[Sequence[Tensor | None]] = []
     for i, (value, head) in enumerate(zip(values, heads, strict=True)):
         keep = retain_graph or i < len(values) - 1  # heads may share what lies behind the features
-        taken = _taken(f"losses[{i}]", [value], [*outputs, *head], keep)
-        own.append(taken[len(outputs) :])
-        reached = [(feature, g) for feature, g in zip(outputs, taken, strict=False) if g is not None]
+        found = taken(f"losses[{i}]", [value], [*outputs, *head], keep)
+        own.append(found[len(outputs) :])
+        reached = [(feature, g) for feature, g in zip(outputs, found, strict=False) if g is not None]
         if not reached:
             raise ValueError(f"losses[{i}]: got one that no feature is connected to")
         ends, at_ends = zip(*reached, strict=True)
-        rows.append(_taken("features", ends, shared, keep, at_ends))
+        rows.append(taken("features", ends, shared, keep, at_ends))
     _merge_into(shared, rows, operator, None, values, accumulate, none_grad)
     sums: dict[int, tuple[Tensor, Tensor | None]] = {}
     for head, gradients in zip(heads, own, strict=True):
@@ -126,10 +138,10 @@ def mtl_backward(
             total = gradient if before is None else before if gradient is None else before + gradient
             sums[id(par)] = par, total
     pairs = list(sums.values())
-    _write([par for par, _ in pairs], [total for _, total in pairs], accumulate, none_grad)
+    write([par for par, _ in pairs], [total for _, total in pairs], accumulate, none_grad)
 
 
-def _scalars(losses: Any) -> list[Tensor]:
+def scalars(losses: Any) -> list[Tensor]:
     """The losses as scalars with a graph."""
     if isinstance(losses, Tensor):
         if losses.dim() != 1:
@@ -153,7 +165,7 @@ def _scalars(losses: Any) -> list[Tensor]:
     return list(losses)
 
 
-def _leaves(given: torch.nn.Module | Iterable[Tensor], argument: str, *, some: bool = True) -> list[Tensor]:
+def leaves(given: torch.nn.Module | Iterable[Tensor], argument: str, *, some: bool = True) -> list[Tensor]:
     """The parameters that require a gradient, each once."""
     parameters: list[Any] = parameters_of(given) if isinstance(given, torch.nn.Module) else list(given)
     for i, par in enumerate(parameters):
@@ -167,7 +179,7 @@ def _leaves(given: torch.nn.Module | Iterable[Tensor], argument: str, *, some: b
     return wanted
 
 
-def _kept(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> list[bool]:
+def kept(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> list[bool]:
     """Whether each loss's graph is kept after its pass: it is asked for, or a later loss shares it."""
     keep = [True] * (len(losses) - 1) + [retain_graph]
     if retain_graph or sum([par.numel() for par in parameters]) < _LARGE:
@@ -193,12 +205,13 @@ def _nodes(loss: Tensor) -> set[Any]:
     return found
 
 
-def _check_none_grad(none_grad: str) -> None:
+def check_none_grad(none_grad: str) -> None:
+    """Raise ValueError for what is no choice."""
     if none_grad not in ("zero", "skip"):
         raise ValueError(f"none_grad: got {none_grad!r}, want 'zero' or 'skip'")
 
 
-def _taken(
+def taken(
     name: str,
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
@@ -207,12 +220,16 @@ def _taken(
 ) -> Sequence[Tensor | None]:
     """Gradients of the inputs; None where one is unconnected."""
     try:
-        found = torch.autograd.grad(outputs, inputs, at_outputs, retain_graph=keep, allow_unused=True)
+        return torch.autograd.grad(outputs, inputs, at_outputs, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
-        if "second time" not in str(error):
-            raise
+        check_freed(name, error)
+        raise
+
+
+def check_freed(name: str, error: RuntimeError) -> None:
+    """Raise ValueError if an error of a backward pass means that the graph is gone."""
+    if "second time" in str(error):
         raise ValueError(f"{name}: its graph is freed already, want retain_graph=True before") from error
-    return found
 
 
 def _merge_into(
@@ -225,42 +242,65 @@ def _merge_into(
     none_grad: NoneGrad,
 ) -> None:
     """The update, to the parameters' ``.grad``; into what is there, if nobody needs that any more."""
-    grads = _described(rows)
+    grads = _described(rows, operator)
+    there = None if accumulate else existing([par.grad for par in parameters], grads)
+    update = merged(grads, operator, indexes, losses, there)
+    assert isinstance(update, list)
+    write(parameters, update, accumulate, none_grad)
+
+
+def merged(
+    grads: Gradients,
+    operator: Operator,
+    indexes: Sequence[int] | None,
+    losses: list[Tensor],
+    out: Update | None = None,
+) -> Update:
+    """The update by any operator; in ``out``, if there is one, where the operator is a rule."""
     if isinstance(operator, MomentumOperator):
         values = [value.detach() for value in losses] if operator.loss_recorder else None
-        chosen = range(len(rows)) if indexes is None else indexes
-        update = operator.calculate_gradient(chosen, grads.rows, values)
-    elif indexes is not None:
+        chosen = range(grads.m) if indexes is None else indexes
+        return operator.calculate_gradient(chosen, grads.given_rows, values)
+    if indexes is not None:
         raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
-    elif (rule := rule_of(operator, grads)) is not None:
-        update = merge(grads, rule, None if accumulate else existing([par.grad for par in parameters], grads))
-    else:
-        update = _by_operator(operator, grads, [value.detach() for value in losses])
-    assert isinstance(update, list)
-    _write(parameters, update, accumulate, none_grad)
+    if (rule := rule_of(operator, grads)) is not None:
+        return merge(grads, rule, out)
+    return _by_operator(operator, grads, [value.detach() for value in losses])
 
 
-def _described(rows: list[Sequence[Tensor | None]]) -> Gradients:
+def _described(rows: list[Sequence[Tensor | None]], operator: Operator) -> Gradients:
     """The gradients, dense."""
+    shards = of_group(operator.process_group)
     try:
-        return Gradients(rows)
+        return Gradients(rows, shards=shards)
     except TypeError:  # sparse ones, of an embedding
         strided = torch.strided
         return Gradients(
-            [[g if g is None or g.layout is strided else g.to_dense() for g in row] for row in rows]
+            [[g if g is None or g.layout is strided else g.to_dense() for g in row] for row in rows],
+            shards=shards,
         )
 
 
 def _by_operator(operator: GradientOperator, grads: Gradients, losses: list[Tensor]) -> Update:
     """The update of an operator that is more than a rule: a user's own expects the stacked tensor."""
-    ours = is_ours(operator)
-    update = operator.calculate_gradient(grads.rows if ours else grads.stacked(), losses)
+    rows: Any = grads.given_rows if is_ours(operator) else grads.stacked()
+    update = operator.calculate_gradient(rows, losses)
     return grads.restored(update) if isinstance(update, Tensor) else update
 
 
-def _write(
+def _refuse_replicas(model: object) -> None:
+    """Whether a model's gradients mean what they say: those of replicas must be averaged first."""
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            "model_or_parameters: got a DistributedDataParallel, want "
+            "fastconfig.distributed.backward(model, losses)"
+        )
+
+
+def write(
     parameters: Sequence[Tensor], update: Sequence[Tensor | None], accumulate: bool, none_grad: NoneGrad
 ) -> None:
+    """An update to the parameters' ``.grad``."""
     for par, piece in zip(parameters, update, strict=True):
         if piece is None and none_grad == "skip":
             continue

@@ -90,7 +90,7 @@ def test_a_script_runs_unedited(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastconfig", "run", str(script), "--steps", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     lines = done.stdout.splitlines()
-    assert lines[0] == "fastconfig.grad_operator fastconfig.grad_operator fastconfig.momentum_operator"
+    assert lines[0] == "fastconfig.config_update fastconfig.grad_operator fastconfig.momentum_operator"
     assert lines[1] == "fastconfig.utils True"
     assert lines[2] == "['--steps', '3'] __main__"
     assert "fastconfig serves 34 names of conflictfree" in done.stderr

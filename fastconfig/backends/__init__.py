@@ -43,12 +43,18 @@ def choose(grads: Gradients) -> Backend:
         reason = backend.unsupported(grads)
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot serve these gradients: {reason}")
-        return backend
+        return backend if grads.shards is None else _over_all(backend)
     device = grads.device_type
     for backend in _serving.get(device) or _find_serving(device):
         if backend.unsupported(grads) is None:
-            return backend
+            return backend if grads.shards is None else _over_all(backend)
     raise BackendUnavailable(_nothing_serves(device))
+
+
+def _over_all(backend: Backend) -> Backend:
+    from .sharded import ShardedBackend
+
+    return ShardedBackend(backend)
 
 
 def withdraw(name: str, reason: str) -> None:

@@ -1,0 +1,81 @@
+"""Gradients spread over processes: G is a sum over their parts, and each rank combines its own part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..collectives import agreed, summed
+from ..gradients import Gradients, Update
+from ..methods import Rule
+from ..momenta import Step
+from ..numbers import float64_device
+from ..shards import Groups, in_order
+from .base import Backend, ThreeSteps
+from .momentum import TorchMomentum
+
+
+class ShardedBackend(TorchMomentum, ThreeSteps):
+    """Another backend on each rank's part, with one all-reduce of m x m float64 numbers a process group.
+
+    All ranks have the same bits of G then, and so of the coefficients; on a mesh of several dimensions by a
+    broadcast of G along the others.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.name = backend.name
+
+    def unsupported(self, grads: Gradients) -> str | None:
+        return self._backend.unsupported(grads)
+
+    @torch.no_grad()
+    def gram(self, grads: Gradients) -> Tensor:
+        assert grads.shards is not None
+        grams = self._grams(grads)
+        order = in_order(list(grams))
+        for group in order:
+            parts = [gram for groups, gram in grams.items() if group in groups]
+            if len(parts) == 1:
+                summed(parts[0], group, "the Gram matrix")
+                continue
+            together = torch.stack(parts)  # one collective a group
+            summed(together, group, "the Gram matrices")
+            for part, total in zip(parts, together, strict=True):
+                part.copy_(total)
+        gram = torch.stack(list(grams.values())).sum(0) if len(grams) > 1 else next(iter(grams.values()))
+        # other groups may have added up in another order: replicas must not drift apart
+        alike = order[-1:] if len(grams) == 1 else []
+        for group in grads.shards.groups():
+            if group not in alike:
+                agreed(gram, group, "the Gram matrix")
+        return gram
+
+    def _grams(self, grads: Gradients) -> dict[Groups, Tensor]:
+        """This rank's parts of the Gram matrix, by the groups that they are summed over."""
+        assert grads.shards is not None
+        present = [shape is not None for shape in grads.shapes] if grads.form == "parameters" else [True]
+        columns = grads.shards.columns(present)
+        if len(columns) == 1:
+            return {groups: self._part(grads) for groups in columns}
+        return {groups: self._part(grads.columns(places)) for groups, places in columns.items()}
+
+    def _part(self, grads: Gradients) -> Tensor:
+        if grads.n:
+            return self._backend.gram(grads)
+        work = float64_device(grads.device)
+        return torch.zeros(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64, device=work)
+
+    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+        return self._backend.coefficients(gram, rule, grads)
+
+    def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
+        if grads.n:
+            self._backend.combine(grads, c, out)
+
+    def accumulate(self, step: Step) -> None:
+        (self._backend.accumulate if step.momenta.n else super().accumulate)(step)
+
+    def rescale(self, step: Step, merged: Update, out: Update) -> None:
+        if step.momenta.n:
+            self._backend.rescale(step, merged, out)

@@ -1,0 +1,94 @@
+"""The collectives that this package sends itself; whatever fails says which it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+__all__ = ["CollectiveError"]
+
+# torch 2.13 has new names for both
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class CollectiveError(RuntimeError):
+    """A collective failed: a rank is gone, hangs, or sends something else; the message says which it was."""
+
+
+@contextmanager
+def named(what: str, group: ProcessGroup | None) -> Iterator[None]:
+    """Say of an error within which collective it was.
+
+    Raises:
+        CollectiveError: for any RuntimeError, as torch.distributed raises.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, CollectiveError):
+            raise
+        size = dist.get_world_size(group)
+        raise CollectiveError(
+            f"{what} over {size} ranks failed on rank {dist.get_rank(group)}: {error}"
+        ) from error
+
+
+def check_collective(what: str, error: RuntimeError) -> None:
+    """Raise CollectiveError if an error of somebody else's code means that a collective failed."""
+    if isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "NCCL" in str(error):
+        raise CollectiveError(f"{what} failed: {error}") from error
+
+
+def summed(total: Tensor, group: ProcessGroup, what: str) -> None:
+    """Replace a tensor by its sum over the ranks; the same bits on all of them."""
+    with named(f"all-reduce of {what} {tuple(total.shape)}", group):
+        dist.all_reduce(total, group=group)
+
+
+def agreed(total: Tensor, group: ProcessGroup, what: str) -> None:
+    """Replace a tensor by the one of the group's first rank."""
+    with named(f"broadcast of {what} {tuple(total.shape)}", group):
+        dist.broadcast(total, dist.get_global_rank(group, 0), group=group)
+
+
+class Pending:
+    """A collective under way."""
+
+    def __init__(self, work: dist.Work, what: str, group: ProcessGroup, *alive: Tensor) -> None:
+        self._work, self._what, self._group = work, what, group
+        self._alive = alive  # until it has ended
+
+    def wait(self) -> None:
+        with named(self._what, self._group):
+            self._work.wait()
+        self._alive = ()
+
+
+def scatter_sum(part: Tensor, whole: Tensor, group: ProcessGroup, what: str) -> Pending:
+    """Begin: this rank's part of the sum of all ranks' ``whole``, which must stay as it is until the end."""
+    what = f"reduce-scatter of {what} ({whole.numel()} elements)"
+    with named(what, group):
+        work = _reduce_scatter(part, whole, group=group, async_op=True)
+    return Pending(work, what, group, part, whole)
+
+
+def begin_any(flags: Tensor, group: ProcessGroup, what: str) -> Pending:
+    """Begin: uint8 flags become one where any rank has one."""
+    what = f"all-reduce of {what} {tuple(flags.shape)}"
+    with named(what, group):
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=group, async_op=True)
+    return Pending(work, what, group, flags)
+
+
+def gathered(part: Tensor, group: ProcessGroup, what: str) -> Tensor:
+    """The parts of all ranks, which have one length, after each other."""
+    whole = torch.empty(part.numel() * dist.get_world_size(group), dtype=part.dtype, device=part.device)
+    with named(f"all-gather of {what} ({whole.numel()} elements)", group):
+        _all_gather(whole, part, group=group)
+    return whole

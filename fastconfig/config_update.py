@@ -1,0 +1,185 @@
+"""ConFIG as a function, and the merge of any rule: gradients -> Gram matrix -> coefficients -> update.
+
+A model that a user wrote for conflictfree, on the full vectors, is called with the (m, N) tensor that it
+expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .backends import choose
+from .compiling import can_compile, compiled_config, outside_the_graph
+from .gradients import Gradients, GradientsLike, Update
+from .length_model import LengthModel, ProjectionLength, length_rule
+from .methods import Rule, make_rule
+from .networks import joined
+from .numbers import float64_device
+from .shards import of_group
+from .weight_model import EqualWeight, WeightModel, direction_weights, is_equal
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["ConFIG_update", "ConFIG_update_double"]
+
+# The default models have no state, and their rule is known without looking at them.
+EQUAL, PROJECTION, PLAIN = EqualWeight(), ProjectionLength(), Rule()
+CPU = torch.device("cpu")
+
+
+def ConFIG_update_double(
+    grad_1: Tensor | Sequence[Tensor],
+    grad_2: Tensor | None = None,
+    weight_model: WeightModel = EQUAL,
+    length_model: LengthModel = PROJECTION,
+    losses: Sequence[Any] | None = None,
+) -> Update:
+    """ConFIG update of two gradients; the same answer as :func:`ConFIG_update`.
+
+    Args:
+        grad_1: (N,) the first gradient; or both, as a sequence of two or a tensor (2, N).
+        grad_2: (N,) the second gradient; None if ``grad_1`` holds both.
+        weight_model: direction weights.
+        length_model: length of the update.
+        losses: the two losses, for models that use them.
+
+    Returns:
+        (N,) update.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    pair: Any = [grad_1, grad_2]
+    grads = Gradients(grad_1, "grad_1") if grad_2 is None else Gradients(pair, ("grad_1", "grad_2"))
+    if grads.m != 2:
+        raise ValueError(f"grad_1: got {grads.m} gradients and no grad_2, want 2 in all")
+    return config_update(grads, weight_model, length_model, losses)
+
+
+def ConFIG_update(
+    grads: GradientsLike,
+    weight_model: WeightModel = EQUAL,
+    length_model: LengthModel = PROJECTION,
+    use_least_square: bool = True,
+    losses: Sequence[Any] | None = None,
+    *,
+    rcond: float | None = None,
+    process_group: ProcessGroup | None = None,
+) -> Update:
+    """The ConFIG update (Liu, Chu and Thuerey 2024, arXiv:2408.11104, equations 2 and 3).
+
+    Its projections on the unit gradients are in the ratio of the direction weights: with equal weights its
+    cosines with all gradients are equal, and positive where the gradients are independent.
+
+    Args:
+        grads: m gradients of N elements: a tensor (m, N) or (B, m, N), a sequence of m vectors (N,), or of
+            m sequences of per-parameter tensors (None counts as zeros). float32, float64, bfloat16 or
+            float16; any strides; never modified.
+        weight_model: direction weights; equal by default.
+        length_model: length of the update; the sum of projections by default.
+        use_least_square: accepted for conflictfree's sake; both of its ways have the same answer here.
+        losses: the m losses, for models that use them.
+        rcond: cut-off on the eigenvalues of the normalised Gram matrix relative to the largest; by default
+            float64 1e-13, float32 1e-10, float16 1e-7, bfloat16 6e-6.
+        process_group: ranks of which each gives its part of every gradient, and gets that part of the update;
+            see :mod:`fastconfig.distributed`. DTensors need none.
+
+    Returns:
+        The update in the form, dtype and device of the gradients: (N,), (B, N), or a list of tensors. All
+        NaN if any gradient has NaN or Inf; zero if all are zero or the weights have no solution (opposed
+        gradients). No graph is kept.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+        CollectiveError: if the ranks cannot add up their parts.
+
+    Examples:
+        >>> grads = [get_gradient_vector(network) for ...]  # after each loss's backward()
+        >>> apply_gradient_vector(network, ConFIG_update(grads))
+    """
+    if torch.compiler.is_compiling():
+        if can_compile(grads, process_group, weight_model, length_model):
+            return compiled_config(grads, length_model, rcond)
+        rest: dict[str, Any] = {"losses": losses, "rcond": rcond, "process_group": process_group}
+        return outside_the_graph(ConFIG_update, grads, weight_model, length_model, **rest)
+    rows = Gradients(grads, shards=of_group(process_group))
+    return config_update(rows, weight_model, length_model, losses, rcond)
+
+
+def config_update(
+    grads: Gradients,
+    weight_model: WeightModel,
+    length_model: LengthModel,
+    losses: Sequence[Any] | None,
+    rcond: float | None = None,
+) -> Update:
+    """:func:`ConFIG_update` of gradients that are checked already."""
+    if losses is not None:
+        check_losses(losses, grads.m)
+    if weight_model is EQUAL and length_model is PROJECTION and rcond is None:
+        return merge(grads, PLAIN)
+    length = length_rule(length_model)
+    if grads.batch is not None and (length is None or not is_equal(weight_model)):
+        return _one_by_one(grads, weight_model, length_model, losses, rcond)
+    weights = direction_weights(weight_model, grads, losses)
+    update = merge(grads, _config_rule(grads, weights, *(length or ("none", 0)), rcond))
+    if length is not None:
+        return update
+    target = update if isinstance(update, Tensor) else joined([t for t in update if t is not None])
+    with torch.no_grad():
+        scaled = length_model.rescale_length(target_vector=target, gradients=grads.stacked(), losses=losses)
+    return grads.restored(scaled.to(grads.dtype))
+
+
+def _config_rule(
+    grads: Gradients, weights: Tensor | None, length: str, track_id: int, rcond: float | None
+) -> Rule:
+    if weights is None:
+        return unweighted_rule(grads.m, length, track_id, rcond)
+    device = float64_device(grads.device)
+    return make_rule(
+        "config", grads.m, device, weights=weights, length=length, track_id=track_id, rcond=rcond
+    )
+
+
+@lru_cache(maxsize=64)
+def unweighted_rule(m: int, length: str, track_id: int, rcond: float | None) -> Rule:
+    """The rule of ConFIG with equal weights."""
+    return make_rule("config", m, CPU, length=length, track_id=track_id, rcond=rcond)
+
+
+def merge(grads: Gradients, rule: Rule, out: Update | None = None) -> Update:
+    """The update of gradients that are checked already; in ``out``, if there is one that fits."""
+    update = grads.new_update() if out is None else out
+    choose(grads).update(grads, rule, update)
+    return grads.as_given(update)
+
+
+def _one_by_one(grads: Gradients, *rest: Any) -> Update:
+    """Problems of a batch in turn: a user's own model knows (m, N) tensors only."""
+    grads.check_whole()
+    assert isinstance(grads.rows, Tensor)
+    updates = [config_update(Gradients(problem), *rest) for problem in grads.rows]
+    return torch.stack(updates) if updates else grads.new_update()  # type: ignore[arg-type]
+
+
+def check_losses(losses: Sequence[Any], m: int) -> None:
+    """Whether there is a loss a gradient.
+
+    Raises:
+        TypeError, ValueError: saying what came and what is wanted.
+    """
+    try:
+        count = len(losses)
+    except TypeError:
+        raise TypeError(
+            f"losses: got a {type(losses).__name__} without length, want a sequence of {m} losses"
+        ) from None
+    if count != m:
+        raise ValueError(f"losses: got {count}, want {m}: one a gradient")
