@@ -35,7 +35,7 @@ from .methods import Rule
 from .momenta import EPSILON, Momenta
 from .networks import parameters_of
 from .numbers import cutoff
-from .shards import of_group
+from .shards import of_group, reshard
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
 from .utils import write_gradient
@@ -257,6 +257,7 @@ class _Resumable(MomentumOperator):
             TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
         """
         if isinstance(like, torch.nn.Module):
+            reshard(like)
             like = [par for par in parameters_of(like) if par.requires_grad]
         one: Any = [like]
         rows = Gradients(one, "like", of_group(self.process_group))

@@ -193,6 +193,20 @@ def any_dtensor(rows: Any) -> bool:
     return any(any_dtensor(row) for row in rows if isinstance(row, (Tensor, list, tuple)))
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Let FSDP2's modules show their sharded parameters.
+
+    Between forward and backward pass the root's ``parameters()`` are whole, plain copies by default, whose
+    gradients are this rank's own.
+    """
+    module = sys.modules.get("torch.distributed.fsdp")
+    if module is None or not module.FSDPModule.__subclasses__():  # none was ever made
+        return
+    for part in model.modules():
+        if isinstance(part, module.FSDPModule):
+            part.reshard()
+
+
 def local_part(tensor: DTensor) -> Tensor:
     """This rank's part, without a graph."""
     local: Any = tensor.detach().to_local()  # type: ignore[attr-defined]

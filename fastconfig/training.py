@@ -14,7 +14,7 @@ from .grad_operator import ConFIGOperator, GradientOperator, is_ours, rule_of
 from .gradients import Gradients, Update, existing
 from .momentum_operator import MomentumOperator
 from .networks import parameters_of
-from .shards import any_dtensor, of_group
+from .shards import any_dtensor, of_group, reshard
 
 __all__ = ["backward", "mtl_backward"]
 
@@ -42,7 +42,8 @@ def backward(
 
     Args:
         losses: m scalar losses, or one vector (m,) of them.
-        model_or_parameters: whose gradients are taken: those that require one. Must be leaves. For a model in
+        model_or_parameters: whose gradients are taken: those that require one. Must be leaves. Of FSDP2 give
+            the model: its ``parameters()`` may be others between forward and backward pass. For a model in
             DistributedDataParallel see :func:`fastconfig.distributed.backward`.
         operator: merges them; a momentum operator is given all as well.
         indexes: for a momentum operator, which of its gradients the losses are; 0..m-1 by default.
@@ -167,7 +168,10 @@ def scalars(losses: Any) -> list[Tensor]:
 
 def leaves(given: torch.nn.Module | Iterable[Tensor], argument: str, *, some: bool = True) -> list[Tensor]:
     """The parameters that require a gradient, each once."""
-    parameters: list[Any] = parameters_of(given) if isinstance(given, torch.nn.Module) else list(given)
+    if isinstance(given, torch.nn.Module):
+        reshard(given)
+        given = parameters_of(given)
+    parameters: list[Any] = list(given)
     for i, par in enumerate(parameters):
         if not isinstance(par, Tensor):
             raise TypeError(f"{argument}[{i}]: got a {type(par).__name__}, want a tensor")

@@ -35,6 +35,13 @@ def flat(ranks: int, net: nn.Module | None = None) -> nn.Module:
     return shard(Net() if net is None else net, init_device_mesh(device().type, (ranks,)))
 
 
+def root_only(ranks: int) -> nn.Module:
+    """FSDP2 of the root alone, which shows whole parameters between forward and backward pass."""
+    net = Net().to(device())
+    fully_shard(net, mesh=init_device_mesh(device().type, (ranks,)))
+    return net
+
+
 def replicated(ranks: int) -> nn.Module:
     """FSDP2 over a mesh of replicas and shards."""
     sides = (2, ranks // 2) if ranks > 1 else (1, 1)
@@ -77,7 +84,7 @@ def data_ranks(net: nn.Module, ranks: int) -> int:
     return int(mesh["data"].size()) if "model" in (mesh.mesh_dim_names or ()) else ranks
 
 
-MESHES: tuple[Callable[[int], nn.Module], ...] = (flat, replicated, tensor_parallel)
+MESHES: tuple[Callable[[int], nn.Module], ...] = (flat, root_only, replicated, tensor_parallel)
 
 
 def case_every_operator_on_every_mesh(rank: int, ranks: int) -> None:
@@ -95,18 +102,19 @@ def case_every_operator_on_every_mesh(rank: int, ranks: int) -> None:
 
 def case_steps_of_an_optimizer(rank: int, ranks: int) -> None:
     """Ten steps of Adam beside one process that averages everything."""
-    net, one = flat(ranks), Net()
-    optimizers = [torch.optim.Adam(n.parameters(), lr=0.05) for n in (net, one)]
-    for step in range(10):
-        backward(losses_of(net, my_batch(ranks, net, step)), net, none_grad="zero")
-        exact = reference.config(averaged_rows(ranks, step, one))
-        sizes = [par.numel() for par in one.parameters()]
-        for par, grad in zip(one.parameters(), exact.split(sizes), strict=True):
-            par.grad = grad.view(par.shape)
-        for optimizer in optimizers:
-            optimizer.step()
-    for mine, theirs in zip(net.parameters(), one.parameters(), strict=True):
-        assert (mine.full_tensor().cpu() - theirs).abs().max() <= 1e-9  # type: ignore[attr-defined]
+    for make_net in (flat, root_only):
+        net, one = make_net(ranks), Net()
+        optimizers = [torch.optim.Adam(n.parameters(), lr=0.05) for n in (net, one)]
+        for step in range(10):
+            backward(losses_of(net, my_batch(ranks, net, step)), net, none_grad="zero")
+            exact = reference.config(averaged_rows(ranks, step, one))
+            sizes = [par.numel() for par in one.parameters()]
+            for par, grad in zip(one.parameters(), exact.split(sizes), strict=True):
+                par.grad = grad.view(par.shape)
+            for optimizer in optimizers:
+                optimizer.step()
+        for mine, theirs in zip(net.parameters(), one.parameters(), strict=True):
+            assert (mine.full_tensor().cpu() - theirs).abs().max() <= 1e-9  # type: ignore[attr-defined]
 
 
 def case_accumulate_graphs_and_frozen_parameters(rank: int, ranks: int) -> None:

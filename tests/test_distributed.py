@@ -45,6 +45,26 @@ def test_momentum_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
         assert (tmp_path / "expected.pt").exists()
 
 
+def test_the_example_resumes_on_other_ranks(tmp_path: Path) -> None:
+    """As its docstring says; the losses are those of the run that went through."""
+
+    def losses(ranks: int, begin: int, steps: int, folder: str) -> list[float]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command += [str(TESTS.parent / "examples" / "fsdp_pinn.py")]
+        command += [f"--steps={steps}", f"--checkpoint={tmp_path / folder}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-5000:]
+        line = rf"^\w+: loss (\S+) after steps {begin} to {steps}$"
+        found = [float(value) for value in re.findall(line, done.stdout, re.MULTILINE)]
+        assert len(found) == 3, done.stdout
+        return found
+
+    through = losses(2, 0, 60, "through")
+    halfway = losses(2, 0, 30, "resumed")
+    assert sum(through) < sum(halfway)
+    assert losses(4, 30, 60, "resumed") == pytest.approx(through, rel=1e-8)
+
+
 @pytest.mark.parametrize("way", ["plain", "ddp", "fsdp"])
 def test_a_lost_rank_is_an_error_of_the_others(way: str) -> None:
     run("distributed_killed.py", way)
