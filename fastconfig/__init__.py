@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import ops, reference
+    from . import distributed, ops, reference
     from .acceleration import accelerate
     from .backends import BackendUnavailable, explain, use_backend
     from .grad_operator import (
@@ -68,7 +68,7 @@ _HOMES = {
     "weight_model": ("EqualWeight", "WeightModel"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("ops", "reference")
+_MODULES = ("distributed", "ops", "reference")
 
 __all__ = [
     "BackendUnavailable",
@@ -98,6 +98,7 @@ __all__ = [
     "accelerate",
     "apply_gradient_vector",
     "backward",
+    "distributed",
     "explain",
     "get_gradient_vector",
     "mtl_backward",

@@ -20,7 +20,6 @@ from .length_model import LengthModel, ProjectionLength, length_rule
 from .methods import Rule, make_rule
 from .networks import joined
 from .numbers import float64_device
-from .shards import of_group
 from .weight_model import EqualWeight, WeightModel, direction_weights, is_equal
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def ConFIG_update(
             return compiled_config(grads, length_model, rcond)
         rest: dict[str, Any] = {"losses": losses, "rcond": rcond, "process_group": process_group}
         return outside_the_graph(ConFIG_update, grads, weight_model, length_model, **rest)
-    rows = Gradients(grads, shards=of_group(process_group))
+    rows = Gradients(grads, group=process_group)
     return config_update(rows, weight_model, length_model, losses, rcond)
 
 

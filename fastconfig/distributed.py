@@ -24,9 +24,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from .collectives import CollectiveError, Pending, begin_any, check_collective, gathered, scatter_sum
+from .collectives import CollectiveError, Pending, begin_any, check_collective, gather_parts, scatter_sum
 from .grad_operator import ConFIGOperator
 from .gradients import Gradients
+from .memory_order import new_tensor
 from .shards import Place, Shards, is_dtensor
 from .training import (
     NoneGrad,
@@ -148,12 +149,15 @@ class _Exchange:
         self._pending: list[Pending] = []
         self._connected = torch.zeros(len(parameters), dtype=torch.uint8)
 
+    def _empty(self, elements: int) -> Tensor:
+        first = self._parameters[0]
+        return new_tensor((elements,), first.dtype, first.device)
+
     def send(self, row: Sequence[Tensor | None], name: str) -> None:
         """Begin to add up one loss's gradient."""
-        if len(self._pending) > 1:
-            self._pending[-2].wait()  # two flat gradients at a time
-        first = self._parameters[0]
-        flat = torch.empty(self._step * self._ranks, dtype=first.dtype, device=first.device)
+        if self._pending:
+            self._pending[-1].wait()  # one flat gradient at a time
+        flat = self._empty(self._step * self._ranks)
         begin = 0
         for p, (par, grad) in enumerate(zip(self._parameters, row, strict=True)):
             target = flat[begin : begin + par.numel()]
@@ -166,7 +170,7 @@ class _Exchange:
             # divided first, so that half precision holds the sum
             torch.mul(dense.detach(), 1 / self._ranks, out=target.view(par.shape))
         flat[begin:].zero_()
-        part = torch.empty(self._step, dtype=first.dtype, device=first.device)
+        part = self._empty(self._step)
         self._rows.append(part[: self._count])
         self._pending.append(scatter_sum(part, flat, self._group, f"the gradient of {name}"))
 
@@ -177,13 +181,18 @@ class _Exchange:
         first = self._parameters[0]
         connected = self._connected.to(first.device)
         flags = begin_any(connected, self._group, "which parameters have a gradient")
-        for work in self._pending:
-            work.wait()
+        self._pending[-1].wait()
         place = Place(_mesh(self._group, first.device.type), (Shard(0),), torch.Size([self._n]), (1,))
-        update: Any = merged(Gradients(self._rows, shards=Shards(places=(place,))), operator, indexes, losses)
-        part = torch.zeros(self._step, dtype=first.dtype, device=first.device)
-        part[: self._count] = update.to_local()
-        whole = gathered(part, self._group, "the update")
+        rows = Gradients(self._rows)
+        rows.shards = Shards(places=(place,))
+        whole = self._empty(self._step * self._ranks)
+        begin = dist.get_rank(self._group) * self._step
+        mine, padding = whole[begin : begin + self._step].split([self._count, self._step - self._count])
+        update: Any = merged(rows, operator, indexes, losses, mine)
+        if update.to_local().data_ptr() != mine.data_ptr():  # a momentum operator has its own
+            mine.copy_(update.to_local())
+        padding.zero_()
+        gather_parts(whole, self._group, "the update")
         flags.wait()
         pieces = whole[: self._n].split([par.numel() for par in self._parameters])
         return [

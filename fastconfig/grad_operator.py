@@ -30,7 +30,6 @@ from .length_model import LengthModel, length_rule
 from .length_model import __all__ as _length_all
 from .methods import Rule, make_rule
 from .numbers import float64_device
-from .shards import of_group
 from .utils import write_gradient
 from .weight_model import *  # noqa: F403
 from .weight_model import WeightModel, is_equal
@@ -143,7 +142,7 @@ class ConFIGOperator(GradientOperator):
             if can_compile(grads, self.process_group, self.weight_model, self.length_model):
                 return compiled_config(grads, self.length_model, self.rcond)
             return outside_the_graph(self.calculate_gradient, grads, losses)
-        rows = Gradients(grads, shards=of_group(self.process_group))
+        rows = Gradients(grads, group=self.process_group)
         return config_update(rows, self.weight_model, self.length_model, losses, self.rcond)
 
     def rule_for(self, grads: Gradients) -> Rule | None:
@@ -187,7 +186,7 @@ class _GramOperator(GradientOperator):
                 return outside_the_graph(self.calculate_gradient, grads, losses)
             rule = self._rule
             return compiled_update(grads, rule.method, mean=rule.mean, rcond=rule.rcond)
-        rows = Gradients(grads, shards=of_group(self.process_group))
+        rows = Gradients(grads, group=self.process_group)
         if losses is not None:
             check_losses(losses, rows.m)
         return merge(rows, self.rule_for(rows))
@@ -259,7 +258,7 @@ class PCGradOperator(_GramOperator):
             if (self.shuffle and order is None) or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses, order=order)
             return compiled_update(grads, "pcgrad", order=order, mean=self._rule.mean)
-        rows = Gradients(grads, shards=of_group(self.process_group))
+        rows = Gradients(grads, group=self.process_group)
         if losses is not None:
             check_losses(losses, rows.m)
         return merge(rows, self.rule_for(rows, order))

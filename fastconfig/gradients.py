@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from .memory_order import flat_view, new_in_order, new_tensor, one_memory_order
 from .numbers import DTYPES, dtype_names
 from .results import KEPT_FROM, new_result
 from .shards import Shards, any_dtensor, local_rows, local_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 try:
     from ._C import attach, describe, scan
@@ -78,14 +81,14 @@ class Gradients:
         self,
         grads: GradientsLike,
         argument: str | Sequence[str] = "grads",
-        shards: Shards | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         """Check and describe ``grads``.
 
         Args:
             grads: in one of the three forms.
             argument: what error messages call it; or one name for each gradient.
-            shards: how tensors that are parts are spread over processes; DTensors say so themselves.
+            group: whose ranks each have a part of every gradient; DTensors say so themselves.
 
         Raises:
             TypeError: for what is no tensor, of another dtype, or not dense; naming ``argument``.
@@ -93,7 +96,7 @@ class Gradients:
         """
         self._segments: list[Segment] | None = None
         self.plain = False
-        self.shards = shards
+        self.shards = None if group is None else Shards(group)
         if isinstance(grads, Tensor):
             self._from_tensor(grads, argument)
         else:

@@ -218,13 +218,14 @@ class Momenta:
         """The momenta as m gradients."""
         if self._gradients is None:
             self._gradients = self.as_gradients(self.rows)
-        self._gradients.shards = self.shards
         return self._gradients
 
     def as_gradients(self, rows: Sequence[list[Tensor | None]]) -> Gradients:
         """Rows of a tensor a parameter as gradients of the state's form."""
         listed: Any = rows if self.form == "parameters" else [row[0] for row in rows]
-        return Gradients(listed, shards=self.shards)
+        found = Gradients(listed, group=None if self.shards is None else self.shards.group)
+        found.shards = self.shards
+        return found
 
     def flat(self, name: str) -> list[Tensor]:
         """One of the other vectors as flat tensors, one a segment."""

@@ -35,7 +35,7 @@ from .methods import Rule
 from .momenta import EPSILON, Momenta
 from .networks import parameters_of
 from .numbers import cutoff
-from .shards import of_group, reshard
+from .shards import Shards, reshard
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
 from .utils import write_gradient
@@ -177,7 +177,7 @@ class MomentumOperator:
     def _checked(self, indexes: Any, grads: Any, losses: Any) -> tuple[list[int], Gradients]:
         """Which gradients come, and these, checked."""
         chosen = index_list(indexes, self.num_vectors, "indexes")
-        rows = Gradients(_as_rows(grads, is_one(indexes)), shards=of_group(self.process_group))
+        rows = Gradients(_as_rows(grads, is_one(indexes)), group=self.process_group)
         if rows.batch is not None:
             raise ValueError(f"grads: got shape {tuple(grads.shape)}, want (N,) or (k, N)")
         if rows.m != len(chosen):
@@ -235,7 +235,8 @@ class _Resumable(MomentumOperator):
         Raises:
             ValueError: if it does not fit the operator, or what the operator holds; nothing is changed then.
         """
-        self._momenta.check_state(state, of_group(self.process_group))
+        group = self.process_group
+        self._momenta.check_state(state, None if group is None else Shards(group))
         recorder = self.loss_recorder
         if (recorder is None) != ("loss_recorder" not in state):
             got, wanted = ("one", "none") if recorder is None else ("none", "one")
@@ -260,7 +261,7 @@ class _Resumable(MomentumOperator):
             reshard(like)
             like = [par for par in parameters_of(like) if par.requires_grad]
         one: Any = [like]
-        rows = Gradients(one, "like", of_group(self.process_group))
+        rows = Gradients(one, "like", self.process_group)
         self._momenta.check(rows)
         self._momenta.allocate(rows)
 

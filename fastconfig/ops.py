@@ -10,7 +10,6 @@ from torch import Tensor
 from . import methods
 from .backends import choose
 from .gradients import Gradients, GradientsLike, Update
-from .shards import of_group
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -32,7 +31,7 @@ def gram(grads: GradientsLike, *, process_group: ProcessGroup | None = None) -> 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    return gram_of(Gradients(grads, shards=of_group(process_group)))
+    return gram_of(Gradients(grads, group=process_group))
 
 
 def gram_of(grads: Gradients) -> Tensor:

@@ -148,11 +148,6 @@ class Shards:
         return torch.device("cpu")
 
 
-def of_group(group: ProcessGroup | None) -> Shards | None:
-    """Shards over a group; None for gradients that this process has as a whole."""
-    return None if group is None else Shards(group)
-
-
 def joined_shards(known: Shards | None, coming: Shards | None) -> Shards | None:
     """What is known of a state's shards after gradients that came.
 

@@ -14,7 +14,7 @@ from .grad_operator import ConFIGOperator, GradientOperator, is_ours, rule_of
 from .gradients import Gradients, Update, existing
 from .momentum_operator import MomentumOperator
 from .networks import parameters_of
-from .shards import any_dtensor, of_group, reshard
+from .shards import any_dtensor, reshard
 
 __all__ = ["backward", "mtl_backward"]
 
@@ -274,14 +274,14 @@ def merged(
 
 def _described(rows: list[Sequence[Tensor | None]], operator: Operator) -> Gradients:
     """The gradients, dense."""
-    shards = of_group(operator.process_group)
+    group = operator.process_group
     try:
-        return Gradients(rows, shards=shards)
+        return Gradients(rows, group=group)
     except TypeError:  # sparse ones, of an embedding
         strided = torch.strided
         return Gradients(
             [[g if g is None or g.layout is strided else g.to_dense() for g in row] for row in rows],
-            shards=shards,
+            group=group,
         )
 
 

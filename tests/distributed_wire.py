@@ -44,8 +44,10 @@ def case_replicas(rank: int, ranks: int) -> None:
         losses = three_losses(net, my_batch())
         with WireCount() as wire:
             distributed.backward(net, losses, *([] if operator is None else [operator]))
-        assert wire.payload == replicas(sizes)
-        assert wire.calls == {"reduce-scatter": 3, "all-reduce": 2, "all-gather": 1}
+        by_gloo = device().type == "cpu"
+        assert wire.payload == replicas(sizes, by_gloo)
+        scatter, gather = ("all-to-all", "broadcast") if by_gloo else ("reduce-scatter", "all-gather")
+        assert wire.calls == {scatter: 3, "all-reduce": 2, gather: ranks if by_gloo else 1}
 
 
 def case_replicas_of_peers(rank: int, ranks: int) -> None:

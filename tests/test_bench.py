@@ -297,6 +297,12 @@ def test_tables_are_what_the_script_makes(readme_table: ModuleType) -> None:
         assert readme_table.generated(place, newest) == text
 
 
+def test_the_model_of_scaling_is_what_the_script_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    scaling = importlib.import_module("scaling")
+    assert scaling.documented() == (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("group", ["update", "momentum"])
 def test_table_of_a_run(readme_table: ModuleType, tmp_path: Path, group: str) -> None:
     _, numbers = bench("--m", "2,3", "--n", "200", "--only", group, out=tmp_path)

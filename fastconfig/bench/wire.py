@@ -14,6 +14,7 @@ KINDS = {
     "_reduce_scatter_base_": "reduce-scatter",
     "_allgather_base_": "all-gather",
     "broadcast_": "broadcast",
+    "alltoall_base_": "all-to-all",
 }
 
 
@@ -86,13 +87,19 @@ class Problem:
         return 8 * self.losses**2
 
 
-def replicas(problem: Problem) -> Counter[str]:
-    """Payload of ``fastconfig.distributed.backward``, by kind."""
+def merge(problem: Problem) -> Counter[str]:
+    """Payload of the merge of parts alone."""
+    return Counter({"all-reduce": problem.gram})
+
+
+def replicas(problem: Problem, by_gloo: bool = False) -> Counter[str]:
+    """Payload of ``fastconfig.distributed.backward``, by kind; Gloo has other kinds of the same bytes."""
+    scatter, gather = ("all-to-all", "broadcast") if by_gloo else ("reduce-scatter", "all-gather")
     return Counter(
         {
-            "reduce-scatter": problem.losses * problem.padded,
+            scatter: problem.losses * problem.padded,
             "all-reduce": problem.gram + problem.parameters,
-            "all-gather": problem.padded,
+            gather: problem.padded,
         }
     )
 
@@ -108,13 +115,8 @@ def shards(problem: Problem) -> Counter[str]:
     The parameters are gathered for the forward pass and for every loss's backward pass; the gradients of
     every loss are scattered: all that is the engine's. Ours is the Gram matrix.
     """
-    return Counter(
-        {
-            "all-gather": (1 + problem.losses) * problem.padded,
-            "reduce-scatter": problem.losses * problem.padded,
-            "all-reduce": problem.gram,
-        }
-    )
+    gathered, scattered = (1 + problem.losses) * problem.padded, problem.losses * problem.padded
+    return merge(problem) + Counter({"all-gather": gathered, "reduce-scatter": scattered})
 
 
 def shards_of_peers(problem: Problem) -> Counter[str]:
