@@ -37,7 +37,7 @@ from fastconfig import ConFIG_update, ConFIGOperator, environment
 from fastconfig.bench import wire
 from fastconfig.bench.wire import Problem
 from fastconfig.collectives import gather_parts, scatter_sum
-from fastconfig.distributed import _Exchange
+from fastconfig.distributed import Exchange
 
 Merge = Callable[[list[Tensor]], Any]
 LOSSES = 3
@@ -188,7 +188,7 @@ def _measure_problem(problem: Problem, costs: dict[str, tuple[float, float]]) ->
     buckets = [row.clone() for row in rows]
 
     def ours() -> None:
-        exchange = _Exchange([parameter], group)
+        exchange = Exchange([parameter], group)
         for i, row in enumerate(rows):
             exchange.send([row], str(i))
         exchange.merged(operator, None, [])

@@ -82,12 +82,10 @@ def backward(
     if operator.process_group is not None:
         raise ValueError("operator: got one with a process_group, want one without: the model has its own")
     values = scalars(losses)
-    ignored = set(ddp_model.parameters_to_ignore)
-    named = ddp_model.module.named_parameters()
-    parameters = leaves([par for name, par in named if name not in ignored], "ddp_model")
+    exchange = Exchange.of(ddp_model)
+    parameters = exchange.parameters
     check_none_grad(none_grad)
     keep = kept(values, parameters, retain_graph)
-    exchange = _Exchange(parameters, ddp_model.process_group)
     for i, value in enumerate(values):
         exchange.send(taken(f"losses[{i}]", [value], parameters, keep[i]), f"losses[{i}]")
     update = exchange.merged(operator, indexes, values)
@@ -130,11 +128,15 @@ def _set(parameters: list[Tensor], grads: Sequence[Tensor | None]) -> None:
         par.grad = grad
 
 
-class _Exchange:
-    """The gradients of replicas on their way: averaged, each rank with its part of the flat vectors."""
+class Exchange:
+    """The gradients of replicas on their way: averaged, each rank with its part of the flat vectors.
+
+    Attributes:
+        parameters: whose gradients they are, in this order.
+    """
 
     def __init__(self, parameters: list[Tensor], group: ProcessGroup) -> None:
-        self._parameters, self._group = parameters, group
+        self.parameters, self._group = parameters, group
         first = parameters[0]
         for i, par in enumerate(parameters):
             if (par.dtype, par.device) != (first.dtype, first.device):
@@ -148,9 +150,23 @@ class _Exchange:
         self._rows: list[Tensor] = []
         self._pending: list[Pending] = []
         self._connected = torch.zeros(len(parameters), dtype=torch.uint8)
+        mesh = _mesh(group, first.device.type)
+        self._place = Place(mesh, (Shard(0),), torch.Size([self._n]), (1,))
+
+    @classmethod
+    def of(cls, ddp_model: DistributedDataParallel) -> Exchange:
+        """Of all that the model learns."""
+        ignored = set(ddp_model.parameters_to_ignore)
+        named = ddp_model.module.named_parameters()
+        parameters = leaves([par for name, par in named if name not in ignored], "ddp_model")
+        return cls(parameters, ddp_model.process_group)
+
+    def flat(self) -> Tensor:
+        """A gradient as operators are given it here: (N,), a DTensor; uninitialised."""
+        return self._place.wrapped(self._empty(self._count))
 
     def _empty(self, elements: int) -> Tensor:
-        first = self._parameters[0]
+        first = self.parameters[0]
         return new_tensor((elements,), first.dtype, first.device)
 
     def send(self, row: Sequence[Tensor | None], name: str) -> None:
@@ -159,7 +175,7 @@ class _Exchange:
             self._pending[-1].wait()  # one flat gradient at a time
         flat = self._empty(self._step * self._ranks)
         begin = 0
-        for p, (par, grad) in enumerate(zip(self._parameters, row, strict=True)):
+        for p, (par, grad) in enumerate(zip(self.parameters, row, strict=True)):
             target = flat[begin : begin + par.numel()]
             begin += par.numel()
             if grad is None:
@@ -178,13 +194,11 @@ class _Exchange:
         self, operator: Operator, indexes: Sequence[int] | None, losses: list[Tensor]
     ) -> list[Tensor | None]:
         """The update in the parameters' shapes, on all ranks; None where no rank had a gradient."""
-        first = self._parameters[0]
-        connected = self._connected.to(first.device)
+        connected = self._connected.to(self.parameters[0].device, copy=True)
         flags = begin_any(connected, self._group, "which parameters have a gradient")
         self._pending[-1].wait()
-        place = Place(_mesh(self._group, first.device.type), (Shard(0),), torch.Size([self._n]), (1,))
         rows = Gradients(self._rows)
-        rows.shards = Shards(places=(place,))
+        rows.shards = Shards(places=(self._place,))
         whole = self._empty(self._step * self._ranks)
         begin = dist.get_rank(self._group) * self._step
         mine, padding = whole[begin : begin + self._step].split([self._count, self._step - self._count])
@@ -194,10 +208,12 @@ class _Exchange:
         padding.zero_()
         gather_parts(whole, self._group, "the update")
         flags.wait()
-        pieces = whole[: self._n].split([par.numel() for par in self._parameters])
+        # a rank that has them all need not wait for the device to tell
+        anywhere = self._connected if self._connected.all() else connected
+        pieces = whole[: self._n].split([par.numel() for par in self.parameters])
         return [
             piece.view(par.shape) if there else None
-            for piece, par, there in zip(pieces, self._parameters, connected.tolist(), strict=True)
+            for piece, par, there in zip(pieces, self.parameters, anywhere.tolist(), strict=True)
         ]
 
 

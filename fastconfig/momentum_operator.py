@@ -251,12 +251,17 @@ class _Resumable(MomentumOperator):
         For torch.distributed.checkpoint, which loads into the tensors that are there.
 
         Args:
-            like: a network, for per-parameter gradients as :func:`fastconfig.backward` takes them; or a
-                vector (N,) or a sequence of per-parameter tensors as gradients will come.
+            like: a network, for gradients as :func:`fastconfig.backward` takes them, or as
+                :func:`fastconfig.distributed.backward` does if it is in DistributedDataParallel; or a vector
+                (N,) or a sequence of per-parameter tensors as gradients will come.
 
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
         """
+        if isinstance(like, torch.nn.parallel.DistributedDataParallel):
+            from .distributed import Exchange
+
+            like = Exchange.of(like).flat()
         if isinstance(like, torch.nn.Module):
             reshard(like)
             like = [par for par in parameters_of(like) if par.requires_grad]

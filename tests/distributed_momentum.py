@@ -19,6 +19,7 @@ from inputs import relative_error
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fastconfig import (
     ConFIGOperator,
@@ -153,13 +154,17 @@ def case_fsdp_and_ddp(rank: int, ranks: int) -> None:
             assert relative_error(grads_of(net).cpu(), wanted) <= 1e-9
 
 
-def resumable(ranks: int) -> tuple[Any, PseudoMomentumOperator]:
-    return flat(ranks), PseudoMomentumOperator(M)
+def resumable(ranks: int) -> dict[str, tuple[Any, PseudoMomentumOperator]]:
+    return {"fsdp": (flat(ranks), PseudoMomentumOperator(M)), "ddp": (replica(), PseudoMomentumOperator(M))}
 
 
 def momentum_step(net: Any, operator: PseudoMomentumOperator, step: int) -> Tensor:
     """A step that does not depend on the number of ranks: all see the same data."""
-    backward([losses_of(net, batch_of(0, step).to(device()))[step % M]], net, operator, indexes=[step % M])
+    losses = [losses_of(net, batch_of(0, step).to(device()))[step % M]]
+    if isinstance(net, DistributedDataParallel):
+        distributed.backward(net, losses, operator, indexes=[step % M])
+    else:
+        backward(losses, net, operator, indexes=[step % M])
     return grads_of(net).cpu()
 
 
@@ -167,11 +172,13 @@ def case_saved(rank: int, ranks: int) -> None:
     """First of two runs: a checkpoint by all ranks, and what the next steps give."""
     if FOLDER is None or (Path(FOLDER) / "expected.pt").exists():
         return
-    net, operator = resumable(ranks)
-    for step in range(7):
-        momentum_step(net, operator, step)
-    dcp.save({"operator": operator}, checkpoint_id=FOLDER)
-    expected = [momentum_step(net, operator, step) for step in range(7, 12)]
+    runs, expected = resumable(ranks), {}
+    for net, operator in runs.values():
+        for step in range(7):
+            momentum_step(net, operator, step)
+    dcp.save({name: operator for name, (_, operator) in runs.items()}, checkpoint_id=FOLDER)
+    for name, (net, operator) in runs.items():
+        expected[name] = [momentum_step(net, operator, step) for step in range(7, 12)]
     if rank == 0:
         torch.save(expected, Path(FOLDER) / "expected.pt")
     dist.barrier()
@@ -179,12 +186,15 @@ def case_saved(rank: int, ranks: int) -> None:
 
 
 def case_resumed(rank: int, ranks: int) -> None:
-    """Second: on another number of ranks, into an operator that has made room."""
+    """Second: on another number of ranks, into operators that have made room."""
     if FOLDER is None or "FASTCONFIG_TEST_SAVED_BY" in os.environ:
         return
-    net, operator = resumable(ranks)
-    operator.allocate(net)
-    dcp.load({"operator": operator}, checkpoint_id=FOLDER)
-    assert operator.all_initialized
-    for step, wanted in enumerate(torch.load(Path(FOLDER) / "expected.pt"), start=7):
-        assert relative_error(momentum_step(net, operator, step), wanted) <= 1e-11
+    runs = resumable(ranks)
+    for net, operator in runs.values():
+        operator.allocate(net)
+    dcp.load({name: operator for name, (_, operator) in runs.items()}, checkpoint_id=FOLDER)
+    expected = torch.load(Path(FOLDER) / "expected.pt")
+    for name, (net, operator) in runs.items():
+        assert operator.all_initialized
+        for step, wanted in enumerate(expected[name], start=7):
+            assert relative_error(momentum_step(net, operator, step), wanted) <= 1e-11
