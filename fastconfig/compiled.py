@@ -7,7 +7,7 @@ parameter in turn (None for a missing one).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any, List, Optional  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def _merge(
     order: Optional[Tensor],  # noqa: UP045
     mean: bool,
     rcond: Optional[float],  # noqa: UP045
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006  # what torch 2.6 reads
     rows = Gradients(_restored(tensors, m, form))
     rule = make_rule(
         method,

@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from distributed_inputs import has_fsdp
 
 Case = Callable[[int, int], None]
 PARTS = ("shards", "dtensors", "fsdp", "ddp", "momentum", "wire")
@@ -43,6 +44,10 @@ def run(
     failed = 0
     for name, case in cases_of(parts).items():
         if chosen is not None and chosen not in name:
+            continue
+        if hasattr(case, "by_fsdp") and not has_fsdp():
+            if rank == 0:
+                print(f"{name}: skipped", flush=True)
             continue
         torch.manual_seed(seed)
         try:

@@ -16,6 +16,7 @@ from distributed_inputs import (
     assert_same_bits,
     averaged_rows,
     batch_of,
+    by_fsdp,
     device,
     gathered,
     grads_of,
@@ -87,6 +88,7 @@ def data_ranks(net: nn.Module, ranks: int) -> int:
 MESHES: tuple[Callable[[int], nn.Module], ...] = (flat, root_only, replicated, tensor_parallel)
 
 
+@by_fsdp
 def case_every_operator_on_every_mesh(rank: int, ranks: int) -> None:
     for make_net in MESHES:
         for name, (make, oracle) in OPERATORS.items():
@@ -100,6 +102,7 @@ def case_every_operator_on_every_mesh(rank: int, ranks: int) -> None:
             assert_close(found, averaged_rows(data_ranks(net, ranks)), oracle)
 
 
+@by_fsdp
 def case_steps_of_an_optimizer(rank: int, ranks: int) -> None:
     """Ten steps of Adam beside one process that averages everything."""
     for make_net in (flat, root_only):
@@ -117,6 +120,7 @@ def case_steps_of_an_optimizer(rank: int, ranks: int) -> None:
             assert (mine.full_tensor().cpu() - theirs).abs().max() <= 1e-9  # type: ignore[attr-defined]
 
 
+@by_fsdp
 def case_accumulate_graphs_and_frozen_parameters(rank: int, ranks: int) -> None:
     whole = Net()
     whole.first.bias.requires_grad_(False)
@@ -140,6 +144,7 @@ def case_accumulate_graphs_and_frozen_parameters(rank: int, ranks: int) -> None:
     assert_close(grads_of(net), averaged_rows(ranks, 0, whole), reference.config)
 
 
+@by_fsdp
 def case_random_orders_agree(rank: int, ranks: int) -> None:
     net, operator = flat(ranks), PCGradOperator(shuffle=True)
     generator = torch.Generator().manual_seed(0)
@@ -154,6 +159,7 @@ def case_random_orders_agree(rank: int, ranks: int) -> None:
         )
 
 
+@by_fsdp
 def case_errors_leave_gradients_alone(rank: int, ranks: int) -> None:
     net = flat(ranks)
     backward(losses_of(net, my_batch(ranks, net)), net)

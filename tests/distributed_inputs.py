@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,19 @@ OPERATORS: dict[str, tuple[Callable[..., GradientOperator], Oracle]] = {
 def device() -> torch.device:
     """Where this run's gradients are."""
     return torch.device("cuda" if "nccl" in dist.get_backend() else "cpu")
+
+
+Case = TypeVar("Case", bound=Callable[[int, int], None])
+
+
+def by_fsdp(case: Case) -> Case:
+    """A case that is left out where torch's own FSDP2 does not run: on a CPU in torch 2.6."""
+    case.by_fsdp = True  # type: ignore[attr-defined]
+    return case
+
+
+def has_fsdp() -> bool:
+    return device().type == "cuda" or hasattr(torch.cpu.Stream, "record_event")
 
 
 def uneven(n: int, ranks: int) -> list[int]:

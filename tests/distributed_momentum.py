@@ -13,7 +13,16 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed_ddp import replica
 from distributed_fsdp import flat, tensor_parallel
-from distributed_inputs import averaged_rows, batch_of, device, gathered, grads_of, losses_of, uneven
+from distributed_inputs import (
+    averaged_rows,
+    batch_of,
+    device,
+    gathered,
+    grads_of,
+    has_fsdp,
+    losses_of,
+    uneven,
+)
 from distributed_shards import part_of
 from inputs import relative_error
 from torch import Tensor
@@ -136,7 +145,7 @@ def case_dtensors(rank: int, ranks: int) -> None:
 
 
 def case_fsdp_and_ddp(rank: int, ranks: int) -> None:
-    for make_net in (flat, tensor_parallel, lambda ranks: replica()):
+    for make_net in (*((flat, tensor_parallel) if has_fsdp() else ()), lambda ranks: replica()):
         net = make_net(ranks)
         operator = PseudoMomentumOperator(M, loss_recorder=LatestLossRecorder(M))
         exact = reference.Momentum(M, reference.config)
@@ -155,7 +164,8 @@ def case_fsdp_and_ddp(rank: int, ranks: int) -> None:
 
 
 def resumable(ranks: int) -> dict[str, tuple[Any, PseudoMomentumOperator]]:
-    return {"fsdp": (flat(ranks), PseudoMomentumOperator(M)), "ddp": (replica(), PseudoMomentumOperator(M))}
+    nets = {"ddp": replica(), **({"fsdp": flat(ranks)} if has_fsdp() else {})}
+    return {name: (net, PseudoMomentumOperator(M)) for name, net in nets.items()}
 
 
 def momentum_step(net: Any, operator: PseudoMomentumOperator, step: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from distributed_ddp import my_batch, replica
 from distributed_fsdp import shard
-from distributed_inputs import device
+from distributed_inputs import by_fsdp, device
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -61,6 +61,7 @@ def case_replicas_of_peers(rank: int, ranks: int) -> None:
     assert wire.payload == replicas_of_peers(problem(net, ranks))
 
 
+@by_fsdp
 def case_shards(rank: int, ranks: int) -> None:
     if ranks == 1:
         return  # nothing is sent
@@ -74,6 +75,7 @@ def case_shards(rank: int, ranks: int) -> None:
         assert wire.calls["all-reduce"] == 1
 
 
+@by_fsdp
 def case_shards_of_peers(rank: int, ranks: int) -> None:
     """A merge that needs whole gradients has to gather them."""
     if ranks == 1:

@@ -85,6 +85,7 @@ def test_every_form(form: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of inductor's own imports
+@pytest.mark.filterwarnings("ignore:Skipping serialization")  # of torch 2.6's
 def test_a_whole_training_step() -> None:
     """Losses, backward passes, merging and the step of the weights, on inductor's code."""
     x = torch.randn(16, 4, dtype=torch.float64)
