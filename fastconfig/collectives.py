@@ -60,11 +60,9 @@ def agreed(total: Tensor, group: ProcessGroup, what: str) -> None:
 
 
 class Pending:
-    """A collective under way, of which ``finish`` makes the result."""
+    """A collective under way; ``finish`` makes the result, and keeps alive until then what it is made of."""
 
-    def __init__(
-        self, work: dist.Work, what: str, group: ProcessGroup, finish: Callable[[], object] = lambda: None
-    ) -> None:
+    def __init__(self, work: dist.Work, what: str, group: ProcessGroup, finish: Callable[[], object]) -> None:
         self._work, self._what, self._group, self._finish = work, what, group, finish
 
     def wait(self) -> None:

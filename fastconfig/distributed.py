@@ -34,6 +34,7 @@ from .training import (
     Operator,
     check_freed,
     check_none_grad,
+    group_of,
     kept,
     leaves,
     merged,
@@ -79,7 +80,7 @@ def backward(
         raise TypeError(f"ddp_model: got a {got}, want a torch.nn.parallel.DistributedDataParallel")
     if ddp_model.static_graph:
         raise ValueError("ddp_model: got static_graph=True, want False: such a graph has one backward pass")
-    if operator.process_group is not None:
+    if group_of(operator) is not None:
         raise ValueError("operator: got one with a process_group, want one without: the model has its own")
     values = scalars(losses)
     exchange = Exchange.of(ddp_model)

@@ -138,7 +138,6 @@ class Momenta:
         form, shapes = _form_and_shapes(grads)
         if self.form is None:
             self._begin(form, len(shapes))
-            self.shards = grads.shards
         self.shards = self._with(grads.shards)
         if self._to_move:
             self._move(grads.device)
@@ -267,10 +266,10 @@ class Momenta:
             "form": self.form,
             "counts": list(self.clock.counts),
             "updates": self.clock.updates,
-            "momenta": [shards.wrapped_row(row) for row in self.rows],
+            "momenta": [shards.wrapped(list(row)) for row in self.rows],
             "gram": self._gram,
             "rank": shards.rank,
-            **{name: shards.wrapped_row(row) for name, row in self.others.items()},
+            **{name: shards.wrapped(list(row)) for name, row in self.others.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ rank's part of every gradient, and the parts of all ranks together are the gradi
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -83,16 +83,17 @@ class Shards:
                 found.setdefault(place.groups(), []).append(p)
         return found
 
-    def groups(self) -> list[ProcessGroup]:
+    def replica_groups(self) -> list[ProcessGroup]:
         """Of every dimension of the mesh that has most of them; none of one with a single dimension."""
         mesh = max(
             (place.mesh for place in self.places if place is not None), key=lambda m: m.ndim, default=None
         )
         return [] if mesh is None or mesh.ndim == 1 else mesh.get_all_groups()
 
+    @torch.no_grad()
     def wrapped(self, update: Any) -> Any:
-        """A result as the gradients came: DTensors where they were."""
-        if self.group is not None:
+        """A result, or a list of a tensor a parameter, as the gradients came: DTensors where they were."""
+        if not self.places:
             return update
         if isinstance(update, Tensor):
             return self._place().wrapped(update)
@@ -103,10 +104,6 @@ class Shards:
         (place,) = self.places
         assert place is not None
         return place
-
-    def wrapped_row(self, row: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """A row of a state, a tensor a parameter, as the gradients came."""
-        return self.wrapped(list(row)) if self.places else list(row)
 
     @property
     def rank(self) -> tuple[int, int] | None:
@@ -164,6 +161,7 @@ def joined_shards(known: Shards | None, coming: Shards | None) -> Shards | None:
     return known.joined(coming)
 
 
+@torch.no_grad()
 def local_state(row: Sequence[Any]) -> tuple[list[Any], Shards | None]:
     """This rank's parts of a row of a state, and how they lie; None where they say nothing of it."""
     places = tuple(Place.of(tensor) if is_dtensor(tensor) else None for tensor in row)
@@ -203,11 +201,12 @@ def reshard(model: torch.nn.Module) -> None:
 
 
 def local_part(tensor: DTensor) -> Tensor:
-    """This rank's part, without a graph."""
-    local: Any = tensor.detach().to_local()  # type: ignore[attr-defined]
-    return local.wait() if hasattr(local, "wait") else local  # still under way, in a tensor of its own kind
+    """This rank's part, without a graph; within ``no_grad``, which spares two thirds of the time."""
+    local: Any = tensor.to_local()
+    return local.wait() if hasattr(local, "wait") else local.detach()  # it may be still under way
 
 
+@torch.no_grad()
 def local_tensor(grads: DTensor, argument: str) -> tuple[Tensor, Shards]:
     """This rank's part of (m, N) or (B, m, N), and how the update (N,) or (B, N) lies.
 
@@ -234,6 +233,7 @@ def local_tensor(grads: DTensor, argument: str) -> tuple[Tensor, Shards]:
     return local_part(grads), Shards(places=(place,))
 
 
+@torch.no_grad()
 def local_rows(rows: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], Shards]:
     """This rank's parts of m vectors, or of m sequences of per-parameter tensors, and how they lie.
 
@@ -280,6 +280,6 @@ def _check_whole_sums(tensor: DTensor, name: str) -> None:
         )
 
 
-def in_order(signatures: Iterator[Groups] | Sequence[Groups]) -> list[ProcessGroup]:
+def in_order(signatures: Iterable[Groups]) -> list[ProcessGroup]:
     """Every group once, in one order on all ranks."""
     return list(dict.fromkeys(group for groups in signatures for group in groups))

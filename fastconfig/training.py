@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from .gradients import Gradients, Update, existing
 from .momentum_operator import MomentumOperator
 from .networks import parameters_of
 from .shards import any_dtensor, reshard
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["backward", "mtl_backward"]
 
@@ -73,7 +76,7 @@ def backward(
     else:
         rows = [taken(f"losses[{i}]", [value], parameters, keep[i]) for i, value in enumerate(values)]
     for i, row in enumerate(rows):
-        if operator.process_group is None and all(tensor is None for tensor in row):
+        if group_of(operator) is None and all(tensor is None for tensor in row):
             raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
     _merge_into(parameters, rows, operator, indexes, values, accumulate, none_grad)
 
@@ -274,7 +277,7 @@ def merged(
 
 def _described(rows: list[Sequence[Tensor | None]], operator: Operator) -> Gradients:
     """The gradients, dense."""
-    group = operator.process_group
+    group = group_of(operator)
     try:
         return Gradients(rows, group=group)
     except TypeError:  # sparse ones, of an embedding
@@ -290,6 +293,11 @@ def _by_operator(operator: GradientOperator, grads: Gradients, losses: list[Tens
     rows: Any = grads.given_rows if is_ours(operator) else grads.stacked()
     update = operator.calculate_gradient(rows, losses)
     return grads.restored(update) if isinstance(update, Tensor) else update
+
+
+def group_of(operator: Operator) -> ProcessGroup | None:
+    """Whose ranks have parts of the gradients that it is given; also of an operator of another package."""
+    return getattr(operator, "process_group", None)
 
 
 def _refuse_replicas(model: object) -> None:

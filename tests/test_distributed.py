@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="torch is built without Gloo"
 )
 needs_fsdp = pytest.mark.skipif(
-    not hasattr(torch.cpu.Stream, "record_event"), reason="torch's own FSDP2 does not run on a CPU here, as in torch 2.6"
+    not hasattr(torch.cpu.Stream, "record_event"), reason="this torch's FSDP2 does not run on a CPU"
 )
 
 

@@ -89,6 +89,20 @@ def test_a_users_own_operator_sees_the_stacked_tensor() -> None:
     assert relative_error(written(net), exact) <= 1e-12
 
 
+def test_an_operator_of_another_package() -> None:
+    """It need not be of our base class."""
+
+    class Other:
+        def calculate_gradient(self, grads: Tensor, losses: Any = None) -> Tensor:
+            return grads.sum(0)
+
+    net = Trunk()
+    losses = net.losses(images())
+    exact = rows_of(losses, list(net.parameters())).sum(0)
+    backward(losses, net, Other())  # type: ignore[arg-type]
+    assert relative_error(written(net), exact) <= 1e-12
+
+
 def test_accumulation_adds_and_a_new_call_replaces() -> None:
     net = Trunk()
     total = torch.zeros_like(written(net))

@@ -33,7 +33,7 @@ class ShardedBackend(TorchMomentum, ThreeSteps):
     def gram(self, grads: Gradients) -> Tensor:
         assert grads.shards is not None
         grams = self._grams(grads)
-        order = in_order(list(grams))
+        order = in_order(grams)
         for group in order:
             parts = [gram for groups, gram in grams.items() if group in groups]
             if len(parts) == 1:
@@ -46,7 +46,7 @@ class ShardedBackend(TorchMomentum, ThreeSteps):
         gram = torch.stack(list(grams.values())).sum(0) if len(grams) > 1 else next(iter(grams.values()))
         # other groups may have added up in another order: replicas must not drift apart
         alike = order[-1:] if len(grams) == 1 else []
-        for group in grads.shards.groups():
+        for group in grads.shards.replica_groups():
             if group not in alike:
                 agreed(gram, group, "the Gram matrix")
         return gram
