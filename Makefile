@@ -40,7 +40,7 @@ bench: $(VENV)/.bench-ready
 	@"$(PY)" -m fastconfig bench $(BENCH_ARGS)
 
 test: lint
-	@"$(PY)" -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	@"$(PY)" -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(READY)
 	@"$(VENV)/bin/ruff" check .

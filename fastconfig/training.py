@@ -73,6 +73,8 @@ def backward(
         from .distributed import collected
 
         rows = collected(values, parameters, keep)
+        if isinstance(model_or_parameters, torch.nn.Module):
+            reshard(model_or_parameters)  # where it was to stay whole from one loss to the next
     else:
         rows = [taken(f"losses[{i}]", [value], parameters, keep[i]) for i, value in enumerate(values)]
     for i, row in enumerate(rows):

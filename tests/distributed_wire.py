@@ -9,6 +9,7 @@ from distributed_fsdp import shard
 from distributed_inputs import by_fsdp, device
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from fastconfig import ConFIG_update, PCGradOperator, PseudoMomentumOperator, backward, distributed
 from fastconfig.bench.wire import Problem, WireCount, replicas, replicas_of_peers, shards, shards_of_peers
@@ -73,6 +74,30 @@ def case_shards(rank: int, ranks: int) -> None:
             backward(three_losses(net, x), net)
         assert wire.payload == shards(sizes)
         assert wire.calls["all-reduce"] == 1
+
+
+@by_fsdp
+def case_shards_that_stay_whole_between_the_losses(rank: int, ranks: int) -> None:
+    """``set_reshard_after_backward(False)``: parameters are gathered once a step for all backward passes."""
+    if ranks == 1:
+        return
+    net = shard(even_net(ranks), init_device_mesh(device().type, (ranks,)))
+    net.set_reshard_after_backward(False)
+    twin = shard(even_net(ranks), init_device_mesh(device().type, (ranks,)))
+    sizes = problem(net, ranks)
+    for step in range(3):
+        twin.load_state_dict(net.state_dict())
+        x = torch.randn(5, 4 * ranks, device=device(), generator=torch.Generator().manual_seed(step))
+        with WireCount() as wire:
+            backward(three_losses(net, x), net)
+        assert wire.payload["all-gather"] == 2 * sizes.padded
+        backward(three_losses(twin, x), twin)
+        for mine, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+            assert isinstance(mine.grad, DTensor)
+            assert torch.equal(mine.grad.to_local(), theirs.grad.to_local())  # type: ignore[union-attr]
+        with torch.no_grad():
+            for par in net.parameters():
+                par -= 0.1 * par.grad  # type: ignore[operator]
 
 
 @by_fsdp
