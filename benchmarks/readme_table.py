@@ -127,9 +127,8 @@ def table(numbers: dict[str, Any], source: str, place: Place) -> str:
 def training_table(numbers: dict[str, Any], source: str, place: Place) -> str:
     """Of training_step.py's results, as Markdown."""
     origin = numbers["origin"]
-    versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "conflictfree"))
     lines = [
-        f"{place.what} on {origin['processor']}, {origin['threads']} threads, {versions} "
+        f"{place.what} on {origin['processor']}, {origin['threads']} threads, {versions_of(origin)} "
         f"([all figures]({source})).",
         "",
         f"| {' | '.join(TRAINING_HEADS)} |",
@@ -137,6 +136,11 @@ def training_table(numbers: dict[str, Any], source: str, place: Place) -> str:
     ]
     lines += [f"| {' | '.join(cells)} |" for result in numbers["results"] for cells in training_cells(result)]
     return "\n".join([*lines, "", place.floor])
+
+
+def versions_of(origin: dict[str, Any]) -> str:
+    """What a run was made with."""
+    return ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "conflictfree"))
 
 
 def training_cells(result: dict[str, Any]) -> list[list[str]]:

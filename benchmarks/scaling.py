@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from readme_table import RESULTS, ROOT, inserted, newest
+from readme_table import RESULTS, ROOT, duration, inserted, newest, versions_of
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -74,14 +74,17 @@ class Way:
     held: Callable[[Problem], float]
 
 
+def held_by_shards(problem: Problem) -> float:
+    """Bytes of a rank that has its part of parameters, gradients and update."""
+    return (2 + problem.losses) * problem.elements * problem.itemsize / problem.ranks
+
+
 WAYS = {
     # parameters, a loss's gradient, a flat one, the update; parts of all losses' gradients
     "DDP": Way(wire.replicas, False, lambda p: (4 + p.losses / p.ranks) * p.elements * p.itemsize),
     "DDP, peers": Way(wire.replicas_of_peers, True, lambda p: (2 + p.losses) * p.elements * p.itemsize),
-    "FSDP2": Way(wire.shards, False, lambda p: (2 + p.losses) * p.elements * p.itemsize / p.ranks),
-    "FSDP2, of it the merge": Way(
-        wire.merge, False, lambda p: (2 + p.losses) * p.elements * p.itemsize / p.ranks
-    ),
+    "FSDP2": Way(wire.shards, False, held_by_shards),
+    "FSDP2, of it the merge": Way(wire.merge, False, held_by_shards),
     "FSDP2, peers": Way(
         wire.shards_of_peers, True, lambda p: (1 + p.losses + 1 / p.ranks) * p.elements * p.itemsize
     ),
@@ -114,17 +117,17 @@ def model_table(machine: Machine) -> list[list[str]]:
                     cells.append("–")
                 else:
                     sent = wire.bytes_sent(way.payload(problem), ranks)
-                    cells.append(f"{scaled(sent, 'B')}, {scaled(seconds(way, problem, machine), 's')}")
+                    cells.append(f"{amount(sent)}, {duration(1e6 * seconds(way, problem, machine))}")
             lines.append(cells)
     return lines
 
 
-def scaled(value: float, unit: str) -> str:
-    """Three digits and a prefix."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m")):
-        if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
-    return f"{value * 1e6:.3g} µ{unit}"
+def amount(size: float) -> str:
+    """Bytes, three digits and a prefix."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= factor:
+            return f"{size / factor:.3g} {prefix}B"
+    return f"{size:.3g} B"
 
 
 def plot(machine: Machine, path: Path) -> None:
@@ -219,7 +222,7 @@ def _measure_problem(problem: Problem, costs: dict[str, tuple[float, float]]) ->
     reduced = wire.replicas_of_peers(problem)
     payloads = {name: (reduced, timed["pack"] + timed[f"merge, {name}"]) for name in merges}
     payloads["fastconfig.distributed"] = wire.replicas(problem, by_gloo=True), timed["pack"] + timed["merge"]
-    payloads["process_group="] = Counter({"all-reduce": problem.gram}), timed["merge"]
+    payloads["process_group="] = wire.merge(problem), timed["merge"]
     results = []
     counted = problem.elements == max(MEASURED_ELEMENTS)
     for name, call in calls.items():
@@ -300,9 +303,9 @@ def measured_table(results: list[dict[str, Any]]) -> list[list[str]]:
             r["way"],
             str(r["ranks"]),
             f"{r['elements']:,}",
-            scaled(r["bytes"], "B"),
+            amount(r["bytes"]),
             "–" if r["loopback"] is None or r["bytes"] < 1e6 else f"{r['loopback'] / r['bytes']:.2f}",
-            scaled(r["seconds"], "s"),
+            duration(1e6 * r["seconds"]),
             f"{r['seconds'] / r['predicted']:.2f}",
         ]
         for r in results
@@ -327,8 +330,7 @@ def documented() -> str:
         return text
     numbers = json.loads(path.read_text(encoding="utf-8"))
     origin = numbers["origin"]
-    versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "conflictfree"))
-    title = f"{origin['processor']}, {origin['cores']} cores, one thread a rank, {versions} "
+    title = f"{origin['processor']}, {origin['cores']} cores, one thread a rank, {versions_of(origin)} "
     title += f"([all figures](../benchmarks/results/scaling/{path.name}))."
     return inserted(
         text, f"{title}\n\n{markdown(MEASURED_HEADS, measured_table(numbers['results']))}", "measured"

@@ -25,9 +25,9 @@ from torch.distributed.tensor import Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from .collectives import CollectiveError, Pending, begin_any, check_collective, gather_parts, scatter_sum
-from .grad_operator import ConFIGOperator
 from .gradients import Gradients
 from .memory_order import new_tensor
+from .momentum_operator import CONFIG
 from .shards import Place, Shards, is_dtensor
 from .training import (
     NoneGrad,
@@ -45,13 +45,11 @@ from .training import (
 
 __all__ = ["CollectiveError", "backward"]
 
-_CONFIG = ConFIGOperator()
-
 
 def backward(
     ddp_model: DistributedDataParallel,
     losses: Sequence[Tensor] | Tensor,
-    operator: Operator = _CONFIG,
+    operator: Operator = CONFIG,
     *,
     indexes: Sequence[int] | None = None,
     retain_graph: bool = False,
@@ -149,7 +147,7 @@ class Exchange:
         begin = min(rank * self._step, self._n)
         self._count = min(self._step, self._n - begin)
         self._rows: list[Tensor] = []
-        self._pending: list[Pending] = []
+        self._pending: Pending | None = None  # the last one
         self._connected = torch.zeros(len(parameters), dtype=torch.uint8)
         mesh = _mesh(group, first.device.type)
         self._place = Place(mesh, (Shard(0),), torch.Size([self._n]), (1,))
@@ -172,8 +170,8 @@ class Exchange:
 
     def send(self, row: Sequence[Tensor | None], name: str) -> None:
         """Begin to add up one loss's gradient."""
-        if self._pending:
-            self._pending[-1].wait()  # one flat gradient at a time
+        if self._pending is not None:
+            self._pending.wait()  # one flat gradient at a time
         flat = self._empty(self._step * self._ranks)
         begin = 0
         for p, (par, grad) in enumerate(zip(self.parameters, row, strict=True)):
@@ -189,7 +187,7 @@ class Exchange:
         flat[begin:].zero_()
         part = self._empty(self._step)
         self._rows.append(part[: self._count])
-        self._pending.append(scatter_sum(part, flat, self._group, f"the gradient of {name}"))
+        self._pending = scatter_sum(part, flat, self._group, f"the gradient of {name}")
 
     def merged(
         self, operator: Operator, indexes: Sequence[int] | None, losses: list[Tensor]
@@ -197,7 +195,8 @@ class Exchange:
         """The update in the parameters' shapes, on all ranks; None where no rank had a gradient."""
         connected = self._connected.to(self.parameters[0].device, copy=True)
         flags = begin_any(connected, self._group, "which parameters have a gradient")
-        self._pending[-1].wait()
+        assert self._pending is not None
+        self._pending.wait()
         rows = Gradients(self._rows)
         rows.shards = Shards(places=(self._place,))
         whole = self._empty(self._step * self._ranks)

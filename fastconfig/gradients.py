@@ -22,8 +22,7 @@ try:
 
     attach(torch.Tensor.__dlpack_c_exchange_api__)
 except (ImportError, AttributeError):  # not built, or torch before 2.10: the checks below do the same, slower
-    describe = scan = None  # type: ignore[assignment]
-
+    describe = scan = lambda *_: None
 
 TYPES = (Tensor, torch.nn.Parameter)
 _CPU = torch.device("cpu")
@@ -111,11 +110,11 @@ class Gradients:
         self.m = len(rows)
         if rows and isinstance(rows[0], list):
             rows = [tuple(row) if isinstance(row, list) else row for row in rows]
-        found = scan(rows, TYPES) if scan is not None else None
+        found = scan(rows, TYPES)
         if found is None and any_dtensor(rows):
             _check_no_group(self.shards, argument)
             rows, self.shards = local_rows(rows, _names(argument, len(rows)))
-            found = scan(rows, TYPES) if scan is not None else None
+            found = scan(rows, TYPES)
         if found is not None:
             kind, self.n, shapes, index = found
             self.rows, self.plain = rows, True
@@ -143,11 +142,11 @@ class Gradients:
             self.device, self.device_type = _cuda(index), "cuda"
 
     def _from_tensor(self, grads: Tensor, argument: str | Sequence[str]) -> None:
-        found = describe(grads, TYPES) if describe is not None else None
+        found = describe(grads, TYPES)
         if found is None and any_dtensor(grads) and grads.dim() in (2, 3):
             _check_no_group(self.shards, argument)
             grads, self.shards = local_tensor(grads, str(argument))  # type: ignore[arg-type]
-            found = describe(grads, TYPES) if describe is not None else None
+            found = describe(grads, TYPES)
         if found is not None:
             kind, batch, self.m, self.n, index = found
             self.form, self.rows, self.batch = "tensor", grads, None if batch < 0 else batch
@@ -357,7 +356,7 @@ def are_free(tensors: list[Tensor | None]) -> bool:
 
 def existing(tensors: list[Tensor | None], grads: Gradients) -> list[Tensor | None] | None:
     """Tensors of earlier results, if they can take the next one: plain, of its shapes, dtype and device."""
-    if scan is None or not grads.plain or not are_free(tensors):
+    if not grads.plain or not are_free(tensors):
         return None
     found = scan([tensors], TYPES)
     if found is None or found[2] != grads.shapes or DTYPES[found[0]] is not grads.dtype:

@@ -57,7 +57,7 @@ __all__ = [
     *_utils_all,
 ]
 
-_CONFIG = ConFIGOperator()
+CONFIG = ConFIGOperator()
 
 
 class MomentumOperator:
@@ -85,7 +85,7 @@ class MomentumOperator:
         num_vectors: int | None = None,
         beta_1: float = 0.9,
         beta_2: float = 0.999,
-        gradient_operator: GradientOperator = _CONFIG,
+        gradient_operator: GradientOperator = CONFIG,
         loss_recorder: LossRecorder | None = None,
         *,
         dtype: torch.dtype | None = None,

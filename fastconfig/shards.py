@@ -96,14 +96,9 @@ class Shards:
         if not self.places:
             return update
         if isinstance(update, Tensor):
-            return self._place().wrapped(update)
+            return self.wrapped([update])[0]
         pairs = zip(update, self.places, strict=True)
         return [None if piece is None or place is None else place.wrapped(piece) for piece, place in pairs]
-
-    def _place(self) -> Place:
-        (place,) = self.places
-        assert place is not None
-        return place
 
     @property
     def rank(self) -> tuple[int, int] | None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from .compiling import outside_the_graph
 from .config_update import merge
-from .grad_operator import ConFIGOperator, GradientOperator, is_ours, rule_of
+from .grad_operator import GradientOperator, is_ours, rule_of
 from .gradients import Gradients, Update, existing
-from .momentum_operator import MomentumOperator
+from .momentum_operator import CONFIG, MomentumOperator
 from .networks import parameters_of
 from .shards import any_dtensor, reshard
 
@@ -23,14 +23,13 @@ __all__ = ["backward", "mtl_backward"]
 
 NoneGrad = Literal["zero", "skip"]
 Operator = GradientOperator | MomentumOperator
-_CONFIG = ConFIGOperator()
 _LARGE = 1 << 18  # parameters from which on freeing a graph early is worth looking for what losses share
 
 
 def backward(
     losses: Sequence[Tensor] | Tensor,
     model_or_parameters: torch.nn.Module | Iterable[Tensor],
-    operator: Operator = _CONFIG,
+    operator: Operator = CONFIG,
     *,
     indexes: Sequence[int] | None = None,
     retain_graph: bool = False,
@@ -88,7 +87,7 @@ def mtl_backward(
     features: Tensor | Sequence[Tensor],
     shared_parameters: Iterable[Tensor],
     task_parameters: Sequence[Iterable[Tensor]],
-    operator: Operator = _CONFIG,
+    operator: Operator = CONFIG,
     *,
     retain_graph: bool = False,
     accumulate: bool = False,

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed_inputs import (
-    OPERATORS,
     Net,
     assert_close,
     assert_same_bits,
+    assert_trains_like_one,
     averaged_rows,
     batch_of,
     device,
@@ -21,6 +21,7 @@ from distributed_inputs import (
     grads_of,
     losses_of,
 )
+from schedules import MAKERS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,7 +38,7 @@ def my_batch(step: int = 0) -> Tensor:
 
 def case_every_operator(rank: int, ranks: int) -> None:
     net = replica()
-    for step, (make, oracle) in enumerate(OPERATORS.values()):
+    for step, (make, oracle) in enumerate(MAKERS.values()):
         distributed.backward(net, losses_of(net, my_batch(step)), make())
         found = grads_of(net)
         assert_same_bits(found)
@@ -60,19 +61,8 @@ def case_however_the_forward_pass_ran(rank: int, ranks: int) -> None:
 
 
 def case_steps_of_an_optimizer(rank: int, ranks: int) -> None:
-    net, one = replica(), Net()
-    optimizers = [torch.optim.Adam(n.parameters(), lr=0.05) for n in (net, one)]
-    for step in range(10):
-        distributed.backward(net, losses_of(net, my_batch(step)))
-        exact = reference.config(averaged_rows(ranks, step, one))
-        sizes = [par.numel() for par in one.parameters()]
-        for par, grad in zip(one.parameters(), exact.split(sizes), strict=True):
-            par.grad = grad.view(par.shape)
-        for optimizer in optimizers:
-            optimizer.step()
-    for mine, theirs in zip(net.parameters(), one.parameters(), strict=True):
-        assert_same_bits(mine)
-        assert (mine.cpu() - theirs).abs().max() <= 1e-9
+    net = replica()
+    assert_trains_like_one(net, ranks, lambda step: distributed.backward(net, losses_of(net, my_batch(step))))
 
 
 class Branches(nn.Module):

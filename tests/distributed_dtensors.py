@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_inputs import OPERATORS, assert_close, assert_same_bits, device, gathered
+from distributed_inputs import assert_close, assert_same_bits, device, gathered
 from inputs import conflicting
+from schedules import MAKERS
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
@@ -87,7 +88,7 @@ def case_mixed_placements_on_a_plane(rank: int, ranks: int) -> None:
         [(all_ranks, (Shard(0),))] * 5,
         [(all_ranks, (Replicate(),)), *both[1:]],
     ):
-        for name, (make, oracle) in OPERATORS.items():
+        for name, (make, oracle) in MAKERS.items():
             rows = conflicting(4, N).double()
             update = make().calculate_gradient([spread(row, places) for row in rows])
             for piece, (piece_mesh, placements) in zip(update, places, strict=True):

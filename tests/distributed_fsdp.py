@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from distributed_inputs import (
-    OPERATORS,
     Net,
     assert_close,
     assert_same_bits,
+    assert_trains_like_one,
     averaged_rows,
     batch_of,
     by_fsdp,
@@ -22,6 +22,7 @@ from distributed_inputs import (
     grads_of,
     losses_of,
 )
+from schedules import MAKERS
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -91,7 +92,7 @@ MESHES: tuple[Callable[[int], nn.Module], ...] = (flat, root_only, replicated, t
 @by_fsdp
 def case_every_operator_on_every_mesh(rank: int, ranks: int) -> None:
     for make_net in MESHES:
-        for name, (make, oracle) in OPERATORS.items():
+        for name, (make, oracle) in MAKERS.items():
             net = make_net(ranks)
             backward(losses_of(net, my_batch(ranks, net)), net, make())
             for par in net.parameters():
@@ -104,20 +105,13 @@ def case_every_operator_on_every_mesh(rank: int, ranks: int) -> None:
 
 @by_fsdp
 def case_steps_of_an_optimizer(rank: int, ranks: int) -> None:
-    """Ten steps of Adam beside one process that averages everything."""
     for make_net in (flat, root_only):
-        net, one = make_net(ranks), Net()
-        optimizers = [torch.optim.Adam(n.parameters(), lr=0.05) for n in (net, one)]
-        for step in range(10):
+        net = make_net(ranks)
+
+        def take(step: int, net: nn.Module = net) -> None:
             backward(losses_of(net, my_batch(ranks, net, step)), net, none_grad="zero")
-            exact = reference.config(averaged_rows(ranks, step, one))
-            sizes = [par.numel() for par in one.parameters()]
-            for par, grad in zip(one.parameters(), exact.split(sizes), strict=True):
-                par.grad = grad.view(par.shape)
-            for optimizer in optimizers:
-                optimizer.step()
-        for mine, theirs in zip(net.parameters(), one.parameters(), strict=True):
-            assert (mine.full_tensor().cpu() - theirs).abs().max() <= 1e-9  # type: ignore[attr-defined]
+
+        assert_trains_like_one(net, ranks, take)
 
 
 @by_fsdp

@@ -8,34 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from inputs import half_bound, relative_error, rounding_bound
+from inputs import half_bound, relative_error, rounding_bound, rows_of
+from schedules import Oracle
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from fastconfig import (
-    ConFIGOperator,
-    GradientOperator,
-    IMTLGOperator,
-    PCGradOperator,
-    PPCGradOperator,
-    TrackMinimum,
-    reference,
-)
-
-Oracle = Callable[[Tensor], Tensor]
-#: what makes an operator, and the oracle's function of the full rows
-OPERATORS: dict[str, tuple[Callable[..., GradientOperator], Oracle]] = {
-    "config": (ConFIGOperator, reference.config),
-    "config-minimum": (
-        lambda **given: ConFIGOperator(length_model=TrackMinimum(), **given),
-        lambda rows: reference.config(rows, length="minimum"),
-    ),
-    "pcgrad": (PCGradOperator, reference.pcgrad),
-    "ppcgrad-mean": (
-        lambda **given: PPCGradOperator(reduction="mean", **given),
-        lambda rows: reference.ppcgrad(rows, reduction="mean"),
-    ),
-    "imtlg": (IMTLGOperator, reference.imtlg),
-}
+from fastconfig import reference
+from fastconfig.utils import apply_gradient_vector_para_based
 
 
 def device() -> torch.device:
@@ -132,17 +111,30 @@ def averaged_rows(
     parameters = [par for par in net.parameters() if par.requires_grad]
     total = torch.zeros(())
     for rank in range(ranks):
-        values = losses(net, batch_of(rank, step))
-        rows = [torch.autograd.grad(v, parameters, retain_graph=True, materialize_grads=True) for v in values]
-        total = total + torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows]) / ranks
+        total = total + rows_of(losses(net, batch_of(rank, step)), parameters) / ranks
     return total
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be a DTensor."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def grads_of(net: nn.Module) -> Tensor:
     """The network's gradients as a whole vector, zeros where there is none."""
-    found = []
-    for par in net.parameters():
-        if par.requires_grad:
-            grad: Any = torch.zeros_like(par) if par.grad is None else par.grad
-            found.append((grad.full_tensor() if hasattr(grad, "full_tensor") else grad).reshape(-1))
-    return torch.cat(found)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters() if p.requires_grad]
+    return torch.cat([whole(grad).reshape(-1) for grad in grads])
+
+
+def assert_trains_like_one(net: nn.Module, ranks: int, take: Callable[[int], None]) -> None:
+    """Ten steps of Adam beside one process that averages everything; ``take`` writes a step's gradients."""
+    one = Net()
+    optimizers = [torch.optim.Adam(n.parameters(), lr=0.05) for n in (net, one)]
+    for step in range(10):
+        take(step)
+        apply_gradient_vector_para_based(one, reference.config(averaged_rows(ranks, step, one)))
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, theirs in zip(net.parameters(), one.parameters(), strict=True):
+        assert_same_bits(whole(mine))
+        assert (whole(mine).cpu() - theirs).abs().max() <= 1e-9

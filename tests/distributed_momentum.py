@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed_ddp import replica
-from distributed_fsdp import flat, tensor_parallel
+from distributed_fsdp import data_rank, data_ranks, flat, tensor_parallel
 from distributed_inputs import (
     averaged_rows,
     batch_of,
@@ -144,21 +144,25 @@ def case_dtensors(rank: int, ranks: int) -> None:
         fresh.calculate_gradient([0], give(rows_at(0)[:1]))
 
 
+def take(losses: list[Tensor], net: Any, operator: PseudoMomentumOperator, indexes: list[int]) -> None:
+    """A step's gradients, by the function for this kind of network."""
+    if isinstance(net, DistributedDataParallel):
+        distributed.backward(net, losses, operator, indexes=indexes)
+    else:
+        backward(losses, net, operator, indexes=indexes)
+
+
 def case_fsdp_and_ddp(rank: int, ranks: int) -> None:
     for make_net in (*((flat, tensor_parallel) if has_fsdp() else ()), lambda ranks: replica()):
         net = make_net(ranks)
         operator = PseudoMomentumOperator(M, loss_recorder=LatestLossRecorder(M))
         exact = reference.Momentum(M, reference.config)
-        data = net.first.weight.device_mesh if make_net is tensor_parallel else None
-        mine, shares = (rank, ranks) if data is None else (data["data"].get_local_rank(), data["data"].size())
+        by_ddp = isinstance(net, DistributedDataParallel)
+        mine, shares = (rank, ranks) if by_ddp else (data_rank(net), data_ranks(net, ranks))
         for step in range(8):
             losses = losses_of(net, batch_of(mine, step).to(device()))
             chosen = [0, 1, 2] if step == 0 else [step % M]
-            given = [losses[i] for i in chosen]
-            if make_net in (flat, tensor_parallel):
-                backward(given, net, operator, indexes=chosen)
-            else:
-                distributed.backward(net, given, operator, indexes=chosen)
+            take([losses[i] for i in chosen], net, operator, chosen)
             wanted = exact.step(chosen, averaged_rows(shares, step)[chosen])
             assert relative_error(grads_of(net).cpu(), wanted) <= 1e-9
 
@@ -170,11 +174,8 @@ def resumable(ranks: int) -> dict[str, tuple[Any, PseudoMomentumOperator]]:
 
 def momentum_step(net: Any, operator: PseudoMomentumOperator, step: int) -> Tensor:
     """A step that does not depend on the number of ranks: all see the same data."""
-    losses = [losses_of(net, batch_of(0, step).to(device()))[step % M]]
-    if isinstance(net, DistributedDataParallel):
-        distributed.backward(net, losses, operator, indexes=[step % M])
-    else:
-        backward(losses, net, operator, indexes=[step % M])
+    losses = losses_of(net, batch_of(0, step).to(device()))
+    take([losses[step % M]], net, operator, [step % M])
     return grads_of(net).cpu()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from distributed_inputs import OPERATORS, assert_close, assert_same_bits, device, gathered, uneven
+from distributed_inputs import assert_close, assert_same_bits, device, gathered, uneven
 from inputs import conflicting
+from schedules import MAKERS
 from torch import Tensor
 
 import fastconfig
@@ -23,7 +24,7 @@ def part_of(rows: Tensor, rank: int, sizes: list[int]) -> Tensor:
 def case_every_operator_and_form(rank: int, ranks: int) -> None:
     group = dist.group.WORLD
     for backend in ("auto", "pytorch"):
-        for name, (make, oracle) in OPERATORS.items():
+        for name, (make, oracle) in MAKERS.items():
             for m in (2, 3, 9):
                 rows = conflicting(m, N).to(torch.float64 if m == 9 else torch.float32)
                 sizes = uneven(N, ranks)
@@ -87,7 +88,7 @@ def case_nan_on_one_rank_is_nan_on_all(rank: int, ranks: int) -> None:
     for bad in (torch.nan, torch.inf):
         rows = conflicting(3, 64 * ranks)
         rows[1, 64 * (ranks - 1) + 5] = bad
-        for make, _ in OPERATORS.values():
+        for make, _ in MAKERS.values():
             operator = make(process_group=dist.group.WORLD)
             update = operator.calculate_gradient(rows[:, 64 * rank : 64 * rank + 64].to(device()))
             assert update.isnan().all()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from distributed_ddp import my_batch, replica
-from distributed_fsdp import shard
+from distributed_fsdp import flat
 from distributed_inputs import by_fsdp, device
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from fastconfig import ConFIG_update, PCGradOperator, PseudoMomentumOperator, backward, distributed
@@ -66,7 +65,7 @@ def case_replicas_of_peers(rank: int, ranks: int) -> None:
 def case_shards(rank: int, ranks: int) -> None:
     if ranks == 1:
         return  # nothing is sent
-    net = shard(even_net(ranks), init_device_mesh(device().type, (ranks,)))
+    net = flat(ranks, even_net(ranks))
     x = torch.randn(5, 4 * ranks, device=device())
     sizes = problem(net, ranks)
     for _ in range(2):
@@ -81,9 +80,9 @@ def case_shards_that_stay_whole_between_the_losses(rank: int, ranks: int) -> Non
     """``set_reshard_after_backward(False)``: parameters are gathered once a step for all backward passes."""
     if ranks == 1:
         return
-    net = shard(even_net(ranks), init_device_mesh(device().type, (ranks,)))
+    net = flat(ranks, even_net(ranks))
     net.set_reshard_after_backward(False)
-    twin = shard(even_net(ranks), init_device_mesh(device().type, (ranks,)))
+    twin = flat(ranks, even_net(ranks))
     sizes = problem(net, ranks)
     for step in range(3):
         twin.load_state_dict(net.state_dict())
@@ -105,7 +104,7 @@ def case_shards_of_peers(rank: int, ranks: int) -> None:
     """A merge that needs whole gradients has to gather them."""
     if ranks == 1:
         return  # nothing is gathered
-    net = shard(even_net(ranks), init_device_mesh(device().type, (ranks,)))
+    net = flat(ranks, even_net(ranks))
     x = torch.randn(5, 4 * ranks, device=device())
     with WireCount() as wire:
         for k, loss in enumerate(three_losses(net, x)):

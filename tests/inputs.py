@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -112,6 +112,12 @@ def rounding_bound(rows: Tensor, update: Tensor) -> float:
     q, r = torch.linalg.qr(units.T)
     weights = torch.linalg.pinv(r) @ (q.T @ update)
     return float(8 * torch.finfo(rows.dtype).eps * weights.abs().sum() / update.norm())
+
+
+def rows_of(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """(m, N) by torch's own backward pass, zeros where there is no gradient."""
+    rows = [torch.autograd.grad(v, parameters, retain_graph=True, materialize_grads=True) for v in losses]
+    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
 
 
 def relative_error(update: Tensor, exact: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,20 +32,25 @@ class Own(GradientOperator):
         return grads.sum(0)
 
 
-#: operators, and the oracle's function of the rows that each merges
-OPERATORS: dict[str, tuple[GradientOperator, Callable[[Tensor], Tensor]]] = {
-    "config": (ConFIGOperator(), reference.config),
+Oracle = Callable[[Tensor], Tensor]
+#: what makes this package's operators, and the oracle's function of the rows that each merges
+MAKERS: dict[str, tuple[Callable[..., GradientOperator], Oracle]] = {
+    "config": (ConFIGOperator, reference.config),
     "config-minimum": (
-        ConFIGOperator(length_model=TrackMinimum()),
-        lambda rows: reference.config(rows, length="minimum"),
+        partial(ConFIGOperator, length_model=TrackMinimum()),
+        partial(reference.config, length="minimum"),
     ),
-    "pcgrad": (PCGradOperator(), reference.pcgrad),
-    "ppcgrad": (PPCGradOperator(), reference.ppcgrad),
+    "pcgrad": (PCGradOperator, reference.pcgrad),
+    "ppcgrad": (PPCGradOperator, reference.ppcgrad),
     "ppcgrad-mean": (
-        PPCGradOperator(reduction="mean"),
-        lambda rows: reference.ppcgrad(rows, reduction="mean"),
+        partial(PPCGradOperator, reduction="mean"),
+        partial(reference.ppcgrad, reduction="mean"),
     ),
-    "imtlg": (IMTLGOperator(), reference.imtlg),
+    "imtlg": (IMTLGOperator, reference.imtlg),
+}
+#: the operators themselves, and a user's
+OPERATORS: dict[str, tuple[GradientOperator, Oracle]] = {
+    **{name: (make(), oracle) for name, (make, oracle) in MAKERS.items()},
     "own": (Own(), lambda rows: rows.sum(0)),
 }
 

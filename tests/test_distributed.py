@@ -29,8 +29,9 @@ def run(script: str, *arguments: str, **environment: str) -> str:
     return done.stdout
 
 
-def check_cases(parts: tuple[str, ...], ranks: int, **environment: str) -> None:
-    printed = run("distributed_cases.py", *parts, "--ranks", str(ranks), **environment)
+def check_cases(parts: tuple[str, ...], ranks: int, backend: str = "gloo", **environment: str) -> None:
+    options = "--ranks", str(ranks), "--backend", backend
+    printed = run("distributed_cases.py", *parts, *options, **environment)
     for part in parts:
         wanted = (TESTS / f"distributed_{part}.py").read_text().count("\ndef case_")
         assert wanted

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import run
+from test_distributed import check_cases
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() and dist.is_available() and dist.is_nccl_available()), reason="needs a GPU"
@@ -16,12 +16,4 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("part", ["shards", "dtensors", "fsdp", "ddp", "momentum", "wire"])
 def test_one_rank(part: str, tmp_path: Path) -> None:
-    run(
-        "distributed_cases.py",
-        part,
-        "--ranks",
-        "1",
-        "--backend",
-        "nccl",
-        FASTCONFIG_TEST_CHECKPOINT=str(tmp_path),
-    )
+    check_cases((part,), 1, "nccl", FASTCONFIG_TEST_CHECKPOINT=str(tmp_path))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from inputs import relative_error
+from inputs import relative_error, rows_of
 from schedules import OPERATORS
 from torch import Tensor, nn
 
@@ -42,12 +42,6 @@ class Trunk(nn.Module):
 
 def images() -> Tensor:
     return torch.randn(7, 2, 4, 4, dtype=torch.float64)
-
-
-def rows_of(losses: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """(m, N) by torch's own backward pass, zeros where there is no gradient."""
-    rows = [torch.autograd.grad(v, parameters, retain_graph=True, materialize_grads=True) for v in losses]
-    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in rows])
 
 
 def written(net: nn.Module) -> Tensor:

@@ -74,7 +74,10 @@ class ShardedBackend(TorchMomentum, ThreeSteps):
             self._backend.combine(grads, c, out)
 
     def accumulate(self, step: Step) -> None:
-        (self._backend.accumulate if step.momenta.n else super().accumulate)(step)
+        if step.momenta.n:
+            self._backend.accumulate(step)
+        else:
+            super().accumulate(step)
 
     def rescale(self, step: Step, merged: Update, out: Update) -> None:
         if step.momenta.n:

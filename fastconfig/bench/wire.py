@@ -49,10 +49,6 @@ class WireCount(TorchDispatchMode):
         self.calls[kind] += 1
         self.payload[kind] += size
 
-    def sent(self, ranks: int) -> dict[str, float]:
-        """Bytes that this rank has sent, by kind."""
-        return {kind: sent(kind, payload, ranks) for kind, payload in self.payload.items()}
-
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
