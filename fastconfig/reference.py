@@ -136,6 +136,9 @@ class Momentum:
         m: number of gradients.
         merge: (m, N) bias-corrected momenta -> (N,).
         beta_1, beta_2: moving average constants.
+
+    Attributes:
+        divisor: (N,) what the last merged momentum was divided by, root of the second moment and 1e-8.
     """
 
     def __init__(
@@ -149,7 +152,7 @@ class Momentum:
         self.beta_1, self.beta_2 = beta_1, beta_2
         self.counts, self.updates = [0] * m, 0
         self.momenta: Tensor | None = None
-        self.second = self.fake = torch.zeros((), dtype=torch.float64)
+        self.second = self.fake = self.divisor = torch.zeros((), dtype=torch.float64)
 
     def step(self, indexes: Sequence[int], rows: Tensor) -> Tensor:
         """One step.
@@ -175,7 +178,8 @@ class Momentum:
         gradient = (fake - self.beta_1 * self.fake) / (1 - self.beta_1)
         self.fake = fake
         self.second = self.beta_2 * self.second + (1 - self.beta_2) * gradient**2
-        return u / ((self.second / (1 - self.beta_2**self.updates)).sqrt() + 1e-8)
+        self.divisor = (self.second / (1 - self.beta_2**self.updates)).sqrt() + 1e-8
+        return u / self.divisor
 
 
 def _float64_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

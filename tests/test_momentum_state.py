@@ -12,10 +12,10 @@ import pytest
 import torch
 from inputs import conflicting, relative_error
 from processes import python
-from schedules import several
+from schedules import momentum_error, several
 from torch import Tensor
 
-from fastconfig import ConFIGOperator, use_backend
+from fastconfig import ConFIGOperator, reference, use_backend
 from fastconfig.momentum_operator import (
     LatestLossRecorder,
     MomentumLossRecorder,
@@ -282,13 +282,13 @@ def test_the_base_class_says_what_is_missing() -> None:
 @pytest.mark.parametrize("m", [3, 9])
 def test_backends_may_change_between_steps(m: int) -> None:
     steps = steps_of(m, 777, 60)
-    operator, exact = PseudoMomentumOperator(m), PseudoMomentumOperator(m, dtype=torch.float64)
+    operator, exact = PseudoMomentumOperator(m), reference.Momentum(m)
     for k, (indexes, rows) in enumerate(steps):
         with use_backend("numba" if k % 2 else "pytorch"):
             update = operator.calculate_gradient(indexes, rows)
-        wanted = exact.calculate_gradient(indexes, rows)
+        wanted = exact.step(indexes, rows)
         if operator.all_initialized:
-            assert relative_error(update, wanted.double()) <= 1e-5
+            assert momentum_error(update, wanted, exact) <= 1e-5
 
 
 def test_a_subclass_of_ours_sees_the_corrected_momenta() -> None:
