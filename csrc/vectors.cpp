@@ -120,7 +120,7 @@ using Run = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64
 
 constexpr int kIntegers = 13;
 
-// run(run, steps, table, problems, segments, m, gram, c, rule, size, threads, parallel, gram_body, combine_body,
+// run(run, steps, table, problems, segments, m, gram, c, rule, size, threads, team, gram_body, combine_body,
 // rcond), all integers but the last: the kernels' own signature (kernels/update_numba.py), without the GIL.
 PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   int64_t v[kIntegers + 1];
@@ -162,7 +162,7 @@ bool append_entry(std::vector<int64_t>& table, PyObject* rows, Py_ssize_t p, boo
   return true;
 }
 
-// run_plain(run, steps, rows, out, gram, c, rule, size, threads, parallel, gram_body, combine_body, rcond): steps of the
+// run_plain(run, steps, rows, out, gram, c, rule, size, threads, team, gram_body, combine_body, rcond): steps of the
 // kernels for rows that scan has accepted. out: a tensor, a list of them (or None) in the order of the columns, or None;
 // gram and c: addresses, or 0 for memory of its own.
 PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {

@@ -110,15 +110,24 @@ def pack_rows(
 
 @njit(nogil=True)
 def block_products(
-    rows: int, alive: int, first: int, count: int, wide: int, stride: int, sums: int, ahead: int, kind: int
+    rows: int,
+    alive: int,
+    first: int,
+    count: int,
+    wide: int,
+    stride: int,
+    sums: int,
+    ahead: int,
+    far: int,
+    kind: int,
 ) -> None:
     """sums += products of a block of columns, which goes to ``wide`` as doubles on the way.
 
-    Groups of rows with themselves, then with each other. Every tile fetches its share of the ``alive``
-    addresses at ``ahead``, the next block.
+    Groups of rows with themselves, then with each other. If it is ``far``, every tile fetches its share of
+    the next block, the ``alive`` addresses at ``ahead``.
     """
     literally(kind)
-    step = LANES * ITEMSIZE[kind]
+    step = LANES * ITEMSIZE[kind] if far else 0
     groups = (alive + GROUP - 1) // GROUP
     tiles = groups * (groups + 1) // 2
     share = 8 * min(PREFETCHED, (alive + tiles - 1) // tiles)
@@ -153,8 +162,8 @@ def flush(sums: int, present: int, alive: int, partial: int, m: int) -> None:
 
 
 @njit(nogil=True)
-def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: int) -> None:
-    """partial += products of a segment's columns [first, last)."""
+def gram_columns(entry: int, first: int, last: int, m: int, partial: int, far: int, kind: int) -> None:
+    """partial += products of a segment's columns [first, last); ``far`` if they lie beyond the caches."""
     literally(kind)
     size = ITEMSIZE[kind]
     contiguous = is_contiguous(entry, m)
@@ -187,10 +196,11 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, kind: 
         else:
             for block in range(0, padded, WIDTH):
                 n = min(WIDTH, padded - block)
-                for i in range(alive + PREFETCHED - 1):
-                    row = peek_int(rows + 8 * min(i, alive - 1))
-                    poke_int(ahead + 8 * i, row + min(block + WIDTH, padded - 1) * size)
-                block_products(rows, alive, block, n, wide, 8 * WIDTH, sums, ahead, kind)
+                if far:
+                    for i in range(alive + PREFETCHED - 1):
+                        row = peek_int(rows + 8 * min(i, alive - 1))
+                        poke_int(ahead + 8 * i, row + min(block + WIDTH, padded - 1) * size)
+                block_products(rows, alive, block, n, wide, 8 * WIDTH, sums, ahead, far, kind)
         start += count
     flush(sums, present, alive, partial, m)
     keep(memory)

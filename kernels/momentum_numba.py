@@ -22,6 +22,7 @@ from .gram_numba import entry_words, gram_columns, line_columns, pack, row_addre
 from .ir_numba import DIRECT, ITEMSIZE, LANES
 from .moments_numba import BETA_1, DECAYED, MISSING, RCOND, moving_average, second_moment
 from .update_numba import (
+    FAR,
     PARTIALS,
     STREAMED,
     TABLE,
@@ -155,7 +156,7 @@ def accumulate_piece(job: int, chunk: int, entry: int, first: int, last: int, ki
         if partials != 0:
             partial = partials + 8 * triangle_size(m) * chunk
             if peek_int(job + 8 * LINES) == 0:
-                gram_columns(entry, start, stop, m, partial, kind)
+                gram_columns(entry, start, stop, m, partial, peek_int(job + 8 * FAR), kind)
             else:
                 chosen_products(entry, start, stop, m, chosen, k, partial, kind)
 
@@ -243,7 +244,7 @@ def bodies(kind: int) -> tuple[int, int]:
     RULE,
     ITEM_BYTES,
     THREADS,
-    PARALLEL,
+    TEAM,
     ACCUMULATE_BODY,
     RESCALE_BODY,
 ) = range(18)
@@ -256,13 +257,13 @@ def momentum(call: int) -> None:
     table ROWS names, from coefficients that follow from the products, or from the first row as it is.
     GRADIENT_KIND is that of gradients and results, ITEM_BYTES of an element of the state, FACTORS see
     moments_numba.py. PRODUCTS (m, m) takes the Gram matrix of the momenta; KNOWN says whether it has that of
-    before the step. COEFFICIENTS is fastconfig_coefficients of csrc, PARALLEL GOMP_parallel.
+    before the step. COEFFICIENTS is fastconfig_coefficients of csrc, for TEAM see run_pass.
     """
     steps, m = peek_int(call + 8 * STEPS), peek_int(call + 8 * ROW_COUNT)
     table, segments = peek_int(call + 8 * ROWS), peek_int(call + 8 * ROW_SEGMENTS)
     chosen, k = peek_int(call + 8 * INDEXES), peek_int(call + 8 * INDEX_COUNT)
     numbers, products = peek_int(call + 8 * FACTORS), peek_int(call + 8 * PRODUCTS)
-    threads, parallel = peek_int(call + 8 * THREADS), peek_int(call + 8 * PARALLEL)
+    threads, team = peek_int(call + 8 * THREADS), peek_int(call + 8 * TEAM)
     accumulate_body, rescale_body = peek_int(call + 8 * ACCUMULATE_BODY), peek_int(call + 8 * RESCALE_BODY)
     room = partials_size(table, segments, m)
     memory = np.empty(ALL_WORDS + room + m * (m + 1))
@@ -281,7 +282,7 @@ def momentum(call: int) -> None:
         few = m > DIRECT and 4 * k <= m + 1  # otherwise tiles of all are as fast
         lines = few and peek_int(call + 8 * KNOWN) != 0
         poke_int(job + 8 * LINES, 1 if lines else 0)
-        form_partials(job, partials, chunks, m, accumulate_body, threads, parallel)
+        form_partials(job, partials, chunks, m, accumulate_body, threads, team)
         add_partials(partials, chunks, m, gram)
         if lines:
             merge_products(gram, products, m, chosen, k)
@@ -294,9 +295,9 @@ def momentum(call: int) -> None:
         poke_int(job + 8 * PARTIALS, 0)
         poke_double(c, 1.0)
     if steps == ACCUMULATE:
-        run_pass(job, accumulate_body, threads, parallel)
+        run_pass(job, accumulate_body, threads, team)
     if steps & RESCALE:
-        run_pass(job, rescale_body, threads, parallel)
+        run_pass(job, rescale_body, threads, team)
     keep(memory)
 
 

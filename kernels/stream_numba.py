@@ -10,18 +10,18 @@ from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 from .ir_numba import I32, I64, call, loop, offset, pointer
-from .update_numba import STREAM, compiled
-from .vectors_numba import address, call_body, call_team, fetch_add, peek_int
+from .update_numba import CHUNKS, STREAM, STREAMED, WORDS, compiled, own_share, run_pass, take_chunk
+from .vectors_numba import address, fetch_add, peek_int
 
 WIDE = 64  # bytes of a vector
 UNROLL = 8  # vectors a step
 CHUNK = (
     1 << 18
 )  # bytes that a thread takes at a time; small ones balance the threads, large ones cost no atomics
-WORDS = ir.VectorType(I64, WIDE // 8)
+WIDEST = ir.VectorType(I64, WIDE // 8)
 
-# words of a job; then address and bytes of every chunk
-NEXT, CHUNKS, STREAMED, SINK, FIRST = range(5)
+# words of a job behind those of update_numba.py; then address and bytes of every chunk
+SINK, FIRST = range(WORDS, WORDS + 2)
 
 
 @intrinsic
@@ -33,12 +33,12 @@ def read(typing_context, start, count):
 
         def words(at: Any, k: int) -> Any:
             where = offset(builder, builder.add(start_, at), WIDE * k)
-            return builder.load(pointer(builder, where, WORDS), align=1)
+            return builder.load(pointer(builder, where, WIDEST), align=1)
 
         def several(at: Any, held: list[Any]) -> list[Any]:
             return [builder.xor(value, words(at, k)) for k, value in enumerate(held)]
 
-        zero = ir.Constant(WORDS, None)
+        zero = ir.Constant(WIDEST, None)
         wide, whole = _whole(builder, count_, WIDE * UNROLL), _whole(builder, count_, WIDE)
         held = loop(builder, I64(0), wide, WIDE * UNROLL, [zero] * UNROLL, several)
         (total,) = loop(builder, wide, whole, WIDE, held[:1], lambda at, h: [builder.xor(h[0], words(at, 0))])
@@ -59,8 +59,8 @@ def write(typing_context, start, count, stream):
 
         def fill(past_caches: bool) -> None:
             def one(at: Any, held: list[Any]) -> list[Any]:
-                target = pointer(builder, builder.add(start_, at), WORDS)
-                written = builder.store(ir.Constant(WORDS, None), target, align=WIDE)
+                target = pointer(builder, builder.add(start_, at), WIDEST)
+                written = builder.store(ir.Constant(WIDEST, None), target, align=WIDE)
                 if past_caches:
                     written.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
                 return held
@@ -82,10 +82,10 @@ def _whole(builder: Any, count: Any, size: int) -> Any:
 
 
 def _read_body(job: int) -> None:
-    total = 0
+    total, own = 0, own_share(job)
     while True:
-        chunk = fetch_add(job + 8 * NEXT, 1)
-        if chunk >= peek_int(job + 8 * CHUNKS):
+        chunk = take_chunk(job, own, False)
+        if chunk < 0:
             break
         entry = job + 8 * (FIRST + 2 * chunk)
         total ^= read(peek_int(entry), peek_int(entry + 8))
@@ -93,9 +93,10 @@ def _read_body(job: int) -> None:
 
 
 def _write_body(job: int) -> None:
+    own = own_share(job)
     while True:
-        chunk = fetch_add(job + 8 * NEXT, 1)
-        if chunk >= peek_int(job + 8 * CHUNKS):
+        chunk = take_chunk(job, own, False)
+        if chunk < 0:
             break
         entry = job + 8 * (FIRST + 2 * chunk)
         write(peek_int(entry), peek_int(entry + 8), peek_int(job + 8 * STREAMED))
@@ -106,13 +107,9 @@ write_body = compiled(cfunc, types.void(types.int64), _write_body, "write")
 
 
 @njit(nogil=True)
-def run(job: Any, body: int, threads: int, parallel: int) -> None:
-    """``body`` on all chunks of a job, alone or on the team at GOMP_parallel's address ``parallel``."""
-    job[NEXT] = 0
-    if threads > 1:
-        call_team(parallel, body, address(job), threads)
-    else:
-        call_body(body, address(job))
+def run(job: Any, body: int, threads: int, team: int) -> None:
+    """``body`` on all chunks of a job; for ``team`` see run_pass."""
+    run_pass(address(job), body, threads, team)
 
 
 def job_of(pieces: list[tuple[int, int]]) -> Any:

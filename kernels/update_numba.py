@@ -22,6 +22,7 @@ from .vectors_numba import (
     address,
     call_body,
     call_coefficients,
+    call_number,
     call_team,
     fetch_add,
     keep,
@@ -32,12 +33,17 @@ from .vectors_numba import (
 )
 
 SHORTEST, ALIGN = 1 << 15, 256  # elements of a chunk: about that many at least; its columns: a multiple of
+NARROWEST = 1 << 12  # columns of a chunk, about: what its sums cost is then little beside its products
 MOST, EVEN = 64, 4  # chunks of a problem: at most, and a multiple of, so that threads get the same share
 PARTIALS_SIZE = 1 << 19  # bytes of the chunks' Gram matrices, about
+BEYOND = 1 << 23  # bytes of input from which on they are fetched ahead; the caches give them as fast below
 STREAM = 1 << 21  # bytes of a result from which on it is written past the caches
 
-# words of a job: what the threads of one pass share
-NEXT, TABLE, SEGMENTS, M, COLUMNS, CHUNK, CHUNKS, PARTIALS, C, STREAMED, WORDS = range(11)
+SHARES = 64  # of the chunks, at most, one for every thread
+
+# words of a job: what the threads of one pass share; from TAKEN on, how many chunks of each share are taken
+CHUNKS, STREAMED, NUMBER, SHARED, TAKEN = range(5)
+TABLE, SEGMENTS, M, COLUMNS, CHUNK, PARTIALS, C, FAR, WORDS = range(TAKEN + SHARES, TAKEN + SHARES + 9)
 
 _SOURCES = hashlib.sha256(
     b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*_numba.py")))
@@ -63,7 +69,7 @@ def gram_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: in
     literally(kind)
     m = peek_int(job + 8 * M)
     partial = peek_int(job + 8 * PARTIALS) + 8 * triangle_size(m) * chunk
-    gram_columns(entry, first, last, m, partial, kind)
+    gram_columns(entry, first, last, m, partial, peek_int(job + 8 * FAR), kind)
 
 
 @njit(nogil=True)
@@ -75,17 +81,40 @@ def combine_piece(job: int, chunk: int, entry: int, first: int, last: int, kind:
 
 
 @njit(nogil=True)
+def own_share(job: int) -> int:
+    """Which share is the calling thread's."""
+    number = peek_int(job + 8 * NUMBER)
+    return call_number(number) % peek_int(job + 8 * SHARED) if number != 0 else 0
+
+
+@njit(nogil=True)
+def take_chunk(job: int, own: int, backwards: bool) -> int:
+    """A chunk that nobody has yet, of the share ``own`` or, where that is empty, of the next; or -1.
+
+    A thread has the same share in both passes, and in the next call: what it has read is in its caches.
+    """
+    chunks, shares = peek_int(job + 8 * CHUNKS), peek_int(job + 8 * SHARED)
+    for k in range(shares):
+        share = (own + k) % shares
+        first, last = share * chunks // shares, (share + 1) * chunks // shares
+        taken = job + 8 * (TAKEN + share)
+        if peek_int(taken) < last - first:
+            i = fetch_add(taken, 1)
+            if i < last - first:
+                return last - 1 - i if backwards else first + i
+    return -1
+
+
+@njit(nogil=True, forceinline=True)  # a call would keep the address of ``piece``: nothing to cache on disk
 def run_chunks(job: int, piece: Any, backwards: bool, kind: int) -> None:
     """Take chunks until none is left, and run ``piece`` on what of each segment lies in them."""
     literally(kind)
     m = peek_int(job + 8 * M)
-    chunks = peek_int(job + 8 * CHUNKS)
+    own = own_share(job)
     while True:
-        chunk = fetch_add(job + 8 * NEXT, 1)
-        if chunk >= chunks:
+        chunk = take_chunk(job, own, backwards)
+        if chunk < 0:
             break
-        if backwards:
-            chunk = chunks - 1 - chunk
         first = chunk * peek_int(job + 8 * CHUNK)
         last = min(first + peek_int(job + 8 * CHUNK), peek_int(job + 8 * COLUMNS))
         entry = peek_int(job + 8 * TABLE)
@@ -100,13 +129,19 @@ def run_chunks(job: int, piece: Any, backwards: bool, kind: int) -> None:
 
 
 @njit(nogil=True)
-def run_pass(job: int, body: int, threads: int, parallel: int) -> None:
-    """All chunks of a pass, on a team if it is worth one."""
-    poke_int(job + 8 * NEXT, 0)
-    if threads > 1 and peek_int(job + 8 * CHUNKS) > 1:
-        call_team(parallel, body, job, threads)
-    else:
+def run_pass(job: int, body: int, threads: int, team: int) -> None:
+    """All chunks of a pass, on a team if it is worth one; ``team`` is the address that team.py gives."""
+    alone = threads == 1 or peek_int(job + 8 * CHUNKS) == 1
+    shares = 1 if alone else min(threads, SHARES)
+    poke_int(job + 8 * SHARED, shares)
+    for share in range(shares):
+        poke_int(job + 8 * (TAKEN + share), 0)
+    if alone:
+        poke_int(job + 8 * NUMBER, 0)
         call_body(body, job)
+    else:
+        poke_int(job + 8 * NUMBER, peek_int(team + 8))
+        call_team(peek_int(team), body, job, threads)
 
 
 @njit(nogil=True)
@@ -122,7 +157,8 @@ def count_columns(table: int, segments: int, m: int) -> int:
 def chunk_columns(columns: int, m: int) -> int:
     """Columns of a chunk."""
     most = min(MOST, PARTIALS_SIZE // (8 * triangle_size(m))) // EVEN * EVEN
-    chunks = (columns * m // SHORTEST + EVEN - 1) // EVEN * EVEN
+    chunks = min(columns * m // SHORTEST, columns // NARROWEST)
+    chunks = (chunks + EVEN - 1) // EVEN * EVEN
     chunks = max(1, min(chunks, max(EVEN, most)))
     columns_each = (columns + chunks - 1) // chunks
     return max(1, (columns_each + ALIGN - 1) // ALIGN) * ALIGN
@@ -140,6 +176,7 @@ def prepare(job: int, table: int, segments: int, m: int, size: int) -> int:
     poke_int(job + 8 * COLUMNS, columns)
     poke_int(job + 8 * CHUNK, chunk)
     poke_int(job + 8 * CHUNKS, chunks)
+    poke_int(job + 8 * FAR, 1 if columns * m * size >= BEYOND else 0)
     poke_int(job + 8 * STREAMED, 1 if columns * size >= STREAM else 0)
     return chunks
 
@@ -152,14 +189,12 @@ def partials_size(table: int, segments: int, m: int) -> int:
 
 
 @njit(nogil=True)
-def form_partials(
-    job: int, partials: int, chunks: int, m: int, body: int, threads: int, parallel: int
-) -> None:
+def form_partials(job: int, partials: int, chunks: int, m: int, body: int, threads: int, team: int) -> None:
     """The first pass, with partial triangles that start from zero."""
     for k in range(chunks * triangle_size(m)):
         poke_double(partials + 8 * k, 0.0)
     poke_int(job + 8 * PARTIALS, partials)
-    run_pass(job, body, threads, parallel)
+    run_pass(job, body, threads, team)
 
 
 @njit(nogil=True)
@@ -212,7 +247,7 @@ def run(
     rcond: float,
     size: int,
     threads: int,
-    parallel: int,
+    team: int,
     gram_body: int,
     combine_body: int,
 ) -> None:
@@ -220,7 +255,7 @@ def run(
 
     GRAM forms ``gram`` (problems, m, m); COMBINE writes the results that the table names, with ``c``
     (problems, m); both together take ``c`` from ``coefficients``, fastconfig_coefficients of csrc.
-    ``size`` is that of an element in bytes, ``parallel`` GOMP_parallel.
+    ``size`` is that of an element in bytes; for ``team`` see run_pass.
     """
     if problems == 0:
         return
@@ -231,7 +266,7 @@ def run(
     if steps & GRAM:
         for problem in range(problems):
             chunks = prepare(job, table + table_step * problem, segments, m, size)
-            form_partials(job, partials, chunks, m, gram_body, threads, parallel)
+            form_partials(job, partials, chunks, m, gram_body, threads, team)
             add_partials(partials, chunks, m, gram + gram_step * problem)
     if steps == GRAM + COMBINE:
         call_coefficients(coefficients, gram, c, problems, m, rule, rcond)
@@ -239,7 +274,7 @@ def run(
         for problem in range(problems):
             prepare(job, table + table_step * problem, segments, m, size)
             poke_int(job + 8 * C, c + 8 * m * problem)
-            run_pass(job, combine_body, threads, parallel)
+            run_pass(job, combine_body, threads, team)
     keep(memory)
 
 

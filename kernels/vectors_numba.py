@@ -127,7 +127,6 @@ def diagonal(typing_context, rows, m, first, count, target, stride, sums, ahead,
 
     def generate(context, builder, signature, arguments):
         rows_, m_, first_, count_, target_, stride_, sums_, ahead_, step_ = arguments[:9]
-        fetch = _fetcher(builder, ahead_, step_)
         begin = builder.mul(first_, I64(size))
 
         def emit(m: int) -> None:
@@ -137,14 +136,12 @@ def diagonal(typing_context, rows, m, first, count, target, stride, sums, ahead,
             targets = [builder.add(target_, builder.mul(stride_, I64(i))) for i in range(m)]
 
             def columns(at: Any, held: list[Any]) -> list[Any]:
-                fetch(at)
                 x = [load(builder, element(builder, base, at, size), elements) for base in bases]
                 for value, where in zip(x, targets, strict=True):
                     store(builder, value, element(builder, where, at, 8), F64)
                 return [fma(builder, x[i], x[j], s) for (i, j), s in zip(pairs, held, strict=True)]
 
-            held = vectors_at(builder, sums_, len(pairs))
-            store_at(builder, loop(builder, I64(0), count_, LANES, held, columns), sums_)
+            _sum_columns(builder, count_, sums_, len(pairs), columns, ahead_, step_)
 
         switch(builder, m_, range(1, GROUP + 1), emit)
         return context.get_dummy_value()
@@ -157,12 +154,11 @@ def tile(typing_context, left, right, n, stride, count, sums, ahead, step):
     """sums (GROUP * n vectors) += x_i * y_j for GROUP rows of doubles at ``left``, n <= GROUP at ``right``.
 
     ``stride`` is the distance of two rows in bytes. Meanwhile the memory that the PREFETCHED addresses at
-    ``ahead`` point to is fetched, ``step`` bytes a vector of columns.
+    ``ahead`` point to is fetched, ``step`` bytes a vector of columns; none if that is 0.
     """
 
     def generate(context, builder, signature, arguments):
         left_, right_, n_, stride_, count_, sums_, ahead_, step_ = arguments
-        fetch = _fetcher(builder, ahead_, step_)
 
         def emit(n: int) -> None:
             def rows(base: Any, number: int, at: Any) -> list[Any]:
@@ -170,13 +166,11 @@ def tile(typing_context, left, right, n, stride, count, sums, ahead, step):
                 return [load(builder, element(builder, start, at, 8), F64) for start in starts]
 
             def columns(at: Any, held: list[Any]) -> list[Any]:
-                fetch(at)
                 x, y = rows(left_, GROUP, at), rows(right_, n, at)
                 products = [(i, j) for i in range(GROUP) for j in range(n)]
                 return [fma(builder, x[i], y[j], s) for (i, j), s in zip(products, held, strict=True)]
 
-            held = vectors_at(builder, sums_, GROUP * n)
-            store_at(builder, loop(builder, I64(0), count_, LANES, held, columns), sums_)
+            _sum_columns(builder, count_, sums_, GROUP * n, columns, ahead_, step_)
 
         switch(builder, n_, range(1, GROUP + 1), emit)
         return context.get_dummy_value()
@@ -184,22 +178,39 @@ def tile(typing_context, left, right, n, stride, count, sums, ahead, step):
     return types.void(*[types.int64] * 8), generate
 
 
-def _fetcher(builder: Any, ahead: Any, step: Any) -> Callable[[Any], None]:
-    """Prefetches what belongs to a vector of columns, given where that starts."""
-    where = [pointer(builder, offset(builder, ahead, 8 * k), I64) for k in range(PREFETCHED)]
-    starts = [builder.load(each) for each in where]
+def _sum_columns(
+    builder: Any,
+    count: Any,
+    sums: Any,
+    number: int,
+    columns: Callable[[Any, list[Any]], list[Any]],
+    ahead: Any,
+    step: Any,
+) -> None:
+    """The ``number`` vectors at ``sums`` over ``count`` columns; one loop fetches ahead, one does not."""
 
-    def fetch(at: Any) -> None:
-        distance = builder.mul(builder.sdiv(at, I64(LANES)), step)
-        for start in starts:
-            _prefetch(builder, builder.add(start, distance))
+    def run(starts: Sequence[Any]) -> None:
+        def body(at: Any, held: list[Any]) -> list[Any]:
+            distance = builder.mul(builder.sdiv(at, I64(LANES)), step)
+            for start in starts:
+                _prefetch(builder, builder.add(start, distance))
+            return columns(at, held)
 
-    return fetch
+        held = vectors_at(builder, sums, number)
+        store_at(builder, loop(builder, I64(0), count, LANES, held, body), sums)
+
+    with builder.if_else(builder.icmp_signed("!=", step, I64(0))) as (fetching, quiet):
+        with fetching:
+            where = [pointer(builder, offset(builder, ahead, 8 * k), I64) for k in range(PREFETCHED)]
+            run([builder.load(each) for each in where])
+        with quiet:
+            run([])
 
 
 def _prefetch(builder: Any, address: Any) -> None:
+    """To L2: rows at equal offsets in their pages share few sets of L1, and would push the doubles out."""
     target = pointer(builder, address, ir.IntType(8))
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), [target, I32(0), I32(3), I32(1)])
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [target, I32(0), I32(2), I32(1)])
 
 
 def combination(builder: Any, rows: Any, m: Any, c: Any, first: Any, number: int, kind: int) -> list[Any]:
@@ -323,6 +334,17 @@ def call_team(typing_context, parallel, body, job, threads):
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
+def call_number(typing_context, number):
+    """omp_get_thread_num() by its address."""
+
+    def generate(context, builder, signature, arguments):
+        function = builder.inttoptr(arguments[0], ir.FunctionType(I32, []).as_pointer())
+        return builder.sext(builder.call(function, []), I64)
+
+    return types.int64(types.int64), generate
 
 
 @intrinsic

@@ -123,19 +123,19 @@ def test_quantiles_are_of_the_samples() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_floor_reads_and_writes_everything(threads: int) -> None:
     stream = pytest.importorskip("fastconfig.kernels.stream_numba")
-    from fastconfig.backends.team import parallel_address
+    from fastconfig.backends.team import team_address
 
     words = torch.randint(-(2**62), 2**62, (stream.CHUNK // 8 * 2 + 8 * 13,))
-    parallel = parallel_address()
-    threads = threads if parallel else 1
+    team = team_address()
+    threads = threads if team else 1
     job = stream.job_of([(words.data_ptr(), 8 * len(words))])
-    stream.run(job, stream.read_body.address, threads, parallel)
+    stream.run(job, stream.read_body.address, threads, team)
     folds = [int(np.bitwise_xor.reduce(part)) for part in np.split(words.numpy(), [32768, 65536])]
     assert len(folds) == job[stream.CHUNKS] == 3
     if threads == 1:
         assert job[stream.SINK] == folds[0] ^ folds[1] ^ folds[2]
     job = stream.job_of([(words.data_ptr(), 8 * len(words))])
-    stream.run(job, stream.write_body.address, threads, parallel)
+    stream.run(job, stream.write_body.address, threads, team)
     assert not words.any()
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from processes import python
@@ -14,7 +17,7 @@ from torch import Tensor
 from fastconfig import ConFIG_update, ops, use_backend
 from fastconfig.backends import team
 
-N = 700_001  # above SERIAL_BELOW for three float32 rows, and no multiple of anything
+N = 700_001  # above team.ENOUGH for three float32 rows, and no multiple of anything
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +54,47 @@ def test_the_same_bits_in_a_hundred_calls() -> None:
 
 
 def test_small_inputs_stay_on_one_thread() -> None:
-    torch.set_num_threads(4)
-    assert team.threads_for(team.SERIAL_BELOW - 1) == 1
+    for threads in (1, 2, 3, 4, 8):
+        torch.set_num_threads(threads)
+        enough = min(max(2, threads) * team.EACH, team.ENOUGH)
+        assert team.threads_for(enough - 1) == 1
+        assert team.threads_for(enough) == threads
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_every_chunk_is_taken_once_whoever_comes(backwards: bool) -> None:
+    """Each thread begins with its own share, and takes what threads that are late or missing have left."""
+    update_numba = pytest.importorskip("fastconfig.kernels.update_numba")
+    for chunks, shares in [(1, 1), (12, 2), (7, 3), (2, 4), (64, 5), (60, update_numba.SHARES)]:
+        job = np.zeros(update_numba.WORDS, np.int64)
+        job[update_numba.CHUNKS], job[update_numba.SHARED] = chunks, shares
+
+        def take(own: int, job: Any = job) -> int:
+            return update_numba.take_chunk(job.ctypes.data, own, backwards)
+
+        firsts = [take(own) for own in range(min(shares, chunks))]
+        if shares <= chunks:
+            assert firsts == [
+                (own + 1) * chunks // shares - 1 if backwards else own * chunks // shares
+                for own in range(shares)
+            ]
+        rest = [take(own) for own in torch.randint(shares, (chunks - len(firsts),)).tolist()]
+        assert sorted(firsts + rest) == list(range(chunks))
+        assert take(shares - 1) == -1
+
+
+def test_what_threads_run_is_found_on_disk_again(tmp_path: Path) -> None:
+    """Numba caches nothing that keeps an address of this process, and says so."""
+    pytest.importorskip("fastconfig.kernels.update_numba")
+    code = """
+import warnings
+warnings.simplefilter("error")
+from fastconfig.kernels import update_numba
+update_numba.bodies(0)
+"""
+    run = python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert list(tmp_path.rglob("*.nbi"))
 
 
 def test_parameters_and_vectors_give_the_same_bits_across_threads() -> None:

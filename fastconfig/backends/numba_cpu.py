@@ -15,7 +15,7 @@ from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
 from ..methods import Rule, compiled_coefficients
 from .numba_momentum import KINDS, NumbaMomentum
 from .table import entries, tensor_entry
-from .team import parallel_address, threads_for
+from .team import team_address, threads_for
 
 _UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in KINDS.items()}
 
@@ -55,8 +55,8 @@ class NumbaBackend(NumbaMomentum):
 
 @cache
 def _entries(dtype: torch.dtype) -> tuple[int, int, int, int, int]:
-    """Addresses of run, GOMP_parallel and the bodies of the two passes; bytes of an element."""
-    return (run_address(), parallel_address(), *bodies(KINDS[dtype]), dtype.itemsize)
+    """Addresses of run, of team.py and of the bodies of the two passes; bytes of an element."""
+    return (run_address(), team_address(), *bodies(KINDS[dtype]), dtype.itemsize)
 
 
 def _run(
@@ -64,10 +64,10 @@ def _run(
 ) -> None:
     """``steps`` of update_numba.py; ``gram`` and ``c`` are addresses of float64 memory, or 0 if plain."""
     dtype, m = grads.dtype, grads.m
-    run, parallel, gram_body, combine_body, size = _entries(dtype)
+    run, team, gram_body, combine_body, size = _entries(dtype)
     threads = threads_for(m * grads.n * size)
     native, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
-    rest = (gram, c, native, size, threads, parallel, gram_body, combine_body, rcond)
+    rest = (gram, c, native, size, threads, team, gram_body, combine_body, rcond)
     if grads.plain:
         _C.run_plain(run, steps, grads.rows, out, *rest)  # type: ignore[arg-type]
         return

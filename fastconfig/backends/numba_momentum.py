@@ -17,7 +17,7 @@ from ..methods import Rule
 from ..momenta import Step
 from .momentum import TorchMomentum
 from .table import entries
-from .team import parallel_address, threads_for
+from .team import team_address, threads_for
 
 KINDS = {
     torch.float32: ir_numba.F32,
@@ -57,7 +57,7 @@ def _converts(step: Step) -> bool:
 def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule | None = None) -> None:
     """``steps`` of momentum_numba.py, with ``rows`` in the table."""
     dtype, m = rows.dtype, rows.m
-    run, parallel, coefficients, accumulate_body, rescale_body = _entries(dtype)
+    run, team, coefficients, accumulate_body, rescale_body = _entries(dtype)
     table = _rows(step, rows, out)
     coming = _coming(step)
     chosen = array("q", step.chosen)
@@ -82,7 +82,7 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
         native,
         size,
         threads_for(m * rows.n * size),
-        parallel,
+        team,
         accumulate_body,
         rescale_body,
     )
@@ -94,9 +94,9 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
 
 @cache
 def _entries(dtype: torch.dtype) -> tuple[Any, int, int, int, int]:
-    """The compiled call; addresses of GOMP_parallel, fastconfig_coefficients and both passes' bodies."""
+    """The compiled call; addresses of team.py, fastconfig_coefficients and both passes' bodies."""
     kind = ctypes.CFUNCTYPE(None, ctypes.c_int64)
-    return (kind(momentum_address()), parallel_address(), _C.coefficients_address, *bodies(KINDS[dtype]))
+    return (kind(momentum_address()), team_address(), _C.coefficients_address, *bodies(KINDS[dtype]))
 
 
 def _rows(step: Step, rows: Gradients, out: Update | None) -> array[int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from array import array
 from functools import cache
 from pathlib import Path
 
 import torch
 
-SERIAL_BELOW = 1 << 19  # bytes of input under which waking a team costs more than it gains
+# bytes of input from which on waking a team gains more than it costs: for each of a few threads, and for any
+EACH, ENOUGH = 1 << 17, 1 << 19
 
 _forked = False
 
@@ -26,26 +28,35 @@ if hasattr(os, "register_at_fork"):
 
 def threads_for(size: int) -> int:
     """Threads to use for ``size`` bytes of input: torch's number, or one."""
-    if size < SERIAL_BELOW or _forked or not parallel_address():
+    if size < 2 * EACH or _forked or not team_address():
         return 1
-    return torch.get_num_threads()
+    threads = torch.get_num_threads()
+    return threads if size >= min(threads * EACH, ENOUGH) else 1
 
 
 @cache
-def parallel_address() -> int:
-    """Address of GOMP_parallel in the OpenMP library that torch has loaded; 0 if there is none."""
+def team_address() -> int:
+    """Address of two words, those of GOMP_parallel and omp_get_thread_num; 0 without them."""
+    functions = _functions()
+    return functions.buffer_info()[0] if functions else 0
+
+
+@cache
+def _functions() -> array[int] | None:
+    """From the OpenMP library that torch has loaded."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:  # not Linux
-        return 0
+        return None
     names = ("libgomp", "libomp", "libiomp")
     paths = {line[line.index("/") :] for line in lines if "/" in line}
     libraries = sorted(path for path in paths if Path(path).name.startswith(names))
     # torch's own copy first, if another package brought one too
     for path in sorted(libraries, key=lambda path: "torch" not in path):
         try:
-            function = ctypes.CDLL(path).GOMP_parallel
+            library = ctypes.CDLL(path)
+            functions = (library.GOMP_parallel, library.omp_get_thread_num)
         except (OSError, AttributeError):
             continue
-        return ctypes.cast(function, ctypes.c_void_p).value or 0
-    return 0
+        return array("q", [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions])
+    return None

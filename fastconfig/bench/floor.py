@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.team import parallel_address
+from ..backends.team import team_address
 from .cases import Inputs, Setting, traffic
 from .momentum import MOMENTUM
 from .timing import Clock, Contestant, measure
@@ -138,10 +138,10 @@ def _compiled(kind: str, tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
         return {}
     run, body = stream_numba.run, getattr(stream_numba, f"{kind}_body").address
     job = stream_numba.job_of([(t.data_ptr(), t.numel() * t.element_size()) for t in tensors])
-    parallel, threads = parallel_address(), torch.get_num_threads()
+    team, threads = team_address(), torch.get_num_threads()
     ways = {f"{kind} loop, 1 thread": lambda: (run(job, body, 1, 0), tensors)}
-    if parallel and threads > 1:
-        ways[f"{kind} loop, {threads} threads"] = lambda: (run(job, body, threads, parallel), tensors)
+    if team and threads > 1:
+        ways[f"{kind} loop, {threads} threads"] = lambda: (run(job, body, threads, team), tensors)
     return ways
 
 
