@@ -84,6 +84,7 @@ inline bool as_ints(PyObject* const* arguments, int64_t* values, int count) {
 struct Names {
   PyObject* shape = PyUnicode_InternFromString("shape");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
+  PyObject* dtype_only = Py_BuildValue("(s)", "dtype");  // keyword names of a call
 };
 
 inline const Names& names() {

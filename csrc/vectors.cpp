@@ -27,8 +27,9 @@ struct Column {
 };
 
 // Looks at column p of the rows, which are tensors themselves where ``vectors``; false if they are not plain, or differ
-// in shape, or from what they all share.
-bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, Common& common, Column& column) {
+// in shape, or from what they all share. Tells where each is, if there is room for it.
+bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, Common& common, Column& column,
+                 int64_t* addresses = nullptr) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); ++i) {
     PyObject* object = element(rows, i, p, vectors);
     if (object == Py_None && !vectors) continue;
@@ -38,6 +39,7 @@ bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, Co
     if (kind_of(tensor.dtype) != common.kind || tensor.device.type != common.device.type ||
         tensor.device.id != common.device.id)
       return false;
+    if (addresses != nullptr) addresses[i] = integer(data(tensor));
     if (column.first == nullptr) {
       column.first = object;
       column.tensor = tensor;
@@ -119,6 +121,7 @@ using Run = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64
                      int64_t, int64_t, int64_t, int64_t);
 
 constexpr int kIntegers = 13;
+constexpr int64_t kUpdate = 3;  // GRAM + COMBINE of kernels/update_numba.py
 
 // run(run, steps, table, problems, segments, m, gram, c, rule, size, threads, team, gram_body, combine_body,
 // rcond), all integers but the last: the kernels' own signature (kernels/update_numba.py), without the GIL.
@@ -200,12 +203,81 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// What short_update needs for gradients of one dtype; run is null until keep_kernels was called for it.
+struct Kernels {
+  PyObject* empty;  // torch.empty
+  PyObject* dtype;
+  int64_t run, gram_body, combine_body, size, most;
+};
+Kernels kept_kernels[4] = {};
+
+// keep_kernels(kind, empty, dtype, run, gram_body, combine_body, size, most): how short_update makes a result of this
+// kind of element, the kernels, bytes of an element, and of the largest input.
+PyObject* keep_kernels(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  int64_t kind, v[5];
+  if (count != 8 || !as_int(arguments[0], kind) || kind < 0 || kind > 3) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "keep_kernels takes a kind, 0 to 3, and 7 more arguments");
+    return nullptr;
+  }
+  if (!as_ints(arguments + 3, v, 5)) return nullptr;
+  kept_kernels[kind] = {Py_NewRef(arguments[1]), Py_NewRef(arguments[2]), v[0], v[1], v[2], v[3], v[4]};
+  Py_RETURN_NONE;
+}
+
+// short_update(grads, types, rule, cutoffs) -> the update of a list or tuple of vectors as scan accepts them, on the CPU
+// and no larger than keep_kernels said for their dtype; on this thread. Otherwise None. rule: address; cutoffs: a kind.
+PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 4 || !PyTuple_Check(arguments[3]) || PyTuple_GET_SIZE(arguments[3]) != 4) {
+    PyErr_SetString(PyExc_TypeError, "short_update takes gradients, a tuple of types, a rule and four cut-offs");
+    return nullptr;
+  }
+  if (exchange == nullptr || !is_row(arguments[0]) || Py_SIZE(arguments[0]) == 0 || is_row(item(arguments[0], 0)))
+    Py_RETURN_NONE;
+  const Reference rows(PySequence_List(arguments[0]));  // the caller's may change while a kernel reads
+  if (!rows) return nullptr;
+  const auto m = static_cast<int64_t>(PyList_GET_SIZE(rows.get()));
+  std::vector<int64_t> table(2 + 2 * m, 1);  // kernels/gram_numba.py
+  Common common;
+  Column column;
+  const bool fits = read_column(rows.get(), 0, true, arguments[1], common, column, table.data() + 2);
+  if (PyErr_Occurred()) return nullptr;
+  if (!fits || column.tensor.ndim != 1 || common.device.type != dlpack::kCpu) Py_RETURN_NONE;
+  const Kernels& kernels = kept_kernels[common.kind];
+  const int64_t n = column.tensor.shape[0];
+  if (kernels.run == 0 || n == 0 || n > kernels.most / (m * kernels.size)) Py_RETURN_NONE;
+  int64_t rule;
+  if (!as_int(arguments[2], rule)) return nullptr;
+  const double cutoff = PyFloat_AsDouble(PyTuple_GET_ITEM(arguments[3], common.kind));
+  if (cutoff == -1 && PyErr_Occurred()) return nullptr;
+
+  const Reference length(PyLong_FromLongLong(n));
+  PyObject* given[] = {length.get(), kernels.dtype};
+  PyObject* out = length ? PyObject_Vectorcall(kernels.empty, given, 1, names().dtype_only) : nullptr;
+  dlpack::Tensor result{};
+  if (out == nullptr || exchange->from_object(out, &result) != 0) {
+    Py_XDECREF(out);
+    return nullptr;
+  }
+  table[0] = n;
+  table[1] = integer(data(result));
+  std::vector<double> scratch(m * (m + 1));  // G, then c
+  Py_BEGIN_ALLOW_THREADS
+  reinterpret_cast<Run>(kernels.run)(kUpdate, integer(table.data()), 1, 1, m, integer(scratch.data()),
+                                     integer(scratch.data() + m * m),
+                                     integer(reinterpret_cast<const void*>(&fastconfig_coefficients)), rule, cutoff,
+                                     kernels.size, 1, 0, kernels.gram_body, kernels.combine_body);
+  Py_END_ALLOW_THREADS
+  return out;
+}
+
 PyMethodDef methods[] = {
     {"attach", &attach, METH_O, nullptr},
     {"describe", fast(&describe), METH_FASTCALL, nullptr},
     {"scan", fast(&scan), METH_FASTCALL, nullptr},
     {"run", fast(&run), METH_FASTCALL, nullptr},
     {"run_plain", fast(&run_plain), METH_FASTCALL, nullptr},
+    {"keep_kernels", fast(&keep_kernels), METH_FASTCALL, nullptr},
+    {"short_update", fast(&short_update), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

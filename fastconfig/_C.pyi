@@ -56,6 +56,20 @@ def run_plain(
     rcond: float,
     /,
 ) -> None: ...
+def keep_kernels(
+    kind: int,
+    empty: Any,
+    dtype: Any,
+    run: int,
+    gram_body: int,
+    combine_body: int,
+    size: int,
+    most: int,
+    /,
+) -> None: ...
+def short_update(
+    grads: Any, types: tuple[type, ...], rule: int, cutoffs: tuple[float, ...], /
+) -> Any | None: ...
 def parameters(module: Any, walker: Any, /) -> list[Any] | None: ...
 def flatten(vector: Any, tensors: list[Any], types: tuple[type, ...], /) -> bool: ...
 def scatter(vector: Any, tensors: list[Any], types: tuple[type, ...], /) -> bool: ...

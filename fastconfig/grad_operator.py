@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .compiling import can_compile, compiled_config, compiled_update, outside_the_graph
+from .compiling import can_compile, compiled_update, outside_the_graph
 from .config_update import (
     CPU,
     EQUAL,
@@ -20,8 +20,8 @@ from .config_update import (
     ConFIG_update,
     ConFIG_update_double,
     check_losses,
-    config_update,
     merge,
+    short_merge,
     unweighted_rule,
 )
 from .gradients import Gradients, GradientsLike, Update
@@ -138,12 +138,8 @@ class ConFIGOperator(GradientOperator):
 
     def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
         """The ConFIG update; arguments, result and errors as in :func:`ConFIG_update`."""
-        if torch.compiler.is_compiling():
-            if can_compile(grads, self.process_group, self.weight_model, self.length_model):
-                return compiled_config(grads, self.length_model, self.rcond)
-            return outside_the_graph(self.calculate_gradient, grads, losses)
-        rows = Gradients(grads, group=self.process_group)
-        return config_update(rows, self.weight_model, self.length_model, losses, self.rcond)
+        models, group = (self.weight_model, self.length_model), self.process_group
+        return ConFIG_update(grads, *models, losses=losses, rcond=self.rcond, process_group=group)
 
     def rule_for(self, grads: Gradients) -> Rule | None:
         """How coefficients follow from the Gram matrix; None with a model that sees the gradients."""
@@ -186,6 +182,9 @@ class _GramOperator(GradientOperator):
                 return outside_the_graph(self.calculate_gradient, grads, losses)
             rule = self._rule
             return compiled_update(grads, rule.method, mean=rule.mean, rcond=rule.rcond)
+        update = short_merge(grads, self._rule, losses, self.process_group)
+        if update is not None:
+            return update
         rows = Gradients(grads, group=self.process_group)
         if losses is not None:
             check_losses(losses, rows.m)
@@ -258,6 +257,8 @@ class PCGradOperator(_GramOperator):
             if (self.shuffle and order is None) or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses, order=order)
             return compiled_update(grads, "pcgrad", order=order, mean=self._rule.mean)
+        if order is None and not self.shuffle:
+            return super().calculate_gradient(grads, losses)
         rows = Gradients(grads, group=self.process_group)
         if losses is not None:
             check_losses(losses, rows.m)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .numbers import cutoff
+from .numbers import DTYPES, cutoff
 
 METHODS = ("config", "pcgrad", "ppcgrad", "imtlg")
 LENGTHS = (
@@ -61,6 +61,11 @@ class Rule:
     def cutoff(self, dtype: torch.dtype) -> float:
         """The eigenvalue cut-off for gradients of this dtype."""
         return cutoff(dtype) if self.rcond is None else self.rcond
+
+    @cached_property
+    def cutoffs(self) -> tuple[float, ...]:
+        """:meth:`cutoff` of all dtypes, in their order."""
+        return tuple(float(self.cutoff(dtype)) for dtype in DTYPES)
 
     @cached_property
     def native(self) -> Any:

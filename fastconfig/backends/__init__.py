@@ -7,7 +7,10 @@ import logging
 import os
 from types import TracebackType
 
-from ..gradients import Gradients
+from torch import Tensor
+
+from ..gradients import Gradients, GradientsLike
+from ..methods import Rule
 from .base import Backend, BackendUnavailable
 
 __all__ = ["Backend", "BackendUnavailable", "choose", "explain", "load", "use_backend"]
@@ -49,6 +52,20 @@ def choose(grads: Gradients) -> Backend:
         if backend.unsupported(grads) is None:
             return backend if grads.shards is None else _over_all(backend)
     raise BackendUnavailable(_nothing_serves(device))
+
+
+def short_update(grads: GradientsLike, rule: Rule) -> Tensor | None:
+    """The update by the backend that serves the CPU, if it has a shorter way for these; None otherwise.
+
+    Raises:
+        BackendUnavailable, ValueError: as :func:`choose`.
+    """
+    name = _requested if _requested is not None else _from_environment()
+    if name != AUTO:
+        return load(name).short_update(grads, rule)
+    for backend in _serving.get("cpu") or _find_serving("cpu"):
+        return backend.short_update(grads, rule)
+    return None
 
 
 def _over_all(backend: Backend) -> Backend:

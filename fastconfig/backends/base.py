@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import methods
-from ..gradients import Gradients, Update
+from ..gradients import Gradients, GradientsLike, Update
 from ..methods import Rule
 from ..momenta import Step
 
@@ -32,6 +32,10 @@ class Backend(Protocol):
 
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         """The three steps at once."""
+
+    def short_update(self, grads: GradientsLike, rule: Rule) -> Tensor | None:
+        """The update of gradients as given, if they are short and there is a shorter way; or None."""
+        return None
 
     def accumulate(self, step: Step) -> None:
         """m_i <- beta_1 m_i + (1 - beta_1) g_i for the gradients that came."""

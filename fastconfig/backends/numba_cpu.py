@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .. import _C
-from ..gradients import Gradients, Update
+from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
 from ..methods import Rule, compiled_coefficients
 from .numba_momentum import KINDS, NumbaMomentum
 from .table import entries, tensor_entry
-from .team import team_address, threads_for
+from .team import ALONE, team_address, threads_for
 
 _UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in KINDS.items()}
 
@@ -42,6 +42,9 @@ class NumbaBackend(NumbaMomentum):
         c = c.contiguous()
         _run(COMBINE, grads, out, 0, c.data_ptr())
 
+    def short_update(self, grads: GradientsLike, rule: Rule) -> Tensor | None:
+        return _C.short_update(grads, TYPES, rule.native_address, rule.cutoffs)
+
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         if grads.plain:
             _run(GRAM + COMBINE, grads, out, 0, 0, rule)
@@ -56,7 +59,10 @@ class NumbaBackend(NumbaMomentum):
 @cache
 def _entries(dtype: torch.dtype) -> tuple[int, int, int, int, int]:
     """Addresses of run, of team.py and of the bodies of the two passes; bytes of an element."""
-    return (run_address(), team_address(), *bodies(KINDS[dtype]), dtype.itemsize)
+    kind, run = KINDS[dtype], run_address()
+    gram_body, combine_body = bodies(kind)
+    _C.keep_kernels(kind, torch.empty, dtype, run, gram_body, combine_body, dtype.itemsize, ALONE - 1)
+    return run, team_address(), gram_body, combine_body, dtype.itemsize
 
 
 def _run(

@@ -12,6 +12,7 @@ import torch
 
 # bytes of input from which on waking a team gains more than it costs: for each of a few threads, and for any
 EACH, ENOUGH = 1 << 17, 1 << 19
+ALONE = 2 * EACH  # bytes of input below which there never is a team
 
 _forked = False
 
@@ -28,7 +29,7 @@ if hasattr(os, "register_at_fork"):
 
 def threads_for(size: int) -> int:
     """Threads to use for ``size`` bytes of input: torch's number, or one."""
-    if size < 2 * EACH or _forked or not team_address():
+    if size < ALONE or _forked or not team_address():
         return 1
     threads = torch.get_num_threads()
     return threads if size >= min(threads * EACH, ENOUGH) else 1

@@ -1,0 +1,179 @@
+"""Short vectors on the CPU, merged in one compiled call: the same bits as the way that checks everything."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from inputs import conflicting
+from torch import Tensor
+
+from fastconfig import (
+    ConFIG_update,
+    ConFIGOperator,
+    IMTLGOperator,
+    PCGradOperator,
+    PPCGradOperator,
+    backends,
+    use_backend,
+)
+from fastconfig.backends.team import ALONE
+from fastconfig.config_update import PLAIN, merge
+from fastconfig.gradients import TYPES, Gradients, scan
+from fastconfig.methods import Rule, make_rule
+from fastconfig.numbers import DTYPES
+
+numba_cpu = pytest.importorskip("fastconfig.backends.numba_cpu")
+pytestmark = pytest.mark.skipif(
+    scan([torch.ones(2)], TYPES) is None, reason="this torch has no DLPack exchange table (2.10 has)"
+)
+CPU = torch.device("cpu")
+CONFIG, PCGRAD, IMTLG = PLAIN, make_rule("pcgrad", 1, CPU), make_rule("imtlg", 1, CPU, rcond=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned() -> Iterator[None]:
+    """Results hold NaN before a kernel writes them; the kernels of all dtypes are known."""
+    with use_backend("numba"):
+        entries = {dtype: numba_cpu._entries(dtype) for dtype in DTYPES}
+
+        def know(empty: Callable[..., Tensor]) -> None:
+            for kind, (dtype, (run, _, gram, combine, size)) in enumerate(entries.items()):
+                numba_cpu._C.keep_kernels(kind, empty, dtype, run, gram, combine, size, ALONE - 1)
+
+        know(lambda n, dtype: torch.full((n,), torch.nan, dtype=dtype))
+        yield
+        know(torch.empty)
+
+
+def short(rows: Any, rule: Rule = CONFIG) -> Tensor | None:
+    return backends.short_update(rows, rule)
+
+
+@pytest.mark.parametrize("rule", [CONFIG, PCGRAD, IMTLG], ids=["config", "pcgrad", "imtlg"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_bits_of_the_long_way(dtype: torch.dtype, rule: Rule) -> None:
+    for m, n in [(1, 1), (2, 7), (3, 1000), (5, 1031), (9, 300), (33, 65)]:
+        rows = list(conflicting(m, n).to(dtype).unbind())
+        for given in (rows, tuple(rows), [torch.nn.Parameter(row) for row in rows]):
+            update = short(given, rule)
+            assert update is not None
+            assert torch.isfinite(update).all()
+            assert update.dtype == dtype
+            assert torch.equal(update, merge(Gradients(rows), rule))  # type: ignore[arg-type]
+
+
+def test_up_to_what_one_thread_takes_alone() -> None:
+    n = ALONE // 4 // 4  # of four float32 vectors
+    assert short([torch.randn(n) for _ in range(4)]) is None
+    update = short([torch.randn(n - 1) for _ in range(4)])
+    assert update is not None
+    assert torch.isfinite(update).all()
+
+
+def test_functions_and_operators_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = list(conflicting(3, 100).unbind())
+    calls: list[Rule] = []
+
+    def counted(grads: Any, rule: Rule) -> Tensor | None:
+        calls.append(rule)
+        return short(grads, rule)
+
+    monkeypatch.setattr("fastconfig.config_update.short_update", counted)
+    operators = (ConFIGOperator(), PCGradOperator(), PPCGradOperator(), IMTLGOperator())
+    for merged in (ConFIG_update, *(operator.calculate_gradient for operator in operators)):
+        assert merged(rows).shape == (100,)
+    assert [rule.method for rule in calls] == ["config", "config", "pcgrad", "ppcgrad", "imtlg"]
+    # with what it does not know: losses to check, a cut-off, an order
+    ConFIG_update(rows, losses=[1, 2, 3])
+    ConFIG_update(rows, rcond=1e-6)
+    PCGradOperator(shuffle=True).calculate_gradient(rows)
+    assert len(calls) == 5
+    with pytest.raises(ValueError, match="losses: got 2, want 3"):
+        PPCGradOperator().calculate_gradient(rows, [1, 2])
+
+
+@pytest.mark.parametrize(
+    "grads",
+    [
+        [],
+        3.0,
+        torch.ones(2, 5),
+        iter([torch.ones(5)]),
+        [[torch.ones(5)]],
+        [torch.ones(5), torch.ones(6)],
+        [torch.ones(5), torch.ones(5).double()],
+        [torch.ones(5), None],
+        [torch.ones(())],
+        [torch.ones(2, 5)],
+        [torch.ones(0)],
+        [torch.ones(10)[::2], torch.ones(5)],
+        [torch.ones(5, dtype=torch.int64)],
+        [torch.ones(5, device="meta")],
+        [torch.ones(5).to_sparse()],
+        [torch.ones(5, dtype=torch.complex64).conj().imag],
+    ],
+    ids=[
+        *("no gradient", "a number", "a tensor", "an iterator", "per parameter", "shapes", "dtypes", "none"),
+        *("scalars", "matrices", "empty", "strided", "integers", "meta", "sparse", "negative"),
+    ],
+)
+def test_anything_else_goes_the_long_way(grads: Any) -> None:
+    assert short(grads) is None
+
+
+def test_another_backend_is_asked_itself() -> None:
+    with use_backend("pytorch"):
+        assert short([torch.ones(5)]) is None
+
+
+def test_a_dtype_without_kernels_goes_the_long_way() -> None:
+    run, _, gram, combine, size = numba_cpu._entries(torch.float64)
+    numba_cpu._C.keep_kernels(1, torch.empty, torch.float64, 0, gram, combine, size, ALONE - 1)
+    assert short([torch.ones(5).double()]) is None
+    with pytest.raises(TypeError, match="kind"):
+        numba_cpu._C.keep_kernels(4, torch.empty, torch.float64, run, gram, combine, size, ALONE - 1)
+
+
+def test_no_reference_is_lost_or_kept() -> None:
+    rows = [torch.randn(20) for _ in range(3)]
+    before = [sys.getrefcount(object) for object in (rows, *rows)]
+    update, like = short(rows), torch.ones(1)
+    assert sys.getrefcount(update) == sys.getrefcount(like)
+    for _ in range(50):
+        short(rows)
+        short([*rows, torch.ones(3)])
+    assert [sys.getrefcount(object) for object in (rows, *rows)] == before
+
+
+def test_a_result_that_cannot_be_made_is_an_error() -> None:
+    run, _, gram, combine, size = numba_cpu._entries(torch.float32)
+
+    def full(n: int, dtype: torch.dtype) -> Tensor:
+        raise MemoryError("no room")
+
+    numba_cpu._C.keep_kernels(0, full, torch.float32, run, gram, combine, size, ALONE - 1)
+    with pytest.raises(MemoryError, match="no room"):
+        ConFIG_update([torch.ones(5)])
+
+
+def test_a_list_that_changes_meanwhile() -> None:
+    """Its tensors are held while the kernel runs without the GIL."""
+    rows = [torch.randn(2000) for _ in range(8)]
+    wanted = short(list(rows))
+    assert wanted is not None
+
+    def swap() -> None:
+        for _ in range(300):
+            rows[:] = [row.clone() for row in rows]
+
+    with ThreadPoolExecutor(1) as pool:
+        swapping = pool.submit(swap)
+        while not swapping.done():
+            update = short(rows)
+            assert update is not None
+            assert torch.equal(update, wanted)
