@@ -106,6 +106,16 @@ FASTCONFIG_HD void team_for(const Team& team, int n, F f) {
   team.sync();
 }
 
+// sum_{k < n} a[k] b[k] in four chains: one alone waits for each of its additions.
+FASTCONFIG_HD double dot(const double* a, const double* b, int n) {
+  double s[4] = {0, 0, 0, 0};
+  int k = 0;
+  FASTCONFIG_ROLLED for (; k + 4 <= n; k += 4)
+    for (int c = 0; c < 4; ++c) s[c] += a[k + c] * b[k + c];
+  FASTCONFIG_ROLLED for (; k < n; ++k) s[0] += a[k] * b[k];
+  return (s[0] + s[1]) + (s[2] + s[3]);
+}
+
 // Pivoted Cholesky of C (full storage; its lower part becomes L, rows in pivot order). Stops when the
 // largest Schur diagonal, sin^2 of the angle to the span of the rows already taken, is <= tolerance.
 template <class Team>
@@ -148,9 +158,7 @@ FASTCONFIG_HD int pivoted_cholesky(const Team& team, double* c, int m, double to
     if (team.lane() == 0) c[k * m + k] = root;
     team_for(team, m - k - 1, [&](int i) {
       i += k + 1;
-      double v = c[i * m + k];
-      FASTCONFIG_ROLLED for (int j = 0; j < k; ++j) v -= c[i * m + j] * c[k * m + j];
-      v /= root;
+      const double v = (c[i * m + k] - dot(c + i * m, c + k * m, k)) / root;
       c[i * m + k] = v;
       schur[i] -= v * v;
     });
@@ -168,8 +176,7 @@ FASTCONFIG_HD void cholesky(const Team& team, double* b, int ld, int r) {
     if (team.lane() == 0) b[k * ld + k] = root;
     team_for(team, r - k - 1, [&](int i) {
       i += k + 1;
-      double v = b[i * ld + k];
-      FASTCONFIG_ROLLED for (int j = 0; j < k; ++j) v -= b[i * ld + j] * b[k * ld + j];
+      const double v = b[i * ld + k] - dot(b + i * ld, b + k * ld, k);
       b[i * ld + k] = root > 0 ? v / root : 0;
     });
   }
@@ -282,9 +289,7 @@ FASTCONFIG_CALLED void pcgrad(const Team& team, const Workspace& w, int m, const
     FASTCONFIG_ROLLED for (int step = 0; step < m; ++step) {
       const int j = order ? static_cast<int>(order[i * m + step]) : step;
       if (j == i) continue;
-      const double* cosines = w.cosines + j * m;
-      double along = 0;
-      FASTCONFIG_ROLLED for (int k = 0; k < m; ++k) along += b[k] * cosines[k];
+      const double along = dot(b, w.cosines + j * m, m);
       if (along < 0) b[j] -= along;
     }
   });

@@ -203,29 +203,41 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-// What short_update needs for gradients of one dtype; run is null until keep_kernels was called for it.
+// What short_update needs for gradients of one dtype; run is 0 until keep_kernels was called for it.
 struct Kernels {
-  PyObject* empty;  // torch.empty
+  PyObject* empty;        // torch.empty
+  PyObject* threads_for;  // of fastconfig/backends/team.py
   PyObject* dtype;
-  int64_t run, gram_body, combine_body, size, most;
+  int64_t run, team, gram_body, combine_body, size, alone, most;
 };
 Kernels kept_kernels[4] = {};
 
-// keep_kernels(kind, empty, dtype, run, gram_body, combine_body, size, most): how short_update makes a result of this
-// kind of element, the kernels, bytes of an element, and of the largest input.
+// keep_kernels(kind, empty, threads_for, dtype, run, team, gram_body, combine_body, size, alone, most): how short_update
+// makes a result of this kind of element, the kernels, bytes of an element, of an input from which on threads_for is
+// asked, and of the largest result. What was kept before stays alive: another thread may be about to use it.
 PyObject* keep_kernels(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  int64_t kind, v[5];
-  if (count != 8 || !as_int(arguments[0], kind) || kind < 0 || kind > 3) {
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "keep_kernels takes a kind, 0 to 3, and 7 more arguments");
+  int64_t kind, v[7];
+  if (count != 11 || !as_int(arguments[0], kind) || kind < 0 || kind > 3) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "keep_kernels takes a kind, 0 to 3, and 10 more arguments");
     return nullptr;
   }
-  if (!as_ints(arguments + 3, v, 5)) return nullptr;
-  kept_kernels[kind] = {Py_NewRef(arguments[1]), Py_NewRef(arguments[2]), v[0], v[1], v[2], v[3], v[4]};
+  if (!as_ints(arguments + 4, v, 7)) return nullptr;
+  kept_kernels[kind] = {Py_NewRef(arguments[1]), Py_NewRef(arguments[2]), Py_NewRef(arguments[3]), v[0], v[1], v[2],
+                        v[3], v[4], v[5], v[6]};
   Py_RETURN_NONE;
 }
 
+// Threads for ``bytes`` of input; -1 and a Python error if that fails.
+int64_t threads_of(const Kernels& kernels, int64_t bytes) {
+  if (bytes < kernels.alone) return 1;
+  const Reference size(PyLong_FromLongLong(bytes));
+  const Reference threads(size ? PyObject_CallOneArg(kernels.threads_for, size.get()) : nullptr);
+  int64_t value = -1;
+  return threads && as_int(threads.get(), value) ? value : -1;
+}
+
 // short_update(grads, types, rule, cutoffs) -> the update of a list or tuple of vectors as scan accepts them, on the CPU
-// and no larger than keep_kernels said for their dtype; on this thread. Otherwise None. rule: address; cutoffs: a kind.
+// and no larger than keep_kernels said for their dtype. Otherwise None. rule: address; cutoffs: one a kind.
 PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 4 || !PyTuple_Check(arguments[3]) || PyTuple_GET_SIZE(arguments[3]) != 4) {
     PyErr_SetString(PyExc_TypeError, "short_update takes gradients, a tuple of types, a rule and four cut-offs");
@@ -242,9 +254,11 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   const bool fits = read_column(rows.get(), 0, true, arguments[1], common, column, table.data() + 2);
   if (PyErr_Occurred()) return nullptr;
   if (!fits || column.tensor.ndim != 1 || common.device.type != dlpack::kCpu) Py_RETURN_NONE;
-  const Kernels& kernels = kept_kernels[common.kind];
+  const Kernels kernels = kept_kernels[common.kind];
   const int64_t n = column.tensor.shape[0];
-  if (kernels.run == 0 || n == 0 || n > kernels.most / (m * kernels.size)) Py_RETURN_NONE;
+  if (kernels.run == 0 || n == 0 || n > kernels.most / kernels.size) Py_RETURN_NONE;
+  const int64_t threads = threads_of(kernels, m * n * kernels.size);
+  if (threads < 0) return nullptr;
   int64_t rule;
   if (!as_int(arguments[2], rule)) return nullptr;
   const double cutoff = PyFloat_AsDouble(PyTuple_GET_ITEM(arguments[3], common.kind));
@@ -265,7 +279,7 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   reinterpret_cast<Run>(kernels.run)(kUpdate, integer(table.data()), 1, 1, m, integer(scratch.data()),
                                      integer(scratch.data() + m * m),
                                      integer(reinterpret_cast<const void*>(&fastconfig_coefficients)), rule, cutoff,
-                                     kernels.size, 1, 0, kernels.gram_body, kernels.combine_body);
+                                     kernels.size, threads, kernels.team, kernels.gram_body, kernels.combine_body);
   Py_END_ALLOW_THREADS
   return out;
 }

@@ -59,11 +59,14 @@ def run_plain(
 def keep_kernels(
     kind: int,
     empty: Any,
+    threads_for: Any,
     dtype: Any,
     run: int,
+    team: int,
     gram_body: int,
     combine_body: int,
     size: int,
+    alone: int,
     most: int,
     /,
 ) -> None: ...

@@ -25,6 +25,7 @@ from distributed_inputs import (
 )
 from distributed_shards import part_of
 from inputs import relative_error
+from schedules import momentum_error
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -66,7 +67,7 @@ def errors(
         update = whole(operator.calculate_gradient(chosen, give(rows)))
         wanted = exact.step(chosen, rows)
         if operator.all_initialized:
-            worst = max(worst, relative_error(update, wanted))
+            worst = max(worst, momentum_error(update, wanted, exact))
         else:
             assert not update.any()
     return worst
@@ -108,7 +109,8 @@ def case_parameters_of_some_ranks_only(rank: int, ranks: int) -> None:
         part = part_of(rows, rank, sizes)
         update = operator.calculate_gradient(range(M), [[row if rank else None] for row in part])
         mine = torch.zeros(0, dtype=torch.float64) if rank == 0 else update[0]
-        assert relative_error(torch.cat(gathered(mine)), exact.step(range(M), rows)) <= 1e-10
+        wanted = exact.step(range(M), rows)
+        assert momentum_error(torch.cat(gathered(mine)), wanted, exact) <= 1e-10
 
 
 def case_dtensors(rank: int, ranks: int) -> None:
@@ -164,7 +166,7 @@ def case_fsdp_and_ddp(rank: int, ranks: int) -> None:
             chosen = [0, 1, 2] if step == 0 else [step % M]
             take([losses[i] for i in chosen], net, operator, chosen)
             wanted = exact.step(chosen, averaged_rows(shares, step)[chosen])
-            assert relative_error(grads_of(net).cpu(), wanted) <= 1e-9
+            assert momentum_error(grads_of(net).cpu(), wanted, exact) <= 1e-9
 
 
 def resumable(ranks: int) -> dict[str, tuple[Any, PseudoMomentumOperator]]:

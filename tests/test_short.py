@@ -21,16 +21,19 @@ from fastconfig import (
     backends,
     use_backend,
 )
-from fastconfig.backends.team import ALONE
+from fastconfig.backends.team import ALONE, threads_for
 from fastconfig.config_update import PLAIN, merge
 from fastconfig.gradients import TYPES, Gradients, scan
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
+from fastconfig.results import KEPT_FROM
 
 numba_cpu = pytest.importorskip("fastconfig.backends.numba_cpu")
 pytestmark = pytest.mark.skipif(
     scan([torch.ones(2)], TYPES) is None, reason="this torch has no DLPack exchange table (2.10 has)"
 )
+keep = numba_cpu._C.keep_kernels
+LIMITS = ALONE, KEPT_FROM - 1
 CPU = torch.device("cpu")
 CONFIG, PCGRAD, IMTLG = PLAIN, make_rule("pcgrad", 1, CPU), make_rule("imtlg", 1, CPU, rcond=1e-3)
 
@@ -42,8 +45,8 @@ def _poisoned() -> Iterator[None]:
         entries = {dtype: numba_cpu._entries(dtype) for dtype in DTYPES}
 
         def know(empty: Callable[..., Tensor]) -> None:
-            for kind, (dtype, (run, _, gram, combine, size)) in enumerate(entries.items()):
-                numba_cpu._C.keep_kernels(kind, empty, dtype, run, gram, combine, size, ALONE - 1)
+            for kind, (dtype, addresses) in enumerate(entries.items()):
+                keep(kind, empty, threads_for, dtype, *addresses, *LIMITS)
 
         know(lambda n, dtype: torch.full((n,), torch.nan, dtype=dtype))
         yield
@@ -67,12 +70,21 @@ def test_the_bits_of_the_long_way(dtype: torch.dtype, rule: Rule) -> None:
             assert torch.equal(update, merge(Gradients(rows), rule))  # type: ignore[arg-type]
 
 
-def test_up_to_what_one_thread_takes_alone() -> None:
-    n = ALONE // 4 // 4  # of four float32 vectors
-    assert short([torch.randn(n) for _ in range(4)]) is None
-    update = short([torch.randn(n - 1) for _ in range(4)])
-    assert update is not None
-    assert torch.isfinite(update).all()
+def test_on_one_thread_and_several_up_to_results_that_are_kept() -> None:
+    n = KEPT_FROM // 4  # of float32
+    assert short([torch.randn(n) for _ in range(2)]) is None
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for count in (ALONE // 8 - 1, ALONE // 8, n - 1):
+                rows = [torch.randn(count) for _ in range(2)]
+                update = short(rows)
+                assert update is not None
+                assert torch.isfinite(update).all()
+                assert torch.equal(update, merge(Gradients(rows), CONFIG))  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_functions_and_operators_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,12 +143,22 @@ def test_another_backend_is_asked_itself() -> None:
         assert short([torch.ones(5)]) is None
 
 
+def test_nothing_is_loaded_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has gradients on a GPU alone never waits for the CPU's backend."""
+    monkeypatch.setattr(backends, "_serving", {})
+    monkeypatch.setattr(backends, "_loaded", {})
+    for requested in (None, "auto", "numba"):
+        monkeypatch.setattr(backends, "_requested", requested)
+        assert short([torch.ones(5)]) is None
+    assert not backends._loaded
+    assert not backends._serving
+
+
 def test_a_dtype_without_kernels_goes_the_long_way() -> None:
-    run, _, gram, combine, size = numba_cpu._entries(torch.float64)
-    numba_cpu._C.keep_kernels(1, torch.empty, torch.float64, 0, gram, combine, size, ALONE - 1)
+    keep(1, torch.empty, threads_for, torch.float64, 0, 0, 0, 0, 8, *LIMITS)
     assert short([torch.ones(5).double()]) is None
     with pytest.raises(TypeError, match="kind"):
-        numba_cpu._C.keep_kernels(4, torch.empty, torch.float64, run, gram, combine, size, ALONE - 1)
+        keep(4, torch.empty, threads_for, torch.float64, *numba_cpu._entries(torch.float64), *LIMITS)
 
 
 def test_no_reference_is_lost_or_kept() -> None:
@@ -151,14 +173,17 @@ def test_no_reference_is_lost_or_kept() -> None:
 
 
 def test_a_result_that_cannot_be_made_is_an_error() -> None:
-    run, _, gram, combine, size = numba_cpu._entries(torch.float32)
-
-    def full(n: int, dtype: torch.dtype) -> Tensor:
+    def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError("no room")
 
-    numba_cpu._C.keep_kernels(0, full, torch.float32, run, gram, combine, size, ALONE - 1)
+    addresses = numba_cpu._entries(torch.float32)
+    ConFIG_update([torch.ones(5)])
+    keep(0, fail, threads_for, torch.float32, *addresses, *LIMITS)
     with pytest.raises(MemoryError, match="no room"):
         ConFIG_update([torch.ones(5)])
+    keep(0, torch.empty, fail, torch.float32, *addresses, *LIMITS)
+    with pytest.raises(MemoryError, match="no room"):
+        ConFIG_update([torch.ones(ALONE // 4)])
 
 
 def test_a_list_that_changes_meanwhile() -> None:

@@ -57,15 +57,13 @@ def choose(grads: Gradients) -> Backend:
 def short_update(grads: GradientsLike, rule: Rule) -> Tensor | None:
     """The update by the backend that serves the CPU, if it has a shorter way for these; None otherwise.
 
-    Raises:
-        BackendUnavailable, ValueError: as :func:`choose`.
+    Loads nothing: None also as long as that backend has served nothing.
     """
-    name = _requested if _requested is not None else _from_environment()
-    if name != AUTO:
-        return load(name).short_update(grads, rule)
-    for backend in _serving.get("cpu") or _find_serving("cpu"):
-        return backend.short_update(grads, rule)
-    return None
+    if _requested is None or _requested == AUTO:
+        serving = _serving.get("cpu")
+        return serving[0].short_update(grads, rule) if serving else None
+    backend = _loaded.get(_requested)
+    return None if backend is None or isinstance(backend, str) else backend.short_update(grads, rule)
 
 
 def _over_all(backend: Backend) -> Backend:

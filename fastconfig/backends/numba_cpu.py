@@ -13,6 +13,7 @@ from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
 from ..methods import Rule, compiled_coefficients
+from ..results import KEPT_FROM
 from .numba_momentum import KINDS, NumbaMomentum
 from .table import entries, tensor_entry
 from .team import ALONE, team_address, threads_for
@@ -59,10 +60,11 @@ class NumbaBackend(NumbaMomentum):
 @cache
 def _entries(dtype: torch.dtype) -> tuple[int, int, int, int, int]:
     """Addresses of run, of team.py and of the bodies of the two passes; bytes of an element."""
-    kind, run = KINDS[dtype], run_address()
+    kind, run, team, size = KINDS[dtype], run_address(), team_address(), dtype.itemsize
     gram_body, combine_body = bodies(kind)
-    _C.keep_kernels(kind, torch.empty, dtype, run, gram_body, combine_body, dtype.itemsize, ALONE - 1)
-    return run, team_address(), gram_body, combine_body, dtype.itemsize
+    kernels = (run, team, gram_body, combine_body)
+    _C.keep_kernels(kind, torch.empty, threads_for, dtype, *kernels, size, ALONE, KEPT_FROM - 1)
+    return *kernels, size
 
 
 def _run(
