@@ -253,12 +253,12 @@ class PCGradOperator(_GramOperator):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
-        if torch.compiler.is_compiling():
-            if (self.shuffle and order is None) or not can_compile(grads, self.process_group):
-                return outside_the_graph(self.calculate_gradient, grads, losses, order=order)
-            return compiled_update(grads, "pcgrad", order=order, mean=self._rule.mean)
         if order is None and not self.shuffle:
             return super().calculate_gradient(grads, losses)
+        if torch.compiler.is_compiling():
+            if order is None or not can_compile(grads, self.process_group):
+                return outside_the_graph(self.calculate_gradient, grads, losses, order=order)
+            return compiled_update(grads, "pcgrad", order=order, mean=self._rule.mean)
         rows = Gradients(grads, group=self.process_group)
         if losses is not None:
             check_losses(losses, rows.m)

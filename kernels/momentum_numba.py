@@ -17,6 +17,7 @@ from functools import cache
 import numpy as np
 from numba import cfunc, literally, njit, types
 
+from .calls_numba import call_coefficients
 from .combine_numba import present_weights
 from .gram_numba import entry_words, gram_columns, line_columns, pack, row_address, triangle_size
 from .ir_numba import DIRECT, ITEMSIZE, LANES
@@ -40,7 +41,6 @@ from .update_numba import (
 )
 from .vectors_numba import (
     address,
-    call_coefficients,
     copy_element,
     fence,
     keep,

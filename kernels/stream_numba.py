@@ -9,9 +9,10 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
+from .calls_numba import fetch_add
 from .ir_numba import I32, I64, call, loop, offset, pointer
 from .update_numba import CHUNKS, STREAM, STREAMED, WORDS, compiled, own_share, run_pass, take_chunk
-from .vectors_numba import address, fetch_add, peek_int
+from .vectors_numba import address, peek_int
 
 WIDE = 64  # bytes of a vector
 UNROLL = 8  # vectors a step

@@ -15,16 +15,12 @@ from typing import Any
 import numpy as np
 from numba import cfunc, literally, njit, types
 
+from .calls_numba import call_body, call_coefficients, call_number, call_team, fetch_add
 from .combine_numba import combine_columns
 from .gram_numba import entry_words, gram_columns, triangle_size
 from .ir_numba import LANES
 from .vectors_numba import (
     address,
-    call_body,
-    call_coefficients,
-    call_number,
-    call_team,
-    fetch_add,
     keep,
     peek_double,
     peek_int,
