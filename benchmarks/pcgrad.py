@@ -28,7 +28,7 @@ from fastconfig import environment, reference
 from fastconfig.bench.memory import MALLOC, extra_bytes
 
 LIMIT = 2e-6  # of the relative error
-SECONDS, REPEATS = 4.0, 25
+SECONDS, LEAST, MOST = 4.0, 3, 1000
 Call = Callable[[], Any]
 
 
@@ -134,9 +134,9 @@ def measure(framework: str, m: int, n: int) -> dict[str, Any]:
     for call in calls.values():
         call()
     began = time.perf_counter()
-    while len(times["baseline"]) < 3 or (
-        len(times["baseline"]) < REPEATS and time.perf_counter() - began < SECONDS
-    ):
+    rounds = 0
+    while rounds < LEAST or (rounds < MOST and time.perf_counter() - began < SECONDS):
+        rounds += 1
         for name, call in calls.items():
             start = time.perf_counter()
             call()

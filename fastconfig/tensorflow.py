@@ -14,23 +14,22 @@ are merged; the optimizer adds up the replicas' results, as it does with any gra
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from .tensorflow_rows import TINY, Rows
+
 __all__ = ["PCGrad", "PPCGrad"]
 
 _REDUCTIONS = ("mean", "sum")
-_LONG = 1 << 14  # elements beyond which compiling, once for every length, pays
-_CHAIN = 32  # products of which XLA makes one sum without a loop
-_TINY = 2.0**-1022  # of float64, so that a zero gradient is divided by something
-_BLOCK = 4  # tasks whose products are one computation, so that compiling it stays short
 
 
 class _Projection:
     """What both have in common; a subclass says how coefficients follow from the Gram matrix."""
+
+    _keywords: tuple[str, ...] = ()  # of project_conflicting and pc_backward
 
     def __init__(self, reduction: str = "mean") -> None:
         if reduction not in _REDUCTIONS:
@@ -95,12 +94,17 @@ class _Projection:
         """
         grads = _vectors("grads", grads)
         m = len(grads)
-        rows = _Rows(grads)
+        rows = Rows(grads)
         masks = None if has_grads is None else _vectors("has_grads", has_grads, like=grads)
-        c = self._coefficients(rows.gram(), m, **given)
-        if self.reduction == "sum" or m == 1:
-            return rows.combine(c)
-        return rows.combine(c / m) if masks is None else rows.combine(c, masks)
+        self._refuse_unknown(given)
+        share = 1
+        if self.reduction == "sum":
+            masks = None
+        elif masks is None:
+            share = m
+        if m == 2:  # one order only
+            return rows.merged_pair(share, masks)
+        return rows.combine(self._coefficients(rows.gram(), m, **given) / share, masks)
 
     def pc_backward(
         self,
@@ -121,6 +125,7 @@ class _Projection:
         Raises:
             TypeError, ValueError: as :meth:`pack_grad`.
         """
+        self._refuse_unknown(given)
         columns = _gradients(tape, losses, variables)
         m = len(losses)
         # variables of one dtype, in which the same tasks have gradients, are merged as one vector
@@ -129,11 +134,11 @@ class _Projection:
             tasks = tuple(i for i, piece in enumerate(column) if piece is not None)
             if tasks:
                 groups.setdefault((variable.dtype, tasks), []).append(p)
-        parts: list[_Rows] = []
+        parts: list[Rows] = []
         gram = tf.zeros((m, m), tf.float64)
         for (_, tasks), places in groups.items():
             flat = [[tf.reshape(columns[p][i], [-1]) for p in places] for i in tasks]
-            part = _Rows([pieces[0] if len(pieces) == 1 else tf.concat(pieces, 0) for pieces in flat])
+            part = Rows([pieces[0] if len(pieces) == 1 else tf.concat(pieces, 0) for pieces in flat])
             spread = tf.one_hot(tasks, m, dtype=tf.float64)  # (tasks, m)
             gram += tf.matmul(spread, tf.matmul(part.gram(), spread), transpose_a=True)
             parts.append(part)
@@ -149,6 +154,11 @@ class _Projection:
             tf.zeros(variable.shape, variable.dtype) if piece is None else piece
             for piece, variable in zip(merged, variables, strict=True)
         ]
+
+    def _refuse_unknown(self, given: dict[str, Any]) -> None:
+        unknown = [name for name in given if name not in self._keywords]
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)}: {type(self).__name__} takes no such argument")
 
     def _coefficients(self, gram: tf.Tensor, m: int, **given: Any) -> tf.Tensor:
         """(m,) float64 from the Gram matrix (m, m): of the sum of all projected gradients."""
@@ -169,8 +179,6 @@ class PPCGrad(_Projection):
     """
 
     def _coefficients(self, gram: tf.Tensor, m: int, **given: Any) -> tf.Tensor:
-        if given:
-            raise TypeError(f"{', '.join(given)}: PPCGrad takes no such argument")
         return _parallel(gram)
 
 
@@ -196,6 +204,8 @@ class PCGrad(_Projection):
         ValueError: for another reduction.
     """
 
+    _keywords = ("order",)
+
     def __init__(self, reduction: str = "mean", *, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__(reduction)
         self.shuffle = shuffle
@@ -205,8 +215,6 @@ class PCGrad(_Projection):
             self._generator = made.from_non_deterministic_state() if seed is None else made.from_seed(seed)
 
     def _coefficients(self, gram: tf.Tensor, m: int, *, order: Any = None, **given: Any) -> tf.Tensor:
-        if given:
-            raise TypeError(f"{', '.join(given)}: PCGrad takes no such argument")
         if m == 2:  # one order only
             return _parallel(gram)
         if order is None:
@@ -220,20 +228,20 @@ class PCGrad(_Projection):
         """(m, m - 1): for every task the others, in a uniformly random order, or ascending."""
         if self._generator is None:
             return tf.constant([[j for j in range(m) if j != i] for i in range(m)], tf.int32)
-        ranks = tf.argsort(self._generator.uniform((m, m - 1)), axis=1)
+        ranks = tf.math.top_k(self._generator.uniform((m, m - 1)), m - 1).indices
         return ranks + tf.cast(ranks >= tf.range(m)[:, None], tf.int32)  # past the task itself
 
 
 def _parallel(gram: tf.Tensor) -> tf.Tensor:
     """c_j = 1 - sum over i != j of min(G_ij, 0) / G_jj; NaN where G_jj is Inf or NaN."""
-    norms = tf.linalg.diag_part(gram) + _TINY
+    norms = tf.linalg.diag_part(gram) + TINY
     return (norms - tf.reduce_sum(tf.minimum(gram, 0), 0)) / norms
 
 
 def _in_turn(gram: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
     """Algorithm 1 on coefficients: row i of a is task i's gradient in terms of the original ones."""
     m = gram.shape[0]
-    norms = tf.linalg.diag_part(gram) + _TINY
+    norms = tf.linalg.diag_part(gram) + TINY
     places = tf.one_hot(order, m, dtype=gram.dtype)
     if order.shape[1] == m:
         places *= 1 - tf.eye(m, dtype=gram.dtype)[:, None]  # no step against the task itself
@@ -242,93 +250,6 @@ def _in_turn(gram: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
     for along, place in zip(steps, tf.unstack(places, axis=1), strict=True):
         a -= tf.minimum(tf.reduce_sum(a * along, 1, keepdims=True), 0) * place
     return tf.reduce_sum(a, 0) + 0 * norms  # NaN for a broken gradient
-
-
-class _Rows:
-    """m vectors of one length and dtype, of which the Gram matrix and linear combinations are taken.
-
-    Long ones stay as they are: XLA makes single loops of products and combinations, without temporaries.
-    Short ones, for which compiling does not pay, become float64 first.
-    """
-
-    def __init__(self, vectors: Sequence[tf.Tensor]) -> None:
-        n = vectors[0].shape[0]
-        self.dtype = vectors[0].dtype
-        self.compiled = n is not None and n > _LONG and _compiles()
-        self.rows = vectors if self.compiled else [tf.cast(vector, tf.float64) for vector in vectors]
-
-    def gram(self) -> tf.Tensor:
-        """(m, m) float64 products."""
-        if not self.compiled:
-            if len(self.rows) <= _BLOCK:  # sums of products are quicker than a small matrix product
-                return _products(self.rows, None, lambda a, b: tf.reduce_sum(a * b))
-            stacked = tf.stack(self.rows)
-            return tf.matmul(stacked, stacked, transpose_b=True)
-        parts = [self.rows[k : k + _BLOCK] for k in range(0, len(self.rows), _BLOCK)]
-        blocks: dict[tuple[int, int], tf.Tensor] = {}
-        for i, left in enumerate(parts):
-            blocks[i, i] = _compiled_products(left, None, _long_product)
-            for j in range(i):
-                blocks[i, j] = _compiled_products(left, parts[j], _long_product)
-                blocks[j, i] = tf.transpose(blocks[i, j])
-        each = range(len(parts))
-        return tf.concat([tf.concat([blocks[i, j] for j in each], 1) for i in each], 0)
-
-    def combine(self, c: tf.Tensor, masks: Sequence[tf.Tensor] | None = None) -> tf.Tensor:
-        """(N,) sum_i c_i g_i in the dtype of the vectors, divided by m where all masks are 1."""
-        combined = _compiled_combination if self.compiled else _combination
-        return combined(c, self.rows, masks, self.dtype)
-
-
-def _products(
-    left: Sequence[tf.Tensor],
-    right: Sequence[tf.Tensor] | None,
-    product: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-) -> tf.Tensor:
-    """(len(left), len(right)) products; without a second list those of the first with itself."""
-    found: dict[tuple[int, int], tf.Tensor] = {}
-    others = left if right is None else right
-    for i, a in enumerate(left):
-        for j, b in enumerate(others):
-            found[i, j] = found[j, i] if right is None and j < i else product(a, b)
-    return tf.reshape(tf.stack(list(found.values())), (len(left), len(others)))
-
-
-def _long_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """a . b in float64, for XLA: it makes a loop over threads and vector registers of the first sum only."""
-    products = tf.cast(a, tf.float64) * tf.cast(b, tf.float64)
-    whole = products.shape[0] // _CHAIN * _CHAIN
-    chains = tf.reduce_sum(tf.reshape(products[:whole], (_CHAIN, -1)), 0)
-    chains = tf.maximum(chains, chains.dtype.min)  # or XLA would merge both sums
-    return tf.reduce_sum(chains) + tf.reduce_sum(products[whole:])
-
-
-def _combination(
-    c: tf.Tensor, rows: Sequence[tf.Tensor], masks: Sequence[tf.Tensor] | None, dtype: tf.DType
-) -> tf.Tensor:
-    """sum_i c_i g_i in float64: a coefficient, the ratio of two norms, may be beyond float32."""
-    update = tf.add_n(
-        [factor * tf.cast(row, c.dtype) for factor, row in zip(tf.unstack(c), rows, strict=True)]
-    )
-    if masks is not None:
-        m = len(masks)
-        update = tf.where(tf.add_n([tf.cast(mask, tf.float32) for mask in masks]) == m, update / m, update)
-    return tf.cast(update, dtype)
-
-
-_compiled_products = tf.function(_products, jit_compile=True, autograph=False)
-_compiled_combination = tf.function(_combination, jit_compile=True, autograph=False)
-
-
-@functools.cache
-def _compiles() -> bool:
-    """Whether this build of TensorFlow has XLA for its default device."""
-    try:
-        with tf.init_scope():
-            tf.function(tf.identity, jit_compile=True, autograph=False)(tf.zeros(()))
-    except tf.errors.OpError:
-        return False
-    return True
 
 
 def _gradients(

@@ -15,7 +15,7 @@ from torch import Tensor
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = pytest.importorskip("tensorflow")
 
-import fastconfig.tensorflow  # noqa: E402
+import fastconfig.tensorflow_rows  # noqa: E402
 from fastconfig.tensorflow import PCGrad, PPCGrad  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TensorFlow's own
@@ -66,7 +66,7 @@ def test_project_conflicting(m: int, reduction: str, mode: str) -> None:
 def test_many_elements(m: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # chains of products, and a rest; blocks of tasks; without XLA too, which not every build has
     if not compiler:
-        monkeypatch.setattr(fastconfig.tensorflow, "_compiles", lambda: False)
+        monkeypatch.setattr(fastconfig.tensorflow_rows, "_compiles", lambda: False)
     rows = conflicting(m, 300_001)
     order = torch.rand(m, m).argsort(-1)
     update = PCGrad("sum").project_conflicting(tensors(rows), order=order.numpy())
@@ -126,6 +126,18 @@ def test_zero_and_broken_gradients(m: int, n: int, mode: str) -> None:
         rows[0, n // 2] = value
         for run in runs:
             assert torch.isnan(torch.from_numpy(run(tensors(rows)).numpy())).all()
+
+
+@pytest.mark.parametrize("n", [50, 20_003])
+@pytest.mark.parametrize("m", [2, 3])
+def test_a_mean_whose_sum_float16_does_not_hold(m: int, n: int) -> None:
+    rows = torch.full((m, n), 40_000.0)
+    masks = torch.ones(m, n)
+    masks[0, 0] = rows[0, 0] = 0
+    rows[1:, 0] = 1
+    grads, has = ([tf.cast(row, tf.float16) for row in tensors(given)] for given in (rows, masks))
+    update = tf.cast(PPCGrad().project_conflicting(grads, has), tf.float64)
+    assert error(update, projected(rows, masks, "mean", None)) <= 2**-10
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
