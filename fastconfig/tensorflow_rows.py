@@ -73,8 +73,8 @@ def _products(
 
 
 def _short_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """a . b / 2 of float64: coefficients depend on ratios only, and l2_loss is one operation."""
-    return tf.nn.l2_loss(a) if a is b else tf.reduce_sum(a * b) / 2
+    """a . b / 2 of float64, by as few operations as there are; coefficients depend on ratios only."""
+    return tf.nn.l2_loss(a) if a is b else tf.tensordot(a, b, 1) / 2
 
 
 def _long_product(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
@@ -95,7 +95,8 @@ def _merged_pair(
 ) -> tf.Tensor:
     """PCGrad of two tasks, in scalars: operations on matrices of four elements take time too."""
     conflict = tf.minimum(product(*rows), 0)
-    c = [1 - conflict / (product(row, row) + TINY) for row in rows]
+    norms = [product(row, row) + TINY for row in rows]
+    c = [(norm - conflict) / norm for norm in norms]  # NaN for a broken gradient
     return _combination(c if share == 1 else [factor / share for factor in c], rows, masks, dtype)
 
 

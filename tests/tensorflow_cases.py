@@ -122,10 +122,11 @@ def test_zero_and_broken_gradients(m: int, n: int, mode: str) -> None:
     runs = [MODES[mode](method.project_conflicting) for method in methods]
     for run, order in zip(runs, (torch.arange(m).expand(m, m), None), strict=True):
         assert error(run(tensors(rows)), projected(rows, None, "mean", order)) <= LIMIT
-    for value in (torch.nan, torch.inf):
-        rows[0, n // 2] = value
-        for run in runs:
-            assert torch.isnan(torch.from_numpy(run(tensors(rows)).numpy())).all()
+    for other in (rows, torch.rand(m, n)):  # without conflict too
+        for value in (torch.nan, torch.inf):
+            other[0, n // 2] = value
+            for run in runs:
+                assert torch.isnan(torch.from_numpy(run(tensors(other)).numpy())).all()
 
 
 @pytest.mark.parametrize("n", [50, 20_003])
