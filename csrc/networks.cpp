@@ -63,51 +63,138 @@ struct Piece {
   size_t bytes;
 };
 
-// Whether the tensors are contiguous, on the CPU, of the dtype of a contiguous vector, and together as long as it is.
-bool match(PyObject* vector, PyObject* tensors, PyObject* types, char*& whole, std::vector<Piece>& pieces) {
-  dlpack::Tensor tensor{};
-  if (!view(vector, types, tensor) || tensor.ndim != 1 || !contiguous(tensor)) return false;
-  if (tensor.device.type != dlpack::kCpu) return false;
-  const int kind = kind_of(tensor.dtype);
-  const size_t size = tensor.dtype.bits / 8;
-  int64_t rest = numel(tensor);
-  whole = data(tensor);
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(tensors); ++i) {
-    if (!view(PyList_GET_ITEM(tensors, i), types, tensor) || !contiguous(tensor)) return false;
-    if (kind_of(tensor.dtype) != kind || tensor.device.type != dlpack::kCpu) return false;
-    pieces.push_back({data(tensor), size * static_cast<size_t>(numel(tensor))});
-    rest -= numel(tensor);
-  }
-  return rest == 0;
-}
+// Tensors that are contiguous, on the CPU and of one dtype, one after the other.
+struct Pieces {
+  std::vector<Piece> list;
+  int kind = -1;
+  int64_t count = 0;  // of elements
 
-PyObject* copy(PyObject* const* arguments, Py_ssize_t count, bool to_vector) {
-  if (count != 3 || !PyList_Check(arguments[1]) || !PyTuple_Check(arguments[2])) {
-    PyErr_SetString(PyExc_TypeError, "flatten and scatter take a vector, a list of tensors and a tuple of types");
+  bool add(PyObject* object, PyObject* types) {
+    dlpack::Tensor tensor{};
+    if (!view(object, types, tensor) || !contiguous(tensor) || tensor.device.type != dlpack::kCpu) return false;
+    if (kind < 0) kind = kind_of(tensor.dtype);
+    const int64_t size = numel(tensor);
+    count += size;
+    list.push_back({data(tensor), static_cast<size_t>(size) * (tensor.dtype.bits / 8)});
+    return kind_of(tensor.dtype) == kind;
+  }
+};
+
+// A vector of their elements; None for none or more than ``most``. New, or null with a Python error.
+PyObject* joined(const Pieces& pieces, PyObject* empty, PyObject* dtypes, int64_t most) {
+  if (pieces.count == 0 || pieces.count > most) Py_RETURN_NONE;
+  PyObject* vector = new_vector(empty, pieces.count, PyTuple_GET_ITEM(dtypes, pieces.kind));
+  dlpack::Tensor tensor{};
+  if (vector == nullptr || exchange->from_object(vector, &tensor) != 0) {
+    Py_XDECREF(vector);
     return nullptr;
   }
-  char* whole = nullptr;
-  std::vector<Piece> pieces;
-  const bool fits = exchange != nullptr && match(arguments[0], arguments[1], arguments[2], whole, pieces);
-  if (PyErr_Occurred()) return nullptr;
-  if (!fits) Py_RETURN_FALSE;
-  for (const Piece& piece : pieces) {
-    if (piece.bytes != 0) std::memmove(to_vector ? whole : piece.data, to_vector ? piece.data : whole, piece.bytes);
+  char* whole = data(tensor);
+  for (const Piece& piece : pieces.list) {
+    if (piece.bytes != 0) std::memcpy(whole, piece.data, piece.bytes);
     whole += piece.bytes;
   }
-  Py_RETURN_TRUE;
+  return vector;
 }
 
-// flatten(vector, tensors, types) -> whether the tensors, a list, were copied to the vector one after the other: they
-// are contiguous, on the CPU, of exactly one of the types, of the vector's dtype, and together as long as it is.
-PyObject* flatten(PyObject*, PyObject* const* arguments, Py_ssize_t count) { return copy(arguments, count, true); }
+// Appends the gradients of parameters, a list, to another; without those that are missing, or false for one where
+// ``all``. False also with a Python error.
+bool append_gradients(PyObject* parameters, bool all, PyObject* found) {
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(parameters); ++i) {
+    const Reference grad(PyObject_GetAttr(PyList_GET_ITEM(parameters, i), names().grad));
+    if (!grad) return false;
+    if (grad.get() == Py_None && all) return false;
+    if (grad.get() != Py_None && PyList_Append(found, grad.get()) != 0) return false;
+  }
+  return true;
+}
 
-// scatter(vector, tensors, types) -> whether the vector was copied to the tensors, under the same conditions.
-PyObject* scatter(PyObject*, PyObject* const* arguments, Py_ssize_t count) { return copy(arguments, count, false); }
+// join(tensors, gradients, all, types, empty, dtypes, most) -> a vector of the elements of all tensors, a list, or, where
+// ``gradients``, of their .grad, of which some may be missing unless ``all``. They are contiguous, on the CPU, of exactly
+// one of the types and one dtype, together at most ``most`` elements; otherwise None. empty: torch.empty; dtypes: the
+// four of fastconfig.numbers.
+PyObject* join(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  int64_t most;
+  if (count != 7 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[3]) || !PyTuple_Check(arguments[5]) ||
+      !as_int(arguments[6], most)) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "join takes a list of tensors and six more arguments");
+    return nullptr;
+  }
+  if (exchange == nullptr) Py_RETURN_NONE;
+  const Reference tensors(PyList_New(0));  // ours: they must live until they are copied
+  if (!tensors) return nullptr;
+  bool fits = true;
+  if (arguments[1] == Py_True)
+    fits = append_gradients(arguments[0], arguments[2] == Py_True, tensors.get());
+  else
+    fits = PyList_SetSlice(tensors.get(), 0, 0, arguments[0]) == 0;
+  Pieces pieces;
+  for (Py_ssize_t i = 0; fits && i < PyList_GET_SIZE(tensors.get()); ++i)
+    fits = pieces.add(PyList_GET_ITEM(tensors.get(), i), arguments[3]);
+  if (PyErr_Occurred()) return nullptr;
+  if (!fits) Py_RETURN_NONE;
+  return joined(pieces, arguments[4], arguments[5], most);
+}
+
+// spread(vector, parameters, all, types, most) -> the parameters' .grad, a list, after the vector was copied to them: as
+// join takes them, part of no graph, and together as long as the contiguous vector, of its dtype. Otherwise None.
+PyObject* spread(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  int64_t most;
+  if (count != 5 || !PyList_Check(arguments[1]) || !PyTuple_Check(arguments[3]) || !as_int(arguments[4], most)) {
+    if (!PyErr_Occurred())
+      PyErr_SetString(PyExc_TypeError, "spread takes a vector, a list of parameters and three more arguments");
+    return nullptr;
+  }
+  PyObject* types = arguments[3];
+  dlpack::Tensor vector{};
+  if (exchange == nullptr || !view(arguments[0], types, vector) || vector.ndim != 1 || !contiguous(vector) ||
+      vector.device.type != dlpack::kCpu || vector.shape[0] > most) {
+    if (PyErr_Occurred()) return nullptr;
+    Py_RETURN_NONE;
+  }
+  const Reference grads(PyList_New(0));
+  bool fits = grads && append_gradients(arguments[1], arguments[2] == Py_True, grads.get());
+  Pieces pieces;
+  for (Py_ssize_t i = 0; fits && i < PyList_GET_SIZE(grads.get()); ++i) {
+    PyObject* grad = PyList_GET_ITEM(grads.get(), i);
+    fits = pieces.add(grad, types) && is_free(grad);
+  }
+  if (PyErr_Occurred()) return nullptr;
+  if (!fits || pieces.kind != kind_of(vector.dtype) || pieces.count != vector.shape[0]) Py_RETURN_NONE;
+  const char* whole = data(vector);
+  for (const Piece& piece : pieces.list) {
+    if (piece.bytes != 0) std::memmove(piece.data, whole, piece.bytes);  // it may be part of the vector
+    whole += piece.bytes;
+  }
+  return Py_NewRef(grads.get());
+}
+
+// leaves(tensors, types) -> those that require a gradient, each once, if all are leaves of exactly one of the types;
+// otherwise None.
+PyObject* leaves(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[1])) {
+    PyErr_SetString(PyExc_TypeError, "leaves takes a list of tensors and a tuple of types");
+    return nullptr;
+  }
+  const Reference found(PyList_New(0));
+  if (!found) return nullptr;
+  std::unordered_set<PyObject*> seen;
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(arguments[0]); ++i) {
+    PyObject* tensor = PyList_GET_ITEM(arguments[0], i);
+    if (!holds(arguments[1], Py_TYPE(tensor))) Py_RETURN_NONE;
+    const Reference leaf(PyObject_GetAttr(tensor, names().is_leaf));
+    const Reference wanted(PyObject_GetAttr(tensor, names().requires_grad));
+    if (!leaf || !wanted) return nullptr;
+    if (leaf.get() != Py_True) Py_RETURN_NONE;
+    if (wanted.get() == Py_True && seen.insert(tensor).second && PyList_Append(found.get(), tensor) != 0) return nullptr;
+  }
+  return Py_NewRef(found.get());
+}
 
 PyMethodDef methods[] = {{"parameters", fast(&parameters), METH_FASTCALL, nullptr},
-                         {"flatten", fast(&flatten), METH_FASTCALL, nullptr},
-                         {"scatter", fast(&scatter), METH_FASTCALL, nullptr},
+                         {"leaves", fast(&leaves), METH_FASTCALL, nullptr},
+                         {"join", fast(&join), METH_FASTCALL, nullptr},
+                         {"spread", fast(&spread), METH_FASTCALL, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

@@ -83,6 +83,9 @@ inline bool as_ints(PyObject* const* arguments, int64_t* values, int count) {
 
 struct Names {
   PyObject* shape = PyUnicode_InternFromString("shape");
+  PyObject* grad = PyUnicode_InternFromString("grad");
+  PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
+  PyObject* is_leaf = PyUnicode_InternFromString("is_leaf");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* dtype_only = Py_BuildValue("(s)", "dtype");  // keyword names of a call
 };
@@ -110,6 +113,19 @@ inline bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
   if (kind_of(tensor.dtype) < 0 || (tensor.data == nullptr && numel(tensor) != 0)) return false;
   const Reference negative(PyObject_CallMethodNoArgs(object, names().is_neg));
   return negative && negative.get() == Py_False;
+}
+
+// Whether a tensor is part of no graph: it may be written over. False also with a Python error.
+inline bool is_free(PyObject* tensor) {
+  const Reference graph(PyObject_GetAttr(tensor, names().requires_grad));
+  return graph.get() == Py_False;
+}
+
+// empty(size, dtype=dtype) of torch.empty; new, or null with a Python error.
+inline PyObject* new_vector(PyObject* empty, int64_t size, PyObject* dtype) {
+  const Reference length(PyLong_FromLongLong(size));
+  PyObject* given[] = {length.get(), dtype};
+  return length ? PyObject_Vectorcall(empty, given, 1, names().dtype_only) : nullptr;
 }
 
 // A function as a method table of METH_FASTCALL wants it.

@@ -203,12 +203,14 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-// What short_update needs for gradients of one dtype; run is 0 until keep_kernels was called for it.
+// What short_update and merge_into need for gradients of one dtype; run is 0 until keep_kernels was called for it.
 struct Kernels {
   PyObject* empty;        // torch.empty
   PyObject* threads_for;  // of fastconfig/backends/team.py
   PyObject* dtype;
   int64_t run, team, gram_body, combine_body, size, alone, most;
+
+  bool take(int64_t n) const { return run != 0 && n != 0 && n <= most / size; }
 };
 Kernels kept_kernels[4] = {};
 
@@ -236,6 +238,32 @@ int64_t threads_of(const Kernels& kernels, int64_t bytes) {
   return threads && as_int(threads.get(), value) ? value : -1;
 }
 
+// How an update is computed.
+struct Stage {
+  int64_t rule = 0, threads = 0;
+  double cutoff = 0;
+
+  // False with a Python error. elements: of all rows.
+  bool read(const Kernels& kernels, PyObject* address, PyObject* cut, int64_t elements) {
+    cutoff = PyFloat_AsDouble(cut);
+    if ((cutoff == -1 && PyErr_Occurred()) || !as_int(address, rule)) return false;
+    threads = threads_of(kernels, elements * kernels.size);
+    return threads >= 0;
+  }
+};
+
+// Both passes over a table of contiguous segments, without the GIL.
+void update(const Kernels& kernels, const Stage& stage, const std::vector<int64_t>& table, int64_t m) {
+  std::vector<double> scratch(m * (m + 1));  // G, then c
+  const auto segments = static_cast<int64_t>(table.size() / (2 + 2 * m));
+  const int64_t coefficients = integer(reinterpret_cast<const void*>(&fastconfig_coefficients));
+  Py_BEGIN_ALLOW_THREADS
+  reinterpret_cast<Run>(kernels.run)(kUpdate, integer(table.data()), 1, segments, m, integer(scratch.data()),
+                                     integer(scratch.data() + m * m), coefficients, stage.rule, stage.cutoff,
+                                     kernels.size, stage.threads, kernels.team, kernels.gram_body, kernels.combine_body);
+  Py_END_ALLOW_THREADS
+}
+
 // short_update(grads, types, rule, cutoffs) -> the update of a list or tuple of vectors as scan accepts them, on the CPU
 // and no larger than keep_kernels said for their dtype. Otherwise None. rule: address; cutoffs: one a kind.
 PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -256,17 +284,10 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   if (!fits || column.tensor.ndim != 1 || common.device.type != dlpack::kCpu) Py_RETURN_NONE;
   const Kernels kernels = kept_kernels[common.kind];
   const int64_t n = column.tensor.shape[0];
-  if (kernels.run == 0 || n == 0 || n > kernels.most / kernels.size) Py_RETURN_NONE;
-  const int64_t threads = threads_of(kernels, m * n * kernels.size);
-  if (threads < 0) return nullptr;
-  int64_t rule;
-  if (!as_int(arguments[2], rule)) return nullptr;
-  const double cutoff = PyFloat_AsDouble(PyTuple_GET_ITEM(arguments[3], common.kind));
-  if (cutoff == -1 && PyErr_Occurred()) return nullptr;
-
-  const Reference length(PyLong_FromLongLong(n));
-  PyObject* given[] = {length.get(), kernels.dtype};
-  PyObject* out = length ? PyObject_Vectorcall(kernels.empty, given, 1, names().dtype_only) : nullptr;
+  if (!kernels.take(n)) Py_RETURN_NONE;
+  Stage stage;
+  if (!stage.read(kernels, arguments[2], PyTuple_GET_ITEM(arguments[3], common.kind), m * n)) return nullptr;
+  PyObject* out = new_vector(kernels.empty, n, kernels.dtype);
   dlpack::Tensor result{};
   if (out == nullptr || exchange->from_object(out, &result) != 0) {
     Py_XDECREF(out);
@@ -274,14 +295,64 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   }
   table[0] = n;
   table[1] = integer(data(result));
-  std::vector<double> scratch(m * (m + 1));  // G, then c
-  Py_BEGIN_ALLOW_THREADS
-  reinterpret_cast<Run>(kernels.run)(kUpdate, integer(table.data()), 1, 1, m, integer(scratch.data()),
-                                     integer(scratch.data() + m * m),
-                                     integer(reinterpret_cast<const void*>(&fastconfig_coefficients)), rule, cutoff,
-                                     kernels.size, threads, kernels.team, kernels.gram_body, kernels.combine_body);
-  Py_END_ALLOW_THREADS
+  update(kernels, stage, table, m);
   return out;
+}
+
+// Looks at .grad of a parameter: free, and plain like the gradients in a column, which the update goes to.
+bool read_target(PyObject* grad, PyObject* types, const Common& common, const Column& column, int64_t& address) {
+  dlpack::Tensor tensor{};
+  if (!view(grad, types, tensor) || !contiguous(tensor) || !same_shape(tensor, column.tensor)) return false;
+  if (kind_of(tensor.dtype) != common.kind || tensor.device.type != common.device.type || !is_free(grad)) return false;
+  address = integer(data(tensor));
+  return true;
+}
+
+// merge_into(rows, parameters, types, rule, cutoffs) -> the parameters' .grad, a list without those that no row has, after
+// the update was written to them. rows: a list of m lists or tuples of gradients of the parameters (None is zeros) as scan
+// accepts them, on the CPU and together no larger than keep_kernels said; .grad is like them. Otherwise None. rule,
+// cutoffs: as in short_update.
+PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 5 || !PyList_Check(arguments[0]) || !PyList_Check(arguments[1]) || !PyTuple_Check(arguments[4]) ||
+      PyTuple_GET_SIZE(arguments[4]) != 4) {
+    PyErr_SetString(PyExc_TypeError, "merge_into takes lists of rows and parameters, types, a rule and four cut-offs");
+    return nullptr;
+  }
+  PyObject *rows = arguments[0], *parameters = arguments[1], *types = arguments[2];
+  const auto m = static_cast<int64_t>(PyList_GET_SIZE(rows));
+  const Py_ssize_t columns = PyList_GET_SIZE(parameters);
+  for (int64_t i = 0; i < m; ++i)
+    if (!is_row(PyList_GET_ITEM(rows, i)) || Py_SIZE(PyList_GET_ITEM(rows, i)) != columns) Py_RETURN_NONE;
+  const Reference grads(PyList_New(0));
+  if (exchange == nullptr || !grads) Py_RETURN_NONE;
+  std::vector<int64_t> table, addresses(m);
+  table.reserve(columns * (2 + 2 * m));
+  Common common;
+  int64_t n = 0;
+  bool fits = true;
+  for (Py_ssize_t p = 0; fits && p < columns; ++p) {
+    Column column;
+    int64_t target = 0;
+    addresses.assign(m, 0);
+    fits = read_column(rows, p, false, types, common, column, addresses.data());
+    if (!fits || column.first == nullptr) continue;
+    const Reference grad(PyObject_GetAttr(PyList_GET_ITEM(parameters, p), names().grad));
+    fits = grad && read_target(grad.get(), types, common, column, target) && PyList_Append(grads.get(), grad.get()) == 0;
+    const int64_t size = numel(column.tensor);
+    if (size == 0) continue;
+    n += size;
+    table.insert(table.end(), {size, target});
+    table.insert(table.end(), addresses.begin(), addresses.end());
+    table.insert(table.end(), m, 1);
+  }
+  if (PyErr_Occurred()) return nullptr;
+  if (!fits || common.kind < 0 || common.device.type != dlpack::kCpu) Py_RETURN_NONE;
+  const Kernels kernels = kept_kernels[common.kind];
+  if (!kernels.take(n)) Py_RETURN_NONE;
+  Stage stage;
+  if (!stage.read(kernels, arguments[3], PyTuple_GET_ITEM(arguments[4], common.kind), m * n)) return nullptr;
+  update(kernels, stage, table, m);
+  return Py_NewRef(grads.get());
 }
 
 PyMethodDef methods[] = {
@@ -292,6 +363,7 @@ PyMethodDef methods[] = {
     {"run_plain", fast(&run_plain), METH_FASTCALL, nullptr},
     {"keep_kernels", fast(&keep_kernels), METH_FASTCALL, nullptr},
     {"short_update", fast(&short_update), METH_FASTCALL, nullptr},
+    {"merge_into", fast(&merge_into), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

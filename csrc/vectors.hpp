@@ -13,11 +13,11 @@ extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t b
 
 namespace fastconfig {
 
-// Adds attach, describe, scan, run, run_plain, keep_kernels, short_update and what add_networks adds; -1 and a Python
+// Adds attach, describe, scan, run, run_plain, keep_kernels, short_update, merge_into and what add_networks adds; -1 and a Python
 // error if that fails.
 int add_vectors(PyObject* module);
 
-// Adds parameters, flatten and scatter.
+// Adds parameters, leaves, join and spread.
 int add_networks(PyObject* module);
 
 }  // namespace fastconfig

@@ -73,6 +73,26 @@ def keep_kernels(
 def short_update(
     grads: Any, types: tuple[type, ...], rule: int, cutoffs: tuple[float, ...], /
 ) -> Any | None: ...
+def merge_into(
+    rows: list[Any],
+    parameters: list[Any],
+    types: tuple[type, ...],
+    rule: int,
+    cutoffs: tuple[float, ...],
+    /,
+) -> list[Any] | None: ...
 def parameters(module: Any, walker: Any, /) -> list[Any] | None: ...
-def flatten(vector: Any, tensors: list[Any], types: tuple[type, ...], /) -> bool: ...
-def scatter(vector: Any, tensors: list[Any], types: tuple[type, ...], /) -> bool: ...
+def leaves(tensors: list[Any], types: tuple[type, ...], /) -> list[Any] | None: ...
+def join(
+    tensors: list[Any],
+    gradients: bool,
+    all: bool,
+    types: tuple[type, ...],
+    empty: Any,
+    dtypes: tuple[Any, ...],
+    most: int,
+    /,
+) -> Any | None: ...
+def spread(
+    vector: Any, parameters: list[Any], all: bool, types: tuple[type, ...], most: int, /
+) -> list[Any] | None: ...

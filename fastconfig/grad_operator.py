@@ -141,10 +141,16 @@ class ConFIGOperator(GradientOperator):
         models, group = (self.weight_model, self.length_model), self.process_group
         return ConFIG_update(grads, *models, losses=losses, rcond=self.rcond, process_group=group)
 
+    @property
+    def fixed_rule(self) -> Rule | None:
+        """The rule with the default models; None with others."""
+        plain = self.weight_model is EQUAL and self.length_model is PROJECTION and self.rcond is None
+        return PLAIN if plain else None
+
     def rule_for(self, grads: Gradients) -> Rule | None:
         """How coefficients follow from the Gram matrix; None with a model that sees the gradients."""
-        if self.weight_model is EQUAL and self.length_model is PROJECTION and self.rcond is None:
-            return PLAIN
+        if (rule := self.fixed_rule) is not None:
+            return rule
         length = length_rule(self.length_model)
         if length is None or not is_equal(self.weight_model):
             return None
@@ -158,6 +164,11 @@ class _GramOperator(GradientOperator):
         super().__init__()
         self._rule = rule
         self.process_group = process_group
+
+    @property
+    def fixed_rule(self) -> Rule | None:
+        """The rule, if it is the same for all gradients."""
+        return self._rule
 
     def rule_for(self, grads: Gradients) -> Rule:
         """How coefficients of these gradients follow from their Gram matrix."""
@@ -194,6 +205,11 @@ class _GramOperator(GradientOperator):
 def is_ours(operator: GradientOperator) -> bool:
     """Whether it merges as defined here, gradients in any form; a user's own, or subclass, sees (m, N)."""
     return getattr(operator.calculate_gradient, "__func__", None) in _OURS
+
+
+def fixed_rule_of(operator: Any) -> Rule | None:
+    """The rule of an operator, if it is known before the gradients are; None also for what is no rule."""
+    return operator.fixed_rule if is_ours(operator) else None
 
 
 def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
@@ -263,6 +279,11 @@ class PCGradOperator(_GramOperator):
         if losses is not None:
             check_losses(losses, rows.m)
         return merge(rows, self.rule_for(rows, order))
+
+    @property
+    def fixed_rule(self) -> Rule | None:
+        """The rule, if it is the same for all gradients; None with ``shuffle``."""
+        return None if self.shuffle else self._rule
 
     def rule_for(self, grads: Gradients, order: Tensor | None = None) -> Rule:
         """How coefficients of these gradients follow from G; in a new random order with ``shuffle``."""

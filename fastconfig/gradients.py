@@ -349,14 +349,9 @@ def _check_no_group(shards: Shards | None, argument: str | Sequence[str]) -> Non
         )
 
 
-def are_free(tensors: list[Tensor | None]) -> bool:
-    """Whether all tensors are there, and none is part of a graph: they may be written over."""
-    return not any(tensor is None or tensor.requires_grad for tensor in tensors)
-
-
 def existing(tensors: list[Tensor | None], grads: Gradients) -> list[Tensor | None] | None:
     """Tensors of earlier results, if they can take the next one: plain, of its shapes, dtype and device."""
-    if not grads.plain or not are_free(tensors):
+    if not grads.plain or any(tensor is None or tensor.requires_grad for tensor in tensors):
         return None
     found = scan([tensors], TYPES)
     if found is None or found[2] != grads.shapes or DTYPES[found[0]] is not grads.dtype:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gradients import TYPES, are_free
+from .gradients import TYPES
+from .numbers import DTYPES
 
 try:
     from . import _C
@@ -31,24 +32,36 @@ def parameters_of(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     return list(network.parameters())
 
 
+def plain_leaves(tensors: list[Tensor]) -> list[Tensor] | None:
+    """Those that require a gradient, each once, if all are leaves of torch's own types; or None."""
+    return None if _C is None else _C.leaves(tensors, TYPES)
+
+
 def joined(tensors: list[Tensor]) -> Tensor:
     """All elements of tensors as one vector: a copy, without a graph."""
-    count = sum([tensor.numel() for tensor in tensors])
-    quick = _C is not None and 0 < count <= _SHORT and not torch.compiler.is_compiling()
-    if quick and tensors[0].device.type == "cpu":
-        vector = torch.empty(count, dtype=tensors[0].dtype)
-        if _C.flatten(vector, tensors, TYPES):
+    if _C is not None and not torch.compiler.is_compiling():
+        vector = _C.join(tensors, False, True, TYPES, torch.empty, DTYPES, _SHORT)
+        if vector is not None:
             return vector
     return torch.cat([tensor.reshape(-1) for tensor in tensors]).detach()
 
 
-def overwritten(tensors: list[Tensor | None], vector: Tensor) -> bool:
-    """Whether a short vector was copied to the tensors: all there, of its dtype, together of its length."""
-    if _C is None or vector.numel() > _SHORT or torch.compiler.is_compiling():
+def joined_gradients(parameters: list[torch.nn.Parameter], every: bool) -> Tensor | None:
+    """The gradients, if they are short and plain, as one vector; None for a missing one, if ``every``."""
+    if _C is None or torch.compiler.is_compiling():
+        return None
+    return _C.join(parameters, True, every, TYPES, torch.empty, DTYPES, _SHORT)
+
+
+def overwritten(parameters: list[torch.nn.Parameter], every: bool, vector: Tensor) -> bool:
+    """Whether a short vector was copied to the gradients: plain, of its dtype, together of its length.
+
+    Parameters without a gradient are left out; or nothing is copied, if ``every``.
+    """
+    if _C is None or torch.compiler.is_compiling():
         return False
-    if not are_free(tensors):
+    grads = _C.spread(vector, parameters, every, TYPES, _SHORT)
+    if grads is None:
         return False
-    if not _C.scatter(vector, tensors, TYPES):
-        return False
-    torch.autograd.graph.increment_version(tensors)  # type: ignore[arg-type]
+    torch.autograd.graph.increment_version(grads)
     return True

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from .backends import merge_into
 from .compiling import outside_the_graph
 from .config_update import merge
-from .grad_operator import GradientOperator, is_ours, rule_of
+from .grad_operator import GradientOperator, fixed_rule_of, is_ours, rule_of
 from .gradients import Gradients, Update, existing
 from .momentum_operator import CONFIG, MomentumOperator
-from .networks import parameters_of
+from .networks import parameters_of, plain_leaves
 from .shards import any_dtensor, reshard
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def backward(
     parameters = leaves(model_or_parameters, "model_or_parameters")
     check_none_grad(none_grad)
     keep = kept(values, parameters, retain_graph)
-    if any_dtensor(parameters):
+    if plain_leaves(parameters) is None and any_dtensor(parameters):
         from .distributed import collected
 
         rows = collected(values, parameters, keep)
@@ -77,7 +79,7 @@ def backward(
     else:
         rows = [taken(f"losses[{i}]", [value], parameters, keep[i]) for i, value in enumerate(values)]
     for i, row in enumerate(rows):
-        if group_of(operator) is None and all(tensor is None for tensor in row):
+        if row[0] is None and group_of(operator) is None and all(tensor is None for tensor in row):
             raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
     _merge_into(parameters, rows, operator, indexes, values, accumulate, none_grad)
 
@@ -176,6 +178,9 @@ def leaves(given: torch.nn.Module | Iterable[Tensor], argument: str, *, some: bo
         reshard(given)
         given = parameters_of(given)
     parameters: list[Any] = list(given)
+    found = plain_leaves(parameters)
+    if found is not None and (found or not some):
+        return found
     for i, par in enumerate(parameters):
         if not isinstance(par, Tensor):
             raise TypeError(f"{argument}[{i}]: got a {type(par).__name__}, want a tensor")
@@ -250,11 +255,33 @@ def _merge_into(
     none_grad: NoneGrad,
 ) -> None:
     """The update, to the parameters' ``.grad``; into what is there, if nobody needs that any more."""
+    if not accumulate and _merged_at_once(parameters, rows, operator, indexes, none_grad):
+        return
     grads = _described(rows, operator)
     there = None if accumulate else existing([par.grad for par in parameters], grads)
     update = merged(grads, operator, indexes, losses, there)
     assert isinstance(update, list)
     write(parameters, update, accumulate, none_grad)
+
+
+def _merged_at_once(
+    parameters: list[Tensor],
+    rows: list[Sequence[Tensor | None]],
+    operator: Operator,
+    indexes: Sequence[int] | None,
+    none_grad: NoneGrad,
+) -> bool:
+    """Whether short gradients were merged into the ``.grad`` that are there, in one call."""
+    rule = fixed_rule_of(operator) if indexes is None and group_of(operator) is None else None
+    written = None if rule is None else merge_into(rows, parameters, rule)
+    if written is None:
+        return False
+    torch.autograd.graph.increment_version(written)
+    if none_grad == "zero" and len(written) < len(parameters):
+        for par, column in zip(parameters, zip(*rows, strict=True), strict=True):
+            if all(piece is None for piece in column):
+                par.grad = torch.zeros_like(par)
+    return True
 
 
 def merged(
@@ -303,7 +330,7 @@ def group_of(operator: Operator) -> ProcessGroup | None:
 
 def _refuse_replicas(model: object) -> None:
     """Whether a model's gradients mean what they say: those of replicas must be averaged first."""
-    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+    if isinstance(model, DistributedDataParallel):
         raise TypeError(
             "model_or_parameters: got a DistributedDataParallel, want "
             "fastconfig.distributed.backward(model, losses)"

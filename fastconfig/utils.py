@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .networks import joined, overwritten, parameters_of
+from .networks import joined, joined_gradients, overwritten, parameters_of
 
 __all__ = [
     "Literal",
@@ -64,6 +64,9 @@ def get_gradient_vector(
     """
     _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
     parameters = parameters_of(network)
+    vector = joined_gradients(parameters, none_grad_mode != "skip")
+    if vector is not None:
+        return vector
     grads = [par.grad for par in parameters]
     if any(grad is None for grad in grads):
         if none_grad_mode == "raise":
@@ -102,12 +105,10 @@ def apply_gradient_vector(
     _check_mode("none_grad_mode", none_grad_mode, ("zero", "skip"))
     _check_mode("zero_grad_mode", zero_grad_mode, ("skip", "pad_zero", "padding", "pad_value"))
     parameters = parameters_of(network)
-    grads = [par.grad for par in parameters]
-    if none_grad_mode == "skip":
-        parameters = [p for p, grad in zip(parameters, grads, strict=True) if grad is not None]
-        grads = [grad for grad in grads if grad is not None]
-    if overwritten(grads, grad_vec):
+    if overwritten(parameters, none_grad_mode == "zero", grad_vec):
         return
+    if none_grad_mode == "skip":
+        parameters = [par for par in parameters if par.grad is not None]
     for par, piece in _pieces(parameters, grad_vec, "grad_vec"):
         if par.grad is not None or zero_grad_mode == "pad_value":
             par.grad = piece

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fastconfig
 from fastconfig import networks
-from fastconfig.networks import joined, overwritten, parameters_of
+from fastconfig.networks import joined, joined_gradients, overwritten, parameters_of, plain_leaves
 from fastconfig.utils import apply_gradient_vector, get_gradient_vector
 
 #: tensors are written to in one C call from torch 2.10 on; before, new ones take their place
@@ -78,6 +78,16 @@ def test_parameters_of_a_script() -> None:
     assert [par.shape for par in parameters_of(module)] == [par.shape for par in module.parameters()]
 
 
+@pytest.mark.parametrize("others", [[], [torch.ones(2)]])
+def test_plain_leaves(others: list[Tensor]) -> None:
+    first, second = nn.Parameter(torch.ones(2)), torch.ones(3, requires_grad=True)
+    assert same(plain_leaves([first, *others, second, first]), [first, second])  # type: ignore[arg-type]
+    assert plain_leaves(others) == []
+    assert plain_leaves([first, 2 * first]) is None
+    assert plain_leaves([first, 3.0]) is None  # type: ignore[list-item]
+    assert plain_leaves([nn.Buffer(torch.ones(2))] if hasattr(nn, "Buffer") else []) is not None
+
+
 def pieces(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [
         torch.randn(3, 2).to(dtype),
@@ -114,14 +124,50 @@ def test_joined_leaves_the_graph_and_the_memory() -> None:
     assert torch.equal(joined([torch._neg_view(tensor)]), -tensor)  # kernels read memory, not flags
 
 
+def with_gradients(grads: list[Tensor | None]) -> list[nn.Parameter]:
+    parameters = []
+    for grad in grads:
+        shape, dtype = ((2,), torch.float32) if grad is None else (grad.shape, grad.dtype)
+        parameters.append(nn.Parameter(torch.ones(shape, dtype=dtype)))
+        parameters[-1].grad = grad
+    return parameters
+
+
 @in_one_call
-def test_overwritten() -> None:
-    tensors = pieces()
-    versions = [tensor._version for tensor in tensors]
-    vector = torch.randn(12)
-    assert overwritten(tensors, vector)  # type: ignore[arg-type]
-    assert torch.equal(torch.cat([tensor.reshape(-1) for tensor in tensors]), vector)
-    assert all(tensor._version > before for tensor, before in zip(tensors, versions, strict=True))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_joined_gradients(dtype: torch.dtype) -> None:
+    grads = pieces(dtype)
+    wanted = torch.cat([grad.reshape(-1) for grad in grads])
+    for every in (False, True):
+        vector = joined_gradients(with_gradients(grads), every)  # type: ignore[arg-type]
+        assert vector is not None
+        assert torch.equal(vector, wanted)
+    some = with_gradients([None, *grads, None])
+    vector = joined_gradients(some, False)
+    assert vector is not None
+    assert torch.equal(vector, wanted)
+    assert joined_gradients(some, True) is None
+    assert joined_gradients(with_gradients([None]), False) is None
+    assert joined_gradients(with_gradients([torch.randn(4, 3).T]), False) is None
+
+
+@in_one_call
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_overwritten(dtype: torch.dtype) -> None:
+    grads = pieces(dtype)
+    versions = [grad._version for grad in grads]
+    vector = torch.randn(12).to(dtype)
+    assert overwritten(with_gradients([*grads, None]), False, vector)
+    assert torch.equal(torch.cat([grad.reshape(-1) for grad in grads]), vector)
+    assert all(grad._version > before for grad, before in zip(grads, versions, strict=True))
+
+
+@in_one_call
+def test_overwritten_by_a_vector_that_the_gradients_are_parts_of() -> None:
+    vector = torch.arange(12.0)
+    grads: list[Tensor | None] = [vector[6:].view(2, 3), vector[:6]]
+    assert overwritten(with_gradients(grads), True, vector)
+    assert torch.equal(vector[6:], torch.arange(6.0))  # as torch's copy_ of one piece after the other
 
 
 STAND_BACK: dict[str, Any] = {
@@ -138,7 +184,7 @@ STAND_BACK: dict[str, Any] = {
 def test_overwritten_stands_back(case: str) -> None:
     tensors, vector = STAND_BACK[case]()
     before = [None if tensor is None else tensor.detach().clone() for tensor in tensors]
-    assert not overwritten(tensors, vector)
+    assert not overwritten(with_gradients(tensors), True, vector)
     for tensor, old in zip(tensors, before, strict=True):
         assert old is None or torch.equal(tensor.detach(), old)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Sequence
 from types import TracebackType
 
 from torch import Tensor
@@ -59,11 +60,25 @@ def short_update(grads: GradientsLike, rule: Rule) -> Tensor | None:
 
     Loads nothing: None also as long as that backend has served nothing.
     """
+    backend = _serving_the_cpu()
+    return None if backend is None else backend.short_update(grads, rule)
+
+
+def merge_into(
+    rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
+) -> list[Tensor] | None:
+    """The same of gradients of parameters, to their ``.grad``; what was written to, or None."""
+    backend = _serving_the_cpu()
+    return None if backend is None else backend.merge_into(rows, parameters, rule)
+
+
+def _serving_the_cpu() -> Backend | None:
+    """The backend that has served the CPU, or was asked for by name and is loaded."""
     if _requested is None or _requested == AUTO:
         serving = _serving.get("cpu")
-        return serving[0].short_update(grads, rule) if serving else None
+        return serving[0] if serving else None
     backend = _loaded.get(_requested)
-    return None if backend is None or isinstance(backend, str) else backend.short_update(grads, rule)
+    return None if isinstance(backend, str) else backend
 
 
 def _over_all(backend: Backend) -> Backend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -35,6 +36,16 @@ class Backend(Protocol):
 
     def short_update(self, grads: GradientsLike, rule: Rule) -> Tensor | None:
         """The update of gradients as given, if they are short and there is a shorter way; or None."""
+        return None
+
+    def merge_into(
+        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
+    ) -> list[Tensor] | None:
+        """Write the update of short gradients to the parameters' ``.grad``, if there is a shorter way.
+
+        Returns:
+            What was written to: the ``.grad`` of those that any row has a gradient of; or None.
+        """
         return None
 
     def accumulate(self, step: Step) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -45,6 +46,11 @@ class NumbaBackend(NumbaMomentum):
 
     def short_update(self, grads: GradientsLike, rule: Rule) -> Tensor | None:
         return _C.short_update(grads, TYPES, rule.native_address, rule.cutoffs)
+
+    def merge_into(
+        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
+    ) -> list[Tensor] | None:
+        return _C.merge_into(rows, parameters, TYPES, rule.native_address, rule.cutoffs)
 
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         if grads.plain:
