@@ -192,12 +192,14 @@ class PCGrad(_Projection):
     ``project_conflicting`` and ``pc_backward`` also take ``order``, (m, m) integers: row i lists the tasks in
     the order in which gradient i is projected against them (i itself is skipped); it overrides ``shuffle``.
 
-    The random order comes from a ``tf.random.Generator``, which is a variable: make the object outside of a
-    ``tf.function``, and within ``strategy.scope()`` if replicas are to use it.
+    The random order comes from ``tf.random``, as ``tf.random.set_seed`` has it; in XLA it is new in every
+    call, but the same in every process. With a ``seed`` it comes from a ``tf.random.Generator``, which is a
+    variable: make the object outside of a ``tf.function`` then, and within ``strategy.scope()`` if replicas
+    are to use it.
 
     Args:
         reduction: "mean" or "sum" over the tasks, of elements that all of them have.
-        seed: of the random order; a random one by default.
+        seed: of a random order of the object's own.
         shuffle: False takes the others in the order 0..m-1 instead.
 
     Raises:
@@ -209,10 +211,8 @@ class PCGrad(_Projection):
     def __init__(self, reduction: str = "mean", *, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__(reduction)
         self.shuffle = shuffle
-        self._generator = None
-        if shuffle:
-            made = tf.random.Generator
-            self._generator = made.from_non_deterministic_state() if seed is None else made.from_seed(seed)
+        # a generator is a variable, which a call of a tf.function with it takes 0.1 ms to find
+        self._generator = tf.random.Generator.from_seed(seed) if shuffle and seed is not None else None
 
     def _coefficients(self, gram: tf.Tensor, m: int, *, order: Any = None, **given: Any) -> tf.Tensor:
         if m == 2:  # one order only
@@ -226,9 +226,10 @@ class PCGrad(_Projection):
 
     def _others(self, m: int) -> tf.Tensor:
         """(m, m - 1): for every task the others, in a uniformly random order, or ascending."""
-        if self._generator is None:
+        if not self.shuffle:
             return tf.constant([[j for j in range(m) if j != i] for i in range(m)], tf.int32)
-        ranks = tf.math.top_k(self._generator.uniform((m, m - 1)), m - 1).indices
+        keys = tf.random if self._generator is None else self._generator
+        ranks = tf.math.top_k(keys.uniform((m, m - 1)), m - 1).indices
         return ranks + tf.cast(ranks >= tf.range(m)[:, None], tf.int32)  # past the task itself
 
 

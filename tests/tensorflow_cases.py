@@ -279,10 +279,35 @@ def test_orders_are_uniform_over_seeds() -> None:
     assert sum((count - 1000 / 6) ** 2 / (1000 / 6) for count in counts.values()) <= 25.7
 
 
-def test_orders_change_from_call_to_call_in_a_graph() -> None:
-    method = PCGrad(seed=1)
-    draw = tf.function(lambda: method._others(6))
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", [None, 1])
+def test_orders_change_from_call_to_call(seed: int | None, mode: str) -> None:
+    method = PCGrad(seed=seed)
+    draw = MODES[mode](lambda: method._others(6))
     assert len({tuple(draw().numpy().ravel().tolist()) for _ in range(5)}) == 5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_orders_are_uniform_over_calls(mode: str) -> None:
+    tf.random.set_seed(0)
+    draw = MODES[mode](lambda: PCGrad()._others(4))
+    counts: dict[tuple[int, ...], int] = {}
+    for _ in range(250):
+        for row in draw().numpy().tolist():
+            ranks = tuple(sorted(row).index(j) for j in row)
+            counts[ranks] = counts.get(ranks, 0) + 1
+    assert len(counts) == 6
+    assert sum((count - 1000 / 6) ** 2 / (1000 / 6) for count in counts.values()) <= 25.7  # as above
+
+
+def test_orders_follow_the_seed_of_tensorflow() -> None:
+    def drawn(seed: int) -> list[Any]:
+        tf.random.set_seed(seed)
+        method = PCGrad()
+        return [method._others(6).numpy().tolist(), tf.function(lambda: method._others(6))().numpy().tolist()]
+
+    assert drawn(5) == drawn(5)
+    assert drawn(5) != drawn(6)
     assert PCGrad(shuffle=False)._others(3).numpy().tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
