@@ -180,7 +180,7 @@ def cells(result: dict[str, Any]) -> list[str]:
     good = max(result["error"].values()) <= LIMIT
     found = [result["framework"], str(result["m"]), f"{result['n']:,}", f"{1e3 * base:.3g} ms"]
     for name in ("PCGrad", "PPCGrad"):
-        found += [f"{1e3 * seconds[name]:.3g} ms", f"{base / seconds[name]:.1f}" if good else "wrong"]
+        found += [f"{1e3 * seconds[name]:.3g} ms", f"{base / seconds[name]:.3g}" if good else "wrong"]
     return found + [
         f"{more[name]:.1f} N" if more.get(name) is not None else "–" for name in ("PCGrad", "baseline")
     ]
