@@ -263,11 +263,11 @@ FASTCONFIG_HD void config(const Team& team, const Workspace& w, const double* gr
   team_for(team, m, [&](int i) { w.x[i] = w.norms[i] > 0 ? (weights ? weights[i] : 1.0) : 0.0; });
   pinv_apply(team, w, m, rcond);
   if (rule.length == Length::none) return;
-  team_for(team, m, [&](int i) {  // unit gradients on the direction
-    double s = w.norms[i] > 0 ? w.x[i] : 0;
-    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j)
-      if (j != i) s += gram[i * m + j] * w.inverse[i] * w.inverse[j] * w.x[j];
-    w.y[i] = s;
+  team_for(team, m, [&](int i) { w.z[i] = w.inverse[i] * w.x[i]; });
+  team_for(team, m, [&](int i) {  // unit gradients on the direction; exactly one on themselves
+    const double* row = gram + i * m;
+    const double others = dot(row, w.z, i) + dot(row + i + 1, w.z + i + 1, m - i - 1);
+    w.y[i] = w.norms[i] > 0 ? w.x[i] + w.inverse[i] * others : 0;
   });
   const double squared = team_sum(team, m, [&](int i) { return w.x[i] * w.y[i]; });
   const bool projection = rule.length == Length::projection;
@@ -332,10 +332,10 @@ FASTCONFIG_HD void coefficients(const Team& team, const Workspace& w, const doub
     w.norms[i] = sqrt(gram[i * m + i]);
     w.inverse[i] = w.norms[i] > 0 ? 1 / w.norms[i] : 0;
   });
-  team_for(team, m * m, [&](int e) {
-    const int i = e / m, j = e % m;
-    w.cosines[e] = i == j ? 1 : gram[e] * w.inverse[i] * w.inverse[j];
-  });
+  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i)
+    FASTCONFIG_ROLLED for (int j = team.lane(); j < m; j += Team::width)
+      w.cosines[i * m + j] = i == j ? 1 : gram[i * m + j] * w.inverse[i] * w.inverse[j];
+  team.sync();
   switch (rule.method) {
     case Method::config: config(team, w, gram, m, rule, problem, rcond); break;
     case Method::pcgrad: pcgrad(team, w, m, rule, problem); break;
