@@ -162,7 +162,10 @@ def training_cells(result: dict[str, Any]) -> list[list[str]]:
                 "–" if more is None else f"{more:.1f} N",
             ]
         )
-    most = theirs["step"] / (theirs["step"] - theirs["outside"])
+    rest = min(
+        way["step"] - way["outside"] for way in seconds.values()
+    )  # what is outside cools the caches, too
+    most = theirs["step"] / rest
     return [*found, [name, "nothing outside", *["–"] * 4, f"{most:.2f}", "–"]]
 
 
