@@ -129,7 +129,7 @@ PyObject* join(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   else
     fits = PyList_SetSlice(tensors.get(), 0, 0, arguments[0]) == 0;
   Pieces pieces;
-  for (Py_ssize_t i = 0; fits && i < PyList_GET_SIZE(tensors.get()); ++i)
+  for (Py_ssize_t i = 0; fits && pieces.count <= most && i < PyList_GET_SIZE(tensors.get()); ++i)
     fits = pieces.add(PyList_GET_ITEM(tensors.get(), i), arguments[3]);
   if (PyErr_Occurred()) return nullptr;
   if (!fits) Py_RETURN_NONE;

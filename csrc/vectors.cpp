@@ -341,6 +341,7 @@ PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const int64_t size = numel(column.tensor);
     if (size == 0) continue;
     n += size;
+    fits = fits && kept_kernels[common.kind].take(n);
     table.insert(table.end(), {size, target});
     table.insert(table.end(), addresses.begin(), addresses.end());
     table.insert(table.end(), m, 1);
