@@ -162,9 +162,8 @@ def training_cells(result: dict[str, Any]) -> list[list[str]]:
                 "–" if more is None else f"{more:.1f} N",
             ]
         )
-    rest = min(
-        way["step"] - way["outside"] for way in seconds.values()
-    )  # what is outside cools the caches, too
+    # the quickest: what is outside cools the caches for the rest of its step, too
+    rest = min(way["step"] - way["outside"] for way in seconds.values())
     most = theirs["step"] / rest
     return [*found, [name, "nothing outside", *["–"] * 4, f"{most:.2f}", "–"]]
 

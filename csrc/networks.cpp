@@ -83,12 +83,9 @@ struct Pieces {
 // A vector of their elements; None for none or more than ``most``. New, or null with a Python error.
 PyObject* joined(const Pieces& pieces, PyObject* empty, PyObject* dtypes, int64_t most) {
   if (pieces.count == 0 || pieces.count > most) Py_RETURN_NONE;
-  PyObject* vector = new_vector(empty, pieces.count, PyTuple_GET_ITEM(dtypes, pieces.kind));
   dlpack::Tensor tensor{};
-  if (vector == nullptr || exchange->from_object(vector, &tensor) != 0) {
-    Py_XDECREF(vector);
-    return nullptr;
-  }
+  PyObject* vector = new_vector(empty, pieces.count, PyTuple_GET_ITEM(dtypes, pieces.kind), tensor);
+  if (vector == nullptr) return nullptr;
   char* whole = data(tensor);
   for (const Piece& piece : pieces.list) {
     if (piece.bytes != 0) std::memcpy(whole, piece.data, piece.bytes);

@@ -121,11 +121,14 @@ inline bool is_free(PyObject* tensor) {
   return graph.get() == Py_False;
 }
 
-// empty(size, dtype=dtype) of torch.empty; new, or null with a Python error.
-inline PyObject* new_vector(PyObject* empty, int64_t size, PyObject* dtype) {
+// empty(size, dtype=dtype) of torch.empty, and what it is like; new, or null with a Python error.
+inline PyObject* new_vector(PyObject* empty, int64_t size, PyObject* dtype, dlpack::Tensor& tensor) {
   const Reference length(PyLong_FromLongLong(size));
   PyObject* given[] = {length.get(), dtype};
-  return length ? PyObject_Vectorcall(empty, given, 1, names().dtype_only) : nullptr;
+  PyObject* vector = length ? PyObject_Vectorcall(empty, given, 1, names().dtype_only) : nullptr;
+  if (vector != nullptr && exchange->from_object(vector, &tensor) == 0) return vector;
+  Py_XDECREF(vector);
+  return nullptr;
 }
 
 // A function as a method table of METH_FASTCALL wants it.

@@ -287,12 +287,9 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   if (!kernels.take(n)) Py_RETURN_NONE;
   Stage stage;
   if (!stage.read(kernels, arguments[2], PyTuple_GET_ITEM(arguments[3], common.kind), m * n)) return nullptr;
-  PyObject* out = new_vector(kernels.empty, n, kernels.dtype);
   dlpack::Tensor result{};
-  if (out == nullptr || exchange->from_object(out, &result) != 0) {
-    Py_XDECREF(out);
-    return nullptr;
-  }
+  PyObject* out = new_vector(kernels.empty, n, kernels.dtype, result);
+  if (out == nullptr) return nullptr;
   table[0] = n;
   table[1] = integer(data(result));
   update(kernels, stage, table, m);

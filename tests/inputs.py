@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +26,10 @@ from fastconfig.length_model import (
     TrackSpecific,
 )
 
+#: tensors are read in C by DLPack's exchange table from torch 2.10 on; before, the long way does it all
+in_one_call = pytest.mark.skipif(
+    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch before 2.10"
+)
 BACKENDS = ("numba", "pytorch")
 LENGTH_MODELS: dict[str, LengthModel] = {
     "projection": ProjectionLength(),

@@ -265,11 +265,10 @@ def test_in_a_replica(n: int) -> None:
         assert tf.reduce_all(tf.math.is_finite(update))
 
 
-def test_orders_are_uniform_over_seeds() -> None:
+def check_uniform(drawn: list[list[list[int]]]) -> None:
+    """Whether 250 draws of the others of four tasks have all six orders equally often."""
     counts: dict[tuple[int, ...], int] = {}
-    for seed in range(250):
-        others = PCGrad(seed=seed)._others(4).numpy().tolist()
-        assert others == PCGrad(seed=seed)._others(4).numpy().tolist()
+    for others in drawn:
         for i, row in enumerate(others):
             assert sorted(row) == [j for j in range(4) if j != i]
             ranks = tuple(sorted(row).index(j) for j in row)
@@ -277,6 +276,12 @@ def test_orders_are_uniform_over_seeds() -> None:
     # chi squared with 5 degrees of freedom exceeds 25.7 once in 10,000 times; the seeds are fixed
     assert len(counts) == 6
     assert sum((count - 1000 / 6) ** 2 / (1000 / 6) for count in counts.values()) <= 25.7
+
+
+def test_orders_are_uniform_over_seeds() -> None:
+    drawn = [PCGrad(seed=seed)._others(4).numpy().tolist() for seed in range(250)]
+    assert drawn == [PCGrad(seed=seed)._others(4).numpy().tolist() for seed in range(250)]
+    check_uniform(drawn)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -291,13 +296,7 @@ def test_orders_change_from_call_to_call(seed: int | None, mode: str) -> None:
 def test_orders_are_uniform_over_calls(mode: str) -> None:
     tf.random.set_seed(0)
     draw = MODES[mode](lambda: PCGrad()._others(4))
-    counts: dict[tuple[int, ...], int] = {}
-    for _ in range(250):
-        for row in draw().numpy().tolist():
-            ranks = tuple(sorted(row).index(j) for j in row)
-            counts[ranks] = counts.get(ranks, 0) + 1
-    assert len(counts) == 6
-    assert sum((count - 1000 / 6) ** 2 / (1000 / 6) for count in counts.values()) <= 25.7  # as above
+    check_uniform([draw().numpy().tolist() for _ in range(250)])
 
 
 def test_orders_follow_the_seed_of_tensorflow() -> None:

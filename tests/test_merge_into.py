@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import conflicting
+from inputs import conflicting, in_one_call
 from torch import Tensor, nn
 
 import fastconfig
@@ -22,15 +22,13 @@ from fastconfig import (
     use_backend,
 )
 from fastconfig.config_update import PLAIN, merge
-from fastconfig.gradients import TYPES, Gradients, scan
+from fastconfig.gradients import Gradients
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
 from fastconfig.results import KEPT_FROM
 
 numba_cpu = pytest.importorskip("fastconfig.backends.numba_cpu")
-pytestmark = pytest.mark.skipif(
-    scan([torch.ones(2)], TYPES) is None, reason="this torch has no DLPack exchange table (2.10 has)"
-)
+pytestmark = in_one_call
 CPU = torch.device("cpu")
 RULES = {"config": PLAIN, "pcgrad": make_rule("pcgrad", 1, CPU), "ppcgrad": make_rule("ppcgrad", 1, CPU)}
 SHAPES = [(4, 3), (), (0, 5), (31,), (2, 3, 7)]

@@ -7,17 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from inputs import in_one_call
 from torch import Tensor, nn
 
 import fastconfig
 from fastconfig import networks
 from fastconfig.networks import joined, joined_gradients, overwritten, parameters_of, plain_leaves
 from fastconfig.utils import apply_gradient_vector, get_gradient_vector
-
-#: tensors are written to in one C call from torch 2.10 on; before, new ones take their place
-in_one_call = pytest.mark.skipif(
-    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch before 2.10"
-)
 
 
 def same(found: list[Tensor], wanted: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import conflicting
+from inputs import conflicting, in_one_call
 from torch import Tensor
 
 from fastconfig import (
@@ -23,15 +23,13 @@ from fastconfig import (
 )
 from fastconfig.backends.team import ALONE, threads_for
 from fastconfig.config_update import PLAIN, merge
-from fastconfig.gradients import TYPES, Gradients, scan
+from fastconfig.gradients import Gradients
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
 from fastconfig.results import KEPT_FROM
 
 numba_cpu = pytest.importorskip("fastconfig.backends.numba_cpu")
-pytestmark = pytest.mark.skipif(
-    scan([torch.ones(2)], TYPES) is None, reason="this torch has no DLPack exchange table (2.10 has)"
-)
+pytestmark = in_one_call
 keep = numba_cpu._C.keep_kernels
 LIMITS = ALONE, KEPT_FROM - 1
 CPU = torch.device("cpu")
