@@ -36,8 +36,9 @@ from torch import Tensor
 from fastconfig import ConFIG_update, ConFIGOperator, environment
 from fastconfig.bench import wire
 from fastconfig.bench.wire import Problem
-from fastconfig.collectives import gather_parts, scatter_sum
-from fastconfig.distributed import Exchange
+from fastconfig.config_update import merge
+from fastconfig.ranks.collectives import gather_parts, scatter_sum
+from fastconfig.ranks.exchange import Exchange
 
 Merge = Callable[[list[Tensor]], Any]
 LOSSES = 3
@@ -194,7 +195,7 @@ def _measure_problem(problem: Problem, costs: dict[str, tuple[float, float]]) ->
         exchange = Exchange([parameter], group)
         for i, row in enumerate(rows):
             exchange.send([row], str(i))
-        exchange.merged(operator, None, [])
+        exchange.merged(lambda grads, out: merge(grads, operator.rule_for(grads), out))
 
     def packed() -> None:
         for row, bucket in zip(rows, buckets, strict=True):

@@ -95,9 +95,10 @@ PyObject* joined(const Pieces& pieces, PyObject* empty, PyObject* dtypes, int64_
 }
 
 // Appends the gradients of parameters, a list, to another; without those that are missing, or false for one where
-// ``all``. False also with a Python error.
-bool append_gradients(PyObject* parameters, bool all, PyObject* found) {
+// ``all``, and where somebody ``waits`` for one. False also with a Python error.
+bool append_gradients(PyObject* parameters, bool all, PyObject* found, bool waits = false) {
   for (Py_ssize_t i = 0; i < PyList_GET_SIZE(parameters); ++i) {
+    if (waits && has_hooks(PyList_GET_ITEM(parameters, i))) return false;
     const Reference grad(PyObject_GetAttr(PyList_GET_ITEM(parameters, i), names().grad));
     if (!grad) return false;
     if (grad.get() == Py_None && all) return false;
@@ -150,7 +151,7 @@ PyObject* spread(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     Py_RETURN_NONE;
   }
   const Reference grads(PyList_New(0));
-  bool fits = grads && append_gradients(arguments[1], arguments[2] == Py_True, grads.get());
+  bool fits = grads && append_gradients(arguments[1], arguments[2] == Py_True, grads.get(), true);
   Pieces pieces;
   for (Py_ssize_t i = 0; fits && i < PyList_GET_SIZE(grads.get()); ++i) {
     PyObject* grad = PyList_GET_ITEM(grads.get(), i);
@@ -159,8 +160,14 @@ PyObject* spread(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (PyErr_Occurred()) return nullptr;
   if (!fits || pieces.kind != kind_of(vector.dtype) || pieces.count != vector.shape[0]) Py_RETURN_NONE;
   const char* whole = data(vector);
+  const size_t bytes = static_cast<size_t>(pieces.count) * (vector.dtype.bits / 8);
+  std::vector<char> copy;  // of a vector that gradients are parts of
+  for (const Piece& piece : pieces.list)
+    if (copy.empty() && piece.bytes != 0 && piece.data < whole + bytes && whole < piece.data + piece.bytes)
+      copy.assign(whole, whole + bytes);
+  if (!copy.empty()) whole = copy.data();
   for (const Piece& piece : pieces.list) {
-    if (piece.bytes != 0) std::memmove(piece.data, whole, piece.bytes);  // it may be part of the vector
+    if (piece.bytes != 0) std::memcpy(piece.data, whole, piece.bytes);
     whole += piece.bytes;
   }
   return Py_NewRef(grads.get());

@@ -86,6 +86,7 @@ struct Names {
   PyObject* grad = PyUnicode_InternFromString("grad");
   PyObject* requires_grad = PyUnicode_InternFromString("requires_grad");
   PyObject* is_leaf = PyUnicode_InternFromString("is_leaf");
+  PyObject* hooks = PyUnicode_InternFromString("_post_accumulate_grad_hooks");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* dtype_only = Py_BuildValue("(s)", "dtype");  // keyword names of a call
 };
@@ -119,6 +120,12 @@ inline bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
 inline bool is_free(PyObject* tensor) {
   const Reference graph(PyObject_GetAttr(tensor, names().requires_grad));
   return graph.get() == Py_False;
+}
+
+// Whether hooks wait for a parameter's gradient; true also with a Python error.
+inline bool has_hooks(PyObject* parameter) {
+  const Reference hooks(PyObject_GetAttr(parameter, names().hooks));
+  return !hooks || (hooks.get() != Py_None && (!PyDict_Check(hooks.get()) || PyDict_Size(hooks.get()) != 0));
 }
 
 // empty(size, dtype=dtype) of torch.empty, and what it is like; new, or null with a Python error.

@@ -307,7 +307,8 @@ bool read_target(PyObject* grad, PyObject* types, const Common& common, const Co
 
 // merge_into(rows, parameters, types, rule, cutoffs) -> the parameters' .grad, a list without those that no row has, after
 // the update was written to them. rows: a list of m lists or tuples of gradients of the parameters (None is zeros) as scan
-// accepts them, on the CPU and together no larger than keep_kernels said; .grad is like them. Otherwise None. rule,
+// accepts them, on the CPU and together no larger than keep_kernels said; .grad is like them, and no hook waits for it.
+// Otherwise None. rule,
 // cutoffs: as in short_update.
 PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 5 || !PyList_Check(arguments[0]) || !PyList_Check(arguments[1]) || !PyTuple_Check(arguments[4]) ||
@@ -333,8 +334,9 @@ PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     addresses.assign(m, 0);
     fits = read_column(rows, p, false, types, common, column, addresses.data());
     if (!fits || column.first == nullptr) continue;
-    const Reference grad(PyObject_GetAttr(PyList_GET_ITEM(parameters, p), names().grad));
-    fits = grad && read_target(grad.get(), types, common, column, target) && PyList_Append(grads.get(), grad.get()) == 0;
+    PyObject* parameter = PyList_GET_ITEM(parameters, p);
+    const Reference grad(PyObject_GetAttr(parameter, names().grad));
+    fits = grad && !has_hooks(parameter) && read_target(grad.get(), types, common, column, target) && PyList_Append(grads.get(), grad.get()) == 0;
     const int64_t size = numel(column.tensor);
     if (size == 0) continue;
     n += size;

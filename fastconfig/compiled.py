@@ -106,4 +106,5 @@ def _(
     mean: bool,
     rcond: float | None,
 ) -> list[Tensor]:
-    return _pieces(Gradients(_restored(tensors, m, form)).new_update())
+    rows = Gradients(_restored(tensors, m, form))
+    return _pieces(rows.as_given(rows.new_update()))

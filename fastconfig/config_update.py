@@ -18,7 +18,7 @@ from .compiling import can_compile, compiled_config, outside_the_graph
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import LengthModel, ProjectionLength, length_rule
 from .methods import Rule, make_rule
-from .networks import joined
+from .network import joined
 from .numbers import float64_device
 from .weight_model import EqualWeight, WeightModel, direction_weights, is_equal
 

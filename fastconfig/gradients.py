@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .memory_order import flat_view, new_in_order, new_tensor, one_memory_order
-from .numbers import DTYPES, dtype_names
+from .numbers import DTYPES, cutoff, dtype_names
+from .pairs import as_complex, as_real, real_rows
 from .results import KEPT_FROM, new_result
 from .shards import Shards, any_dtensor, local_rows, local_tensor
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 try:
-    from ._C import attach, describe, scan
+    from ._C import attach, describe
+    from ._C import scan as scan
 
     attach(torch.Tensor.__dlpack_c_exchange_api__)
 except (ImportError, AttributeError):  # not built, or torch before 2.10: the checks below do the same, slower
@@ -26,6 +29,7 @@ except (ImportError, AttributeError):  # not built, or torch before 2.10: the ch
 
 TYPES = (Tensor, torch.nn.Parameter)
 _CPU = torch.device("cpu")
+_ONE_PART: list[list[int]] = []
 _SMALL = KEPT_FROM // 8  # elements that are below KEPT_FROM in any dtype
 ParameterRow: TypeAlias = Sequence[Tensor | None]
 GradientsLike: TypeAlias = Tensor | Sequence[Tensor] | Sequence[ParameterRow]
@@ -51,6 +55,9 @@ class Gradients:
         dtype, device: those of every tensor in it.
         device_type: ``device.type``.
         rows: what was given, as one tensor or as a list; of DTensors this rank's parts.
+        pairs: of which tensors the elements are pairs of real numbers: they were given as complex ones.
+        parts: places of the parameters of each dtype and device, where there are several; ``dtype`` is then
+            the one of the coarsest rank decisions, ``device`` the first one's. Empty otherwise.
         shards: how the gradients are spread over processes; None where this one has them as a whole. All
             else is about the parts of this rank.
         plain: whether all tensors are contiguous, on the CPU or a CUDA device, and of torch's own types.
@@ -65,6 +72,8 @@ class Gradients:
         "form",
         "m",
         "n",
+        "pairs",
+        "parts",
         "plain",
         "rows",
         "shapes",
@@ -75,6 +84,8 @@ class Gradients:
     rows: Tensor | list[Tensor] | list[ParameterRow]
     shapes: list[torch.Size | None]
     batch: int | None
+    pairs: tuple[bool, ...]
+    parts: list[list[int]]
 
     def __init__(
         self,
@@ -95,6 +106,7 @@ class Gradients:
         """
         self._segments: list[Segment] | None = None
         self.plain = False
+        self.pairs, self.parts = (), _ONE_PART
         self.shards = None if group is None else Shards(group)
         if isinstance(grads, Tensor):
             self._from_tensor(grads, argument)
@@ -127,6 +139,7 @@ class Gradients:
         if self.m == 0:
             raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
         names = _names(argument, self.m)
+        rows, self.pairs = real_rows(rows)
         if isinstance(rows[0], Tensor):
             self._from_vectors(rows, names)
         else:
@@ -157,10 +170,12 @@ class Gradients:
             raise ValueError(f"{argument}: got shape {tuple(shape)}, want (m, N) or (B, m, N)")
         if shape[-2] == 0:
             raise ValueError(f"{argument}: got shape {tuple(shape)} (m = 0), want at least one gradient")
+        if grads.is_complex():
+            grads, self.pairs = as_real(grads).flatten(-2), (True,)
         _check_dense(grads, str(argument))
         self.form, self.rows = "tensor", grads.resolve_neg()  # kernels read memory, not flags
         self.batch = shape[0] if len(shape) == 3 else None
-        self.m, self.n = shape[-2:]
+        self.m, self.n = grads.shape[-2:]
         self.dtype, self.device = grads.dtype, grads.device
         self.device_type = self.device.type
 
@@ -192,33 +207,30 @@ class Gradients:
             if len(row) != len(grads[0]):
                 raise ValueError(f"{name}: got {len(row)} parameters, want {len(grads[0])} like {names[0]}")
         first: Tensor | None = None
-        first_name = ""
+        kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
         self.shapes = []
         for p, column in enumerate(zip(*grads, strict=True)):
-            shape: torch.Size | None = None
+            like: Tensor | None = None
             for i, tensor in enumerate(column):
                 if tensor is None:
                     continue
                 name = f"{names[i]}[{p}]"
                 if not isinstance(tensor, Tensor):
                     _refuse(name, _name(tensor), "a tensor or None")
-                if first is None:
+                if like is None:
                     _check_dense(tensor, name)
-                    first, first_name = tensor, name
-                if shape is None:
-                    shape = tensor.shape
-                if tensor.shape != shape:
+                    like, like_name = tensor, name
+                if tensor.shape != like.shape:
                     raise ValueError(
-                        f"{name}: got shape {tuple(tensor.shape)}, want {tuple(shape)} like parameter "
+                        f"{name}: got shape {tuple(tensor.shape)}, want {tuple(like.shape)} like parameter "
                         f"{p} of the other gradients"
                     )
-                if (tensor.dtype, tensor.device, tensor.layout) != (
-                    first.dtype,
-                    first.device,
-                    torch.strided,
-                ):
-                    _refuse_mixed(tensor, first, name, first_name)
-            self.shapes.append(shape)
+                if (tensor.dtype, tensor.device, tensor.layout) != (like.dtype, like.device, torch.strided):
+                    _refuse_mixed(tensor, like, name, like_name)
+            self.shapes.append(None if like is None else like.shape)
+            if like is not None:
+                first = like if first is None else first
+                kinds.setdefault((like.dtype, like.device), []).append(p)
         if first is None and (self.shards is None or self.shards.group is None):
             raise ValueError(
                 f"{names[0]} and all others: got None for every parameter, want at least one tensor"
@@ -227,7 +239,8 @@ class Gradients:
         self.form, self.rows = "parameters", rows
         self.n = sum(shape.numel() for shape in self.shapes if shape is not None)
         if first is not None:
-            self.dtype, self.device = first.dtype, first.device
+            self.dtype, self.device = max((dtype for dtype, _ in kinds), key=cutoff), first.device
+            self.parts = list(kinds.values()) if len(kinds) > 1 else _ONE_PART
         else:  # this rank has nothing, and takes part in the sums over all
             assert self.shards is not None
             self.dtype, self.device = torch.float32, self.shards.device
@@ -290,6 +303,7 @@ class Gradients:
             TypeError: if this process has parts of the gradients only.
         """
         self.check_whole()
+        self.check_one_kind("an operator or model of your own that must see them as one tensor")
         if isinstance(self.rows, Tensor):
             return self.rows.detach()
         if self.form == "vectors":
@@ -316,14 +330,45 @@ class Gradients:
                 "must see them as a whole; want one of this package's"
             )
 
+    def check_one_kind(self, who: str) -> None:
+        """Whether all tensors share a dtype and a device, for what takes no others.
+
+        Raises:
+            TypeError: if they do not.
+        """
+        if self.parts:
+            tensors = [next(t for t in column if t is not None) for column in self._columns()]
+            found = dict.fromkeys(f"{str(t.dtype).removeprefix('torch.')} on {t.device}" for t in tensors)
+            raise TypeError(f"grads: got {' and '.join(found)} for {who}; want one dtype and device")
+
+    def in_one_dtype(self) -> Gradients:
+        """Themselves, or copies in the widest of their dtypes where these differ.
+
+        Raises:
+            TypeError: if they are on several devices.
+        """
+        if not self.parts:
+            return self
+        tensors = [next(t for t in column if t is not None) for column in self._columns()]
+        dtype = functools.reduce(torch.promote_types, [t.dtype for t in tensors])
+        rows = [[None if t is None else t.to(dtype) for t in row] for row in self.rows]
+        found = Gradients(rows)
+        found.pairs, found.shards = self.pairs, self.shards
+        found.check_one_kind("an operator with a state")
+        return found
+
     def as_given(self, update: Update) -> Update:
-        """An update of this process's parts as the gradients came: DTensors where they were."""
+        """An update of this process's parts as the gradients came: complex, or DTensors, where they were."""
+        if self.pairs:
+            update = as_complex(update, self.pairs)
         return update if self.shards is None else self.shards.wrapped(update)
 
     @property
     def given_rows(self) -> Any:
-        """:attr:`rows` as they were given: DTensors where they were."""
-        return self.rows if self.shards is None else [self.as_given(row) for row in self.rows]  # type: ignore[arg-type]
+        """:attr:`rows` as they were given: complex, or DTensors, where they were."""
+        if self.shards is None and not self.pairs:
+            return self.rows
+        return [self.as_given(row) for row in self.rows]  # type: ignore[arg-type]
 
     def columns(self, places: list[int]) -> Gradients:
         """Some of the parameters by themselves, as this process has them."""
@@ -347,19 +392,6 @@ def _check_no_group(shards: Shards | None, argument: str | Sequence[str]) -> Non
         raise ValueError(
             f"{argument}: got DTensors and a process_group, want one: DTensors say how they are spread"
         )
-
-
-def existing(tensors: list[Tensor | None], grads: Gradients) -> list[Tensor | None] | None:
-    """Tensors of earlier results, if they can take the next one: plain, of its shapes, dtype and device."""
-    if not grads.plain or any(tensor is None or tensor.requires_grad for tensor in tensors):
-        return None
-    found = scan([tensors], TYPES)
-    if found is None or found[2] != grads.shapes or DTYPES[found[0]] is not grads.dtype:
-        return None
-    if found[3] != (-1 if grads.device_type == "cpu" else grads.device.index):
-        return None
-    torch.autograd.graph.increment_version(tensors)  # type: ignore[arg-type]
-    return tensors
 
 
 def _flat(column: list[Tensor | None]) -> list[Tensor | None]:

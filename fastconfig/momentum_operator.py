@@ -33,8 +33,9 @@ from .indexes import index_list, is_one
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
 from .methods import Rule
 from .momenta import EPSILON, Momenta
-from .networks import parameters_of
+from .network import parameters_of
 from .numbers import cutoff
+from .ranks.replicas import learned
 from .shards import Shards, reshard
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
@@ -259,9 +260,10 @@ class _Resumable(MomentumOperator):
             TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
         """
         if isinstance(like, torch.nn.parallel.DistributedDataParallel):
-            from .distributed import Exchange
+            from .ranks.exchange import Exchange
 
-            like = Exchange.of(like).flat()
+            parameters = [par for par in learned(like) if par.requires_grad]
+            like = Exchange(parameters, like.process_group).like()
         if isinstance(like, torch.nn.Module):
             reshard(like)
             like = [par for par in parameters_of(like) if par.requires_grad]

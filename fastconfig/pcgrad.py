@@ -10,6 +10,8 @@ or around an optimizer, as the PyTorch file that is copied from project to proje
     optimizer.pc_backward([loss_1, loss_2])
     optimizer.step()
 
+Such an object is an optimizer itself, for schedulers, scalers and checkpoints.
+
 :mod:`fastconfig.tensorflow` has the same two classes for ``tf.GradientTape``.
 """
 
@@ -27,12 +29,20 @@ from .config_update import merge
 from .grad_operator import PCGradOperator, PPCGradOperator
 from .gradients import Gradients
 from .methods import REDUCTIONS
+from .network import joined, write
 from .ops import gram_of
+from .pairs import as_real, real_numel
+from .ranks.replicas import replica_group
+from .shards import any_dtensor
+from .training.graphs import edge_of, leaves_of, nodes_of
+from .training.passes import Row, collected, dense_rows, kept, listed, passes, summed
+from .training.step import averaged, exchanged
+from .wrapped_optimizer import WrappedOptimizer
 
 __all__ = ["PCGrad", "PPCGrad"]
 
 
-class _Projection:
+class _Projection(WrappedOptimizer):
     """What both have in common; ``_operators`` merge by either reduction."""
 
     _operators: Mapping[str, PCGradOperator | PPCGradOperator]
@@ -42,64 +52,48 @@ class _Projection:
             reduction, optimizer = optimizer, None
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction: got {reduction!r}, want 'mean' or 'sum'")
-        if optimizer is not None and not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: got a {type(optimizer).__name__}, want a torch.optim.Optimizer")
+        super().__init__(optimizer)
         self.reduction = reduction
-        self._optimizer = optimizer
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer that this one was made around.
-
-        Raises:
-            TypeError: if there is none.
-        """
-        if self._optimizer is None:
-            raise TypeError(f"optimizer: got none, want {type(self).__name__}(optimizer)")
-        return self._optimizer
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """The optimizer's ``zero_grad``."""
-        self.optimizer.zero_grad(set_to_none=set_to_none)
-
-    def step(self, closure: Any = None) -> Any:
-        """The optimizer's ``step``."""
-        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
 
     def pack_grad(
-        self, losses: Sequence[Tensor], parameters: Iterable[Tensor], *, retain_graph: bool = False
+        self,
+        losses: Iterable[Tensor] | Tensor,
+        parameters: Iterable[Tensor] | None = None,
+        *,
+        retain_graph: bool = True,
     ) -> tuple[list[Tensor], list[torch.Size], list[Tensor]]:
-        """The gradient of every loss, flattened.
+        """The gradient of every loss, flattened; of replicas, averaged over the ranks.
 
         Args:
-            losses: m losses; one with several elements is summed.
-            parameters: tensors that the gradients are taken of.
+            losses: m losses in any iterable; one with several elements is summed.
+            parameters: tensors that the gradients are taken of; by default those of the optimizer.
             retain_graph: keep the graph after the last loss.
 
         Returns:
             m gradients (N,), zeros where a parameter is unconnected to the loss; the parameters' shapes; m
-            masks (N,) of the gradients' dtype, 1 where there was a gradient.
+            masks (N,) of the gradients' dtype, 1 where there was a gradient. A complex parameter counts as
+            pairs of real numbers.
 
         Raises:
             TypeError, ValueError: as :meth:`pc_backward`.
         """
-        parameters = _parameters(parameters)
-        rows = _gradients(losses, parameters, retain_graph)
+        chosen = self._chosen(parameters)
+        values = _values(losses)
+        rows = _rows(values, chosen, retain_graph)
+        group = replica_group(None, chosen, "parameters")
+        if group is not None:
+            rows = [averaged(row, chosen, group, f"losses[{i}]") for i, row in enumerate(rows)]
+        _check_connected(rows)
+        ones = [torch.ones(real_numel(par), dtype=as_real(par).dtype, device=par.device) for par in chosen]
         masks = [
-            torch.cat(
-                [torch.full((p.numel(),), g is not None, dtype=p.dtype, device=p.device)
-                 for g, p in zip(row, parameters, strict=True)]
-            )
+            torch.cat([torch.full_like(one, g is not None) for one, g in zip(ones, row, strict=True)])
             for row in rows
-        ]  # fmt: skip
+        ]
         flat = [
-            torch.cat(
-                [(torch.zeros_like(p) if g is None else g).detach().reshape(-1)
-                 for g, p in zip(row, parameters, strict=True)]
-            )
+            joined([torch.zeros_like(par) if g is None else g for par, g in zip(chosen, row, strict=True)])
             for row in rows
-        ]  # fmt: skip
-        return flat, [p.shape for p in parameters], masks
+        ]
+        return flat, [par.shape for par in chosen], masks
 
     def project_conflicting(
         self, grads: Sequence[Tensor] | Tensor, has_grads: Sequence[Tensor] | None = None, **given: Any
@@ -138,44 +132,79 @@ class _Projection:
 
     def pc_backward(
         self,
-        losses: Sequence[Tensor],
+        losses: Iterable[Tensor] | Tensor,
         parameters: Iterable[Tensor] | None = None,
         *,
-        retain_graph: bool = False,
+        retain_graph: bool = True,
         **given: Any,
     ) -> list[Tensor] | None:
         """Take the losses' gradients and merge them, parameter by parameter: nothing is flattened.
 
+        Around an optimizer, the result is written to its parameters' ``.grad``; other parameters that the
+        losses reach, such as heads in an optimizer of their own, have the sum of their gradients added to
+        ``.grad``, as by a backward pass of every loss. Of parameters in DistributedDataParallel gradients are
+        averaged over the ranks.
+
         Args:
-            losses: m losses; one with several elements is summed.
-            parameters: tensors that the gradients are taken of; by default those of the optimizer, whose
-                ``.grad`` is written then.
-            retain_graph: keep the graph after the last loss.
+            losses: m losses in any iterable; one with several elements is summed.
+            parameters: tensors that the gradients are taken of; by default those of the optimizer.
+            retain_graph: keep the graph after the last loss; False frees it.
 
         Returns:
             The merged gradient in the shapes and dtypes of the parameters, zeros for one that no loss is
             connected to; None where it was written to ``.grad``.
 
         Raises:
-            TypeError: for what is no sequence of tensors; naming the argument.
-            ValueError: for an empty list, or if no parameter is connected to any loss.
+            TypeError: for what is no tensor, in or instead of the losses; naming the argument.
+            ValueError: for no losses, if no parameter is connected to any loss, or if a function in the graph
+                hides one; ``.grad`` is as before.
+            CollectiveError: as :func:`fastconfig.backward`.
         """
-        own = parameters is None
-        if parameters is None:
-            groups = self.optimizer.param_groups
-            parameters = [p for group in groups for p in group["params"] if p.requires_grad]
-        parameters = _parameters(parameters)
-        rows = _gradients(losses, parameters, retain_graph)
-        merged = self._merge(rows, parameters, **given)
-        if not own:
+        chosen = self._chosen(parameters)
+        values = _values(losses)
+        others = _others(values, chosen) if parameters is None else []
+        rows = _rows(values, [*chosen, *others], retain_graph)
+        count = len(chosen)
+        sums: Row = [summed(column) for column in zip(*[row[count:] for row in rows], strict=True)]
+        rows = [row[:count] for row in rows]
+        group = replica_group(None, chosen, "parameters")
+        if group is None:
+            _check_connected(rows)
+            merged = self._merge(dense_rows(rows), chosen, **given)
+        else:
+            merged = self._exchange(rows, chosen, group, **given)
+        if parameters is not None:
             return merged
-        for parameter, grad in zip(parameters, merged, strict=True):
-            parameter.grad = grad
+        of_others = replica_group(None, others, "parameters that the losses reach")
+        if of_others is not None:
+            sums = averaged(sums, others, of_others, "other parameters")
+        write(chosen, merged)
+        write(others, sums, accumulate=True)
         return None
 
-    def _merge(
-        self, rows: list[tuple[Tensor | None, ...]], parameters: list[Tensor], **given: Any
-    ) -> list[Tensor]:
+    def _chosen(self, parameters: Iterable[Tensor] | None) -> list[Tensor]:
+        """The parameters given, or those of the optimizer."""
+        if parameters is None:
+            groups = self.optimizer.param_groups
+            parameters = [par for group in groups for par in group["params"] if par.requires_grad]
+        return _parameters(parameters)
+
+    def _exchange(self, rows: list[Row], parameters: list[Tensor], group: Any, **given: Any) -> list[Tensor]:
+        """The same for replicas: gradients averaged over the ranks, a mean over those that all tasks have."""
+        operator = self._operators["sum"]
+        update, everywhere = exchanged(
+            rows,
+            parameters,
+            group,
+            lambda grads, room: merge(grads, operator.rule_for(grads, **given), room()),
+        )
+        if self.reduction == "mean":
+            for piece, shared in zip(update, everywhere, strict=True):
+                if piece is not None and shared:
+                    piece.div_(len(rows))
+        return _filled(update, parameters)
+
+    def _merge(self, rows: list[Row], parameters: list[Tensor], **given: Any) -> list[Tensor]:
         """One tensor a parameter; parameters of different kinds share the coefficients."""
         averaged = self.reduction == "mean"
         groups: dict[tuple[torch.dtype, torch.device, bool], list[int]] = {}
@@ -188,14 +217,11 @@ class _Projection:
         for places, update in zip(groups.values(), self._updates(rows, groups, **given), strict=True):
             for p, piece in zip(places, update, strict=True):
                 merged[p] = piece
-        return [
-            torch.zeros_like(parameter) if piece is None else piece
-            for piece, parameter in zip(merged, parameters, strict=True)
-        ]
+        return _filled(merged, parameters)
 
     def _updates(
         self,
-        rows: list[tuple[Tensor | None, ...]],
+        rows: list[Row],
         groups: dict[tuple[torch.dtype, torch.device, bool], list[int]],
         **given: Any,
     ) -> list[Any]:
@@ -271,26 +297,40 @@ class PPCGrad(_Projection):
         self._operators = {each: PPCGradOperator(reduction=each) for each in REDUCTIONS}
 
 
-def _gradients(
-    losses: Sequence[Tensor], parameters: list[Tensor], retain_graph: bool
-) -> list[tuple[Tensor | None, ...]]:
-    """The gradients of every loss; None where a parameter is unconnected."""
-    if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
-        raise TypeError(f"losses: got a {type(losses).__name__}, want a list of tensors")
-    if not losses:
-        raise ValueError("losses: got an empty list, want at least one")
-    rows: list[tuple[Tensor | None, ...]] = []
-    for i, loss in enumerate(losses):
+def _values(losses: Any) -> list[Tensor]:
+    """The losses one by one, each a scalar."""
+    found = listed(losses)
+    for i, loss in enumerate(found):
         if not isinstance(loss, Tensor):
             raise TypeError(f"losses[{i}]: got a {type(loss).__name__}, want a tensor")
-        if not loss.requires_grad:  # of nothing that is learned
-            rows.append((None,) * len(parameters))
-            continue
-        keep = retain_graph or i + 1 < len(losses)
-        rows.append(torch.autograd.grad(loss.sum(), parameters, retain_graph=keep, allow_unused=True))
+    return [loss if loss.dim() == 0 else loss.sum() for loss in found]
+
+
+def _rows(values: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> list[Row]:
+    """The gradients of every loss; None where a parameter is unconnected."""
+    keep = kept(values, parameters, retain_graph)
+    if any_dtensor(parameters):
+        return collected(values, parameters, keep)
+    return list(passes(values, parameters, keep))
+
+
+def _others(values: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
+    """What losses reach beside these parameters; nothing of DTensors, whose own passes write it."""
+    if any_dtensor(parameters):
+        return []
+    known = {id(par) for par in parameters}
+    reached = leaves_of(nodes_of([edge_of(value) for value in values if value.requires_grad]))
+    return [par for par in reached if id(par) not in known]
+
+
+def _check_connected(rows: Sequence[Row]) -> None:
     if all(piece is None for row in rows for piece in row):
         raise ValueError("losses: got no gradient of any parameter, want at least one that is connected")
-    return rows
+
+
+def _filled(update: Sequence[Tensor | None], parameters: list[Tensor]) -> list[Tensor]:
+    pairs = zip(update, parameters, strict=True)
+    return [torch.zeros_like(par) if piece is None else piece for piece, par in pairs]
 
 
 def _all_there(masks: Sequence[Tensor]) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Tuple, Union  # noqa: UP035  # also taken from here by star import
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .networks import joined, joined_gradients, overwritten, parameters_of
+from .network import checked_network, joined, joined_gradients, overwritten, parameters_of, pieces_of, write
 
 __all__ = [
     "Literal",
@@ -39,9 +39,10 @@ def get_para_vector(network: torch.nn.Module) -> Tensor:
     """All parameters of the network as one vector, in the order of ``network.parameters()``.
 
     Returns:
-        (P,) a copy: it keeps its values while training goes on.
+        (P,) a copy: it keeps its values while training goes on. A complex parameter counts as pairs of real
+        numbers.
     """
-    return joined(parameters_of(network))  # type: ignore[arg-type]
+    return joined(parameters_of(checked_network(network)))  # type: ignore[arg-type]
 
 
 def get_gradient_vector(
@@ -56,14 +57,16 @@ def get_gradient_vector(
             of the network use "zero", so that all vectors have the same length.
 
     Returns:
-        (N,) a copy: clearing ``.grad`` does not change it.
+        (N,) a copy: clearing ``.grad`` does not change it. A complex gradient counts as pairs of real
+        numbers, a sparse one with its zeros.
 
     Raises:
         RuntimeError: with "raise" if a gradient is missing; with "skip" if all are.
+        TypeError: for what is no network.
         ValueError: for another mode.
     """
     _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
-    parameters = parameters_of(network)
+    parameters = parameters_of(checked_network(network))
     vector = joined_gradients(parameters, none_grad_mode != "skip")
     if vector is not None:
         return vector
@@ -88,8 +91,8 @@ def apply_gradient_vector(
 ) -> None:
     """Set the network's ``.grad`` from a vector.
 
-    A long vector is not copied: the gradients become views of it. A short one is written to the gradients
-    that are there.
+    Gradients that are there are written in place; a new one is a view of the vector where its parameter is
+    contiguous.
 
     Args:
         network: the network; with "skip" its parameters hold the gradients of a backward pass, which say
@@ -100,20 +103,35 @@ def apply_gradient_vector(
             part of the vector, "pad_zero" (or "padding") zeros, "skip" nothing.
 
     Raises:
+        TypeError: for what is no network, or no tensor.
         ValueError: for another mode, or if the vector's length does not fit; nothing is written then.
     """
     _check_mode("none_grad_mode", none_grad_mode, ("zero", "skip"))
     _check_mode("zero_grad_mode", zero_grad_mode, ("skip", "pad_zero", "padding", "pad_value"))
-    parameters = parameters_of(network)
+    parameters = parameters_of(checked_network(network))
     if overwritten(parameters, none_grad_mode == "zero", grad_vec):
         return
     if none_grad_mode == "skip":
         parameters = [par for par in parameters if par.grad is not None]
-    for par, piece in _pieces(parameters, grad_vec, "grad_vec"):
-        if par.grad is not None or zero_grad_mode == "pad_value":
-            par.grad = piece
-        elif zero_grad_mode != "skip":
-            par.grad = torch.zeros_like(par)
+    pairs = list(pieces_of(parameters, _apart(grad_vec, parameters), "grad_vec"))
+    if zero_grad_mode == "skip":
+        pairs = [(par, piece) for par, piece in pairs if par.grad is not None]
+    elif zero_grad_mode != "pad_value":
+        pairs = [(par, torch.zeros_like(piece) if par.grad is None else piece) for par, piece in pairs]
+    write([par for par, _ in pairs], [piece for _, piece in pairs])
+
+
+def _apart(vector: Tensor, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
+    """A vector that shares no memory with the gradients that it is written to."""
+    if not isinstance(vector, Tensor):
+        return vector  # refused where it is cut
+    memory = vector.untyped_storage().data_ptr()
+    shared = any(
+        par.grad.layout is torch.strided and par.grad.untyped_storage().data_ptr() == memory
+        for par in parameters
+        if par.grad is not None
+    )
+    return vector.clone() if shared else vector
 
 
 @torch.no_grad()
@@ -127,8 +145,9 @@ def apply_gradient_vector_para_based(network: torch.nn.Module, grad_vec: Tensor)
     Raises:
         ValueError: if the vector's length is not the number of the network's parameters.
     """
-    for par, piece in _pieces(parameters_of(network), grad_vec, "grad_vec"):
-        par.grad = piece
+    parameters = parameters_of(checked_network(network))
+    pairs = pieces_of(parameters, _apart(grad_vec, parameters), "grad_vec")
+    write(parameters, [piece for _, piece in pairs])
 
 
 @torch.no_grad()
@@ -142,7 +161,7 @@ def apply_para_vector(network: torch.nn.Module, para_vec: Tensor) -> None:
     Raises:
         ValueError: if the vector's length is not the number of the network's parameters.
     """
-    for par, piece in _pieces(parameters_of(network), para_vec, "para_vec"):
+    for par, piece in pieces_of(parameters_of(checked_network(network)), para_vec, "para_vec"):
         par.copy_(piece)
 
 
@@ -160,7 +179,7 @@ def write_gradient(
     if isinstance(update, Tensor):
         apply_gradient_vector(network, update, none_grad_mode, zero_grad_mode)
         return
-    parameters = parameters_of(network)
+    parameters = parameters_of(checked_network(network))
     fits = len(update) == len(parameters) and all(
         piece is None or piece.shape == par.shape for par, piece in zip(parameters, update, strict=True)
     )
@@ -168,24 +187,7 @@ def write_gradient(
         shapes = [None if piece is None else tuple(piece.shape) for piece in update]
         wanted = [tuple(par.shape) for par in parameters]
         raise ValueError(f"grads: got tensors of shapes {shapes}, want {wanted}, the network's")
-    for par, piece in zip(parameters, update, strict=True):
-        if piece is not None:
-            par.grad = piece.to(par.dtype)
-
-
-def _pieces(
-    parameters: Sequence[torch.nn.Parameter], vector: Tensor, argument: str
-) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
-    """Each parameter with its part of the vector, in its shape and dtype; lengths are checked first."""
-    sizes = [par.numel() for par in parameters]
-    if vector.dim() != 1 or len(vector) != sum(sizes):
-        raise ValueError(
-            f"{argument}: got shape {tuple(vector.shape)}, want ({sum(sizes)},): the elements of the "
-            f"{len(parameters)} parameters that take part (none_grad_mode 'skip' leaves out those without "
-            "gradient, 'zero' takes all)"
-        )
-    pieces = zip(parameters, vector.detach().split(sizes), strict=True)
-    return iter([(par, piece.view(par.shape).to(par.dtype)) for par, piece in pieces])
+    write(parameters, update)
 
 
 def _check_mode(argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -25,7 +25,7 @@ from schedules import MAKERS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastconfig import ConFIGOperator, GradientOperator, PCGradOperator, backward, distributed, reference
+from fastconfig import ConFIGOperator, GradientOperator, PCGradOperator, distributed, reference
 
 
 def replica(net: nn.Module | None = None, **given: Any) -> DistributedDataParallel:
@@ -151,11 +151,9 @@ def case_errors_leave_gradients_alone(rank: int, ranks: int) -> None:
 
     net = replica()
     losses = losses_of(net, my_batch())
-    with pytest.raises(TypeError, match="model_or_parameters: got a DistributedDataParallel"):
-        backward(losses, net)
     with pytest.raises(TypeError, match="ddp_model: got a Net, want"):
         distributed.backward(net.module, losses)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="ddp_model: got static_graph"):
+    with pytest.raises(ValueError, match="got a DistributedDataParallel with static_graph=True"):
         distributed.backward(replica(static_graph=True), losses)
     with pytest.raises(ValueError, match="operator: got one with a process_group"):
         distributed.backward(net, losses, ConFIGOperator(process_group=dist.group.WORLD))
@@ -166,7 +164,4 @@ def case_errors_leave_gradients_alone(rank: int, ranks: int) -> None:
     assert all(par.grad is None for par in net.parameters())
     distributed.backward(net, losses)
     assert_close(grads_of(net), averaged_rows(ranks), reference.config)
-    mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
-    with pytest.raises(ValueError, match=r"ddp_model: got parameter 2 of torch\.float64"):
-        distributed.backward(replica(mixed), [mixed[0].weight.sum()])
     assert len(gathered(torch.ones(1))) == ranks

@@ -29,7 +29,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from fastconfig import PCGradOperator, backward, reference, training
+from fastconfig import PCGradOperator, backward, reference
+from fastconfig.training import passes
 
 
 def flat(ranks: int, net: nn.Module | None = None) -> nn.Module:
@@ -128,13 +129,13 @@ def case_accumulate_graphs_and_frozen_parameters(rank: int, ranks: int) -> None:
     for _ in range(2):
         backward(losses, net, retain_graph=True)
         assert_close(grads_of(net), averaged_rows(ranks, 0, whole), reference.config)
-    before = training._LARGE
-    training._LARGE = 0  # free every graph as soon as it is done with
+    before = passes._LARGE
+    passes._LARGE = 0  # free every graph as soon as it is done with
     try:
         net = flat(ranks, copy.deepcopy(whole))
         backward(losses_of(net, my_batch(ranks, net)), net)
     finally:
-        training._LARGE = before
+        passes._LARGE = before
     assert_close(grads_of(net), averaged_rows(ranks, 0, whole), reference.config)
 
 

@@ -205,7 +205,11 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         r"grads\[0\]: got dtype torch.int32, want one of float32",
     ),
-    "complex": (torch.ones(2, 2, dtype=torch.complex64), TypeError, r"got dtype torch.complex64"),
+    "complex beside real": (
+        [VECTOR, VECTOR.to(torch.complex64)],
+        TypeError,
+        r"grads\[1\]: got dtype torch.complex64",
+    ),
     "sparse": (torch.eye(3).to_sparse(), TypeError, r"grads: got a sparse tensor .*to_dense"),
     "sparse row": ([VECTOR, VECTOR.to_sparse()], TypeError, r"grads\[1\]: got a sparse tensor"),
     "None row": ([VECTOR, None], TypeError, r"grads\[1\]: got None, want a tensor"),
@@ -228,10 +232,10 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         TypeError,
         r"grads\[1\]\[0\]: got dtype torch.float16",
     ),
-    "parameter dtypes in one row": (
-        [[VECTOR, VECTOR.half()]],
-        TypeError,
-        r"grads\[0\]\[1\]: got dtype",
+    "complex beside real of one parameter": (
+        [[VECTOR], [VECTOR.to(torch.complex64)]],
+        ValueError,
+        r"grads\[1\]\[0\]: got shape",
     ),
     "parameter devices": (
         [[VECTOR], [VECTOR.to("meta")]],

@@ -18,7 +18,6 @@ from fastconfig import (
     PPCGradOperator,
     PseudoMomentumOperator,
     backends,
-    training,
     use_backend,
 )
 from fastconfig.config_update import PLAIN, merge
@@ -26,6 +25,7 @@ from fastconfig.gradients import Gradients
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
 from fastconfig.results import KEPT_FROM
+from fastconfig.training import step
 
 numba_cpu = pytest.importorskip("fastconfig.backends.numba_cpu")
 pytestmark = in_one_call
@@ -162,7 +162,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         found.append(written is not None)
         return written
 
-    monkeypatch.setattr(training, "merge_into", noted)
+    monkeypatch.setattr(step, "merge_into", noted)
     return found
 
 

@@ -20,8 +20,8 @@ from fastconfig import (
     get_gradient_vector,
     mtl_backward,
     reference,
-    training,
 )
+from fastconfig.training import passes
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -201,7 +201,7 @@ def is_freed(node: Any) -> bool:
 def test_a_graph_is_freed_as_soon_as_nobody_needs_it(
     shared: bool, retain_graph: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_LARGE", 1)
+    monkeypatch.setattr(passes, "_LARGE", 1)
     net = Trunk()
     x = images()
     trunk = net.trunk(x)

@@ -10,7 +10,8 @@ import torch
 from peer import THEIRS
 from torch import Tensor, nn
 
-from fastconfig import ConFIG_update, ConFIGOperator, IMTLGOperator, PCGradOperator, networks
+from fastconfig import ConFIG_update, ConFIGOperator, IMTLGOperator, PCGradOperator
+from fastconfig import network as network_module
 from fastconfig.utils import (
     apply_gradient_vector,
     apply_gradient_vector_para_based,
@@ -127,7 +128,7 @@ def test_gradient_vector_takes_no_step_per_parameter(monkeypatch: pytest.MonkeyP
     assert len(get_gradient_vector(network)) == size(network)
     assert len(calls) <= 1
     calls.clear()
-    monkeypatch.setattr(networks, "_SHORT", 0)
+    monkeypatch.setattr(network_module, "_SHORT", 0)
     assert len(get_gradient_vector(network)) == size(network)
     assert len(calls) == 1  # conflictfree: one a parameter, each longer than the last
 

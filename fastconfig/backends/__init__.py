@@ -41,6 +41,8 @@ def choose(grads: Gradients) -> Backend:
         BackendUnavailable: if one was asked for by name and cannot serve them.
         ValueError: if FASTCONFIG_BACKEND names none.
     """
+    if grads.parts:
+        return _of_parts(grads)
     name = _requested if _requested is not None else _from_environment()
     if name != AUTO:
         backend = load(name)
@@ -85,6 +87,12 @@ def _over_all(backend: Backend) -> Backend:
     from .sharded import ShardedBackend
 
     return ShardedBackend(backend)
+
+
+def _of_parts(grads: Gradients) -> Backend:
+    from .parts import PartsBackend
+
+    return PartsBackend(grads) if grads.shards is None else _over_all(PartsBackend(grads))
 
 
 def withdraw(name: str, reason: str) -> None:

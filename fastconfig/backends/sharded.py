@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..collectives import agreed, summed
 from ..gradients import Gradients, Update
 from ..methods import Rule
 from ..momenta import Step
 from ..numbers import float64_device
+from ..ranks.collectives import agreed, summed
 from ..shards import Groups, in_order
 from .base import Backend, ThreeSteps
 from .momentum import TorchMomentum

@@ -94,7 +94,7 @@ def replicas(problem: Problem, by_gloo: bool = False) -> Counter[str]:
     return Counter(
         {
             scatter: problem.losses * problem.padded,
-            "all-reduce": problem.gram + problem.parameters,
+            "all-reduce": problem.gram + problem.losses * problem.parameters,
             gather: problem.padded,
         }
     )

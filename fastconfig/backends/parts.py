@@ -1,0 +1,49 @@
+"""Gradients of several dtypes or devices: G is the sum over parts of one kind, each combined by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..gradients import Gradients, Update
+from ..methods import Rule
+from .base import Backend, ThreeSteps
+from .momentum import TorchMomentum
+
+
+class PartsBackend(TorchMomentum, ThreeSteps):
+    """The backends that serve the parts; coefficients by the first one's."""
+
+    def __init__(self, grads: Gradients) -> None:
+        from . import choose  # which makes this one
+
+        self._grads = grads
+        found = [(places, grads.columns(places)) for places in grads.parts]
+        self._parts: list[tuple[list[int], Gradients, Backend]] = [
+            (places, part, choose(part)) for places, part in found
+        ]
+        self.name = "+".join(dict.fromkeys(backend.name for _, _, backend in self._parts))
+
+    def unsupported(self, grads: Gradients) -> str | None:
+        return None  # each part has been asked
+
+    @torch.no_grad()
+    def gram(self, grads: Gradients) -> Tensor:
+        if grads is not self._grads:  # some of the parameters, of a sum over processes
+            from . import choose
+
+            return choose(grads).gram(grads)
+        total: Tensor | None = None
+        for _, part, backend in self._parts:
+            gram = backend.gram(part)
+            total = gram if total is None else total + gram.to(total.device)
+        assert total is not None
+        return total
+
+    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+        return self._parts[0][2].coefficients(gram, rule, grads)
+
+    def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
+        assert isinstance(out, list)
+        for places, part, backend in self._parts:
+            backend.combine(part, c.to(part.device), [out[p] for p in places])

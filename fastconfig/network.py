@@ -1,0 +1,258 @@
+"""A network's parameters and their ``.grad``: every read and every write of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .gradients import TYPES, Gradients, Update, scan
+from .memory_order import is_dense
+from .numbers import DTYPES
+from .pairs import as_real, real_numel
+from .shards import is_dtensor
+
+try:
+    from . import _C
+except ImportError:  # not built: torch's own operations do the same
+    _C = None  # type: ignore[assignment]
+
+NoneGrad = Literal["zero", "skip"]
+_SHORT = 1 << 16  # elements of a vector up to which its pieces are copied by one call
+
+
+def parameters_of(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """``list(network.parameters())``, without its generators where nobody has overridden what they call."""
+    kind, plain = type(network), torch.nn.Module
+    if (
+        _C is not None
+        and not torch.compiler.is_compiling()  # it cannot look into compiled calls
+        and kind.parameters is plain.parameters
+        and kind.named_parameters is plain.named_parameters
+        and kind._named_members is plain._named_members
+    ):
+        found = _C.parameters(network, plain.named_modules)
+        if found is not None:
+            return found
+    return list(network.parameters())
+
+
+def checked_network(network: Any) -> torch.nn.Module:
+    """The network, if it is one.
+
+    Raises:
+        TypeError: saying what came and what is wanted.
+    """
+    if not isinstance(network, torch.nn.Module):
+        what = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
+        raise TypeError(f"network: got {what}, want a torch.nn.Module")
+    return network
+
+
+def plain_leaves(tensors: list[Tensor]) -> list[Tensor] | None:
+    """Those that require a gradient, each once, if all are leaves of torch's own types; or None."""
+    return None if _C is None else _C.leaves(tensors, TYPES)
+
+
+# Vectors
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """A sparse gradient, of an embedding, with all its zeros; any other as it is."""
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    """All elements of tensors as one vector of real numbers: a copy, without a graph, where the first is."""
+    if _C is not None and not torch.compiler.is_compiling():
+        vector = _C.join(tensors, False, True, TYPES, torch.empty, DTYPES, _SHORT)
+        if vector is not None:
+            return vector
+    flat = [as_real(dense(tensor.detach())).reshape(-1) for tensor in tensors]
+    return torch.cat([piece.to(flat[0].device) for piece in flat])
+
+
+def joined_gradients(parameters: list[torch.nn.Parameter], every: bool) -> Tensor | None:
+    """The gradients, if they are short and plain, as one vector; None for a missing one, if ``every``."""
+    if _C is None or torch.compiler.is_compiling():
+        return None
+    return _C.join(parameters, True, every, TYPES, torch.empty, DTYPES, _SHORT)
+
+
+def pieces_of(
+    parameters: Sequence[torch.nn.Parameter], vector: Tensor, argument: str
+) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
+    """Each parameter with its part of a vector, in its shape and dtype; lengths are checked first.
+
+    Raises:
+        TypeError, ValueError: if it is no vector, or of another length; naming ``argument``.
+    """
+    if not isinstance(vector, Tensor):
+        raise TypeError(f"{argument}: got a {type(vector).__name__}, want a tensor (N,)")
+    sizes = [real_numel(par) for par in parameters]
+    if vector.dim() != 1 or len(vector) != sum(sizes):
+        raise ValueError(
+            f"{argument}: got shape {tuple(vector.shape)}, want ({sum(sizes)},): the elements of the "
+            f"{len(parameters)} parameters that take part (none_grad_mode 'skip' leaves out those without "
+            "gradient, 'zero' takes all)"
+        )
+    pairs = zip(parameters, vector.detach().split(sizes), strict=True)
+    return iter([(par, _shaped(piece, par)) for par, piece in pairs])
+
+
+def _shaped(piece: Tensor, par: Tensor) -> Tensor:
+    if par.is_complex():
+        real = piece.reshape(*par.shape, 2).to(par.real.dtype)
+        return torch.view_as_complex(real.contiguous()).to(par.device)
+    return piece.view(par.shape).to(par.device, par.dtype)
+
+
+# .grad
+
+
+def overwritten(parameters: list[torch.nn.Parameter], every: bool, vector: Tensor) -> bool:
+    """Whether a short vector was copied to the gradients: plain, of its dtype, together of its length.
+
+    Parameters without a gradient are left out; or nothing is copied, if ``every``.
+    """
+    if _C is None or torch.compiler.is_compiling():
+        return False
+    grads = _C.spread(vector, parameters, every, TYPES, _SHORT)
+    if grads is None:
+        return False
+    torch.autograd.graph.increment_version(grads)
+    return True
+
+
+def room_for(grads: Gradients, parameters: Sequence[Tensor]) -> Update:
+    """Where an update goes: to the ``.grad`` that can take it as it is; to new tensors for the others.
+
+    Versions of those that are there are counted up: the update is to be written to them.
+    """
+    there = [par.grad for par in parameters]
+    if grads.shards is not None or grads.pairs or all(grad is None for grad in there):
+        return grads.new_update()
+    if grads.plain and not any(grad is None or grad.requires_grad for grad in there):
+        found = scan([there], TYPES)
+        if found is not None and _alike(found, grads):
+            torch.autograd.graph.increment_version(there)  # type: ignore[arg-type]
+            return there
+    update = grads.new_update()
+    assert isinstance(update, list)
+    taken = []
+    for p, (par, new) in enumerate(zip(parameters, update, strict=True)):
+        grad = par.grad
+        if new is None or grad is None or type(grad) not in TYPES or not _writable(grad, par):
+            continue
+        if grad.dtype is new.dtype and grad.device == new.device and grad.stride() == new.stride():
+            update[p] = grad
+            taken.append(grad)
+    if taken:
+        torch.autograd.graph.increment_version(taken)
+    return update
+
+
+def _alike(found: tuple[int, int, Any, int], grads: Gradients) -> bool:
+    """Whether tensors that scan has seen are of the gradients' shapes, dtype and device."""
+    kind, _, shapes, index = found
+    wanted = -1 if grads.device_type == "cpu" else grads.device.index
+    return shapes == grads.shapes and DTYPES[kind] is grads.dtype and index == wanted
+
+
+@torch.no_grad()
+def write(
+    parameters: Sequence[Tensor],
+    update: Sequence[Tensor | None],
+    *,
+    accumulate: bool = False,
+    none_grad: NoneGrad = "skip",
+) -> None:
+    """Write an update to the parameters' ``.grad``, by the rules of torch's own backward pass.
+
+    A new gradient has its parameter's strides where that is dense and non-overlapping, else it is contiguous;
+    one that is there is written in place, in its own layout. Device and dtype are the parameter's. Hooks of
+    ``register_post_accumulate_grad_hook`` run when all gradients are there.
+
+    Args:
+        parameters: leaves.
+        update: a tensor a parameter, or None where there is no gradient; what was merged into a ``.grad`` is
+            that tensor itself.
+        accumulate: add to what is there.
+        none_grad: "zero" writes zeros where the update has None; "skip" leaves such a parameter alone.
+
+    Raises:
+        ValueError: if a tensor has not its parameter's shape; nothing is written then.
+    """
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for p, (par, piece) in enumerate(zip(parameters, update, strict=True)):
+        if piece is None:
+            if none_grad == "zero" and not (accumulate and par.grad is not None):
+                pairs.append((par, torch.zeros_like(par)))
+        elif piece.shape != par.shape:
+            raise ValueError(f"update[{p}]: got shape {tuple(piece.shape)}, want {tuple(par.shape)}")
+        else:
+            pairs.append((par, piece))
+    for par, piece in pairs:
+        _write(par, piece.detach(), accumulate)
+    run_hooks([par for par, _ in pairs])
+
+
+def run_hooks(parameters: Sequence[Tensor]) -> None:
+    """The hooks that wait for the gradient of a parameter, now that it is there."""
+    for par in parameters:
+        if par._post_accumulate_grad_hooks:
+            for hook in list(par._post_accumulate_grad_hooks.values()):
+                hook(par)
+
+
+def _write(par: Tensor, piece: Tensor, accumulate: bool) -> None:
+    grad = par.grad
+    if grad is not None and _writable(grad, par) and is_dtensor(grad) == is_dtensor(piece):
+        target, piece = _local(grad, piece)
+        if accumulate:
+            target.add_(piece)
+        elif not _same_memory(target, piece):
+            target.copy_(piece)
+        return
+    if accumulate and grad is not None:  # sparse, or part of a graph
+        piece = piece + grad
+    fits = piece.dtype is par.dtype and piece.device == par.device and _keeps_layout(piece, par)
+    if not fits or piece.is_neg() or piece.is_conj():  # optimizers read memory, not flags
+        piece = torch.empty_like(par).copy_(piece)
+    par.grad = piece
+
+
+def _local(grad: Any, piece: Any) -> tuple[Tensor, Tensor]:
+    """Both as this rank has them, where they are spread over ranks in the same way."""
+    if is_dtensor(grad) and grad.placements == piece.placements:
+        return grad.to_local(), piece.to_local()
+    return grad, piece
+
+
+def _writable(grad: Tensor, par: Tensor) -> bool:
+    """Whether a ``.grad`` can be written in place: dense, part of no graph, each element in its own place."""
+    if grad.layout is not torch.strided or grad.requires_grad or grad.is_inference():
+        return False
+    if grad.dtype is not par.dtype or grad.device != par.device or grad.shape != par.shape:
+        return False
+    return all(stride or size < 2 for stride, size in zip(grad.stride(), grad.shape, strict=True))
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a is b or (
+        a.dtype is b.dtype
+        and a.data_ptr() == b.data_ptr() != 0
+        and a.stride() == b.stride()
+        and a.is_neg() == b.is_neg()
+        and a.is_conj() == b.is_conj()
+    )
+
+
+def _keeps_layout(piece: Tensor, par: Tensor) -> bool:
+    """torch's contract for a new gradient: the strides of a dense parameter, else contiguous."""
+    if piece.is_contiguous() and (par.is_contiguous() or not is_dense(par)):
+        return True
+    strides = zip(piece.stride(), par.stride(), par.shape, strict=True)
+    return is_dense(par) and all(size == 1 or a == b for a, b, size in strides)

@@ -1,0 +1,53 @@
+"""Complex gradients as pairs of real numbers, which is how torch's optimizers see them too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as real numbers (..., 2); any other as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def real_numel(tensor: Tensor) -> int:
+    """Real numbers in a tensor: two an element of a complex one."""
+    return tensor.numel() * (1 + tensor.is_complex())
+
+
+def real_rows(rows: list[Any]) -> tuple[list[Any], tuple[bool, ...]]:
+    """Rows of vectors, or of per-parameter tensors, in real numbers; and which tensors were complex.
+
+    Nothing is changed where none is complex, and where the rows are none that Gradients takes.
+    """
+    vectors = [isinstance(row, Tensor) for row in rows]
+    if all(vectors):
+        if not all(row.is_complex() and row.dim() == 1 for row in rows):
+            return rows, ()
+        return [as_real(row).flatten() for row in rows], (True,)
+    if any(vectors) or not all(isinstance(row, Sequence) and not isinstance(row, str) for row in rows):
+        return rows, ()
+    pairs = tuple(any(_is_complex(value) for value in column) for column in zip(*rows, strict=False))
+    if not any(pairs):
+        return rows, ()
+    return [tuple(as_real(g) if _is_complex(g) else g for g in row) for row in rows], pairs
+
+
+def _is_complex(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_complex()
+
+
+def as_complex(update: Any, pairs: tuple[bool, ...]) -> Any:
+    """An update in real numbers with complex tensors where :func:`real_rows` found some."""
+    if isinstance(update, Tensor):
+        return torch.view_as_complex(update.view(*update.shape[:-1], -1, 2))
+    return [
+        torch.view_as_complex(piece if piece.stride(-1) == 1 else piece.contiguous())
+        if pair and piece is not None
+        else piece
+        for piece, pair in zip(update, pairs, strict=True)
+    ]

@@ -1,0 +1,295 @@
+"""From losses to ``.grad`` without a flat vector: ``backward`` and ``mtl_backward``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..backends import merge_into
+from ..compiling import outside_the_graph
+from ..config_update import merge
+from ..grad_operator import GradientOperator, fixed_rule_of, is_ours, rule_of
+from ..gradients import Gradients, Update
+from ..momentum_operator import CONFIG, MomentumOperator
+from ..network import NoneGrad, plain_leaves, room_for, write
+from ..ranks.replicas import learned, replica_group
+from ..shards import any_dtensor, reshard
+from .passes import Row, check_seen, collected, dense_rows, kept, leaves, passes, scalars, summed, taken
+from .trunks import feature_list, parts_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["backward", "mtl_backward"]
+
+Operator = GradientOperator | MomentumOperator
+
+
+def backward(
+    losses: Iterable[Tensor] | Tensor,
+    model_or_parameters: torch.nn.Module | Iterable[Tensor],
+    operator: Operator = CONFIG,
+    *,
+    indexes: Sequence[int] | None = None,
+    retain_graph: bool = False,
+    accumulate: bool = False,
+    none_grad: NoneGrad = "skip",
+) -> None:
+    """Merge the losses' gradients and write the result to the parameters' ``.grad``.
+
+    ``.grad`` is written by the rules of torch's own backward pass: see :func:`fastconfig.network.write`.
+
+    Of parameters in DistributedDataParallel the ranks' gradients are averaged, as by the model's own backward
+    pass, with (m + 1) N elements on the wire where an all-reduce a loss takes 2 m N: each rank gets the sum
+    of its part of the m gradients, merges that, and the parts of the update are gathered. A loss's gradients
+    travel while the next one's backward pass runs. Of parameters that are DTensors (FSDP2, tensor
+    parallelism) the engine's own backward passes are run, so that its reduce-scatter stays its own, and every
+    rank merges its part.
+
+    Args:
+        losses: m scalar losses, in any iterable, or one vector (m,) of them; of replicas this rank's.
+        model_or_parameters: whose gradients are taken: those that require one. Must be leaves. Of FSDP2 give
+            the model: its ``parameters()`` may be others between forward and backward pass.
+        operator: merges them; a momentum operator is given all as well, and of replicas keeps this rank's
+            part of its state.
+        indexes: for a momentum operator, which of its gradients the losses are; 0..m-1 by default.
+        retain_graph: keep the graphs, to go backward through them once more. Otherwise each loss's graph is
+            freed in its own pass, unless a later loss shares it; of small networks, all in the last pass.
+        accumulate: add to ``.grad`` instead of replacing it.
+        none_grad: what a parameter gets that no loss is connected to, on any rank: "skip" leaves it alone,
+            "zero" gives it zeros.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before.
+        CollectiveError: if the ranks cannot add up their parts: a rank is gone or hangs; ``.grad`` is as
+            before.
+    """
+    if torch.compiler.is_compiling():
+        keywords = {"indexes": indexes, "retain_graph": retain_graph, "accumulate": accumulate}
+        outside_the_graph(backward, losses, model_or_parameters, operator, none_grad=none_grad, **keywords)
+        return
+    check_operator(operator)
+    check_none_grad(none_grad)
+    model: Any = model_or_parameters
+    values = scalars(losses)
+    given = learned(model) if isinstance(model, DistributedDataParallel) else model
+    parameters = leaves(given, "model_or_parameters")
+    keep = kept(values, parameters, retain_graph)
+    merging = _Merging(operator, indexes, values)
+    group = replica_group(model, parameters)
+    if group is not None:
+        _check_no_group(operator)
+        update, _ = exchanged(passes(values, parameters, keep), parameters, group, merging)
+        write(parameters, update, accumulate=accumulate, none_grad=none_grad)
+        return
+    rows: list[Row]
+    if plain_leaves(parameters) is None and any_dtensor(parameters):
+        rows = collected(values, parameters, keep)
+        if isinstance(model, torch.nn.Module):
+            reshard(model)  # where it was to stay whole from one loss to the next
+    else:
+        rows = list(passes(values, parameters, keep))
+    for i, row in enumerate(rows):
+        if row[0] is None and group_of(operator) is None and all(tensor is None for tensor in row):
+            raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
+    _merge_into(parameters, rows, merging, accumulate, none_grad)
+
+
+def mtl_backward(
+    losses: Iterable[Tensor] | Tensor,
+    features: Tensor | Sequence[Tensor],
+    shared_parameters: torch.nn.Module | Iterable[Tensor] | None = None,
+    task_parameters: Sequence[torch.nn.Module | Iterable[Tensor]] | torch.nn.ModuleList | None = None,
+    operator: Operator = CONFIG,
+    *,
+    retain_graph: bool = False,
+    accumulate: bool = False,
+    none_grad: NoneGrad = "skip",
+) -> None:
+    """Gradients of a shared trunk merged, of each task's head its own.
+
+    Every loss goes backward through its own head to the features, and from these alone through the trunk. Of
+    replicas in DistributedDataParallel both are averaged over the ranks.
+
+    Args:
+        losses: m scalar losses, one a task.
+        features: what the trunk gives to the heads: one tensor or several that do not depend on each other.
+        shared_parameters: of the trunk, or the trunk itself; by default all that the features come from.
+        task_parameters: of each task's head, or the heads themselves; a parameter of several heads gets the
+            sum. By default all that a loss reaches without passing the features.
+        operator: merges the trunk's gradients.
+        retain_graph, accumulate, none_grad: as in :func:`backward`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before. Also
+            for a parameter in two roles (tied to the trunk and to a head), and a head without gradient.
+        CollectiveError: as in :func:`backward`.
+    """
+    if torch.compiler.is_compiling():
+        rest = {"retain_graph": retain_graph, "accumulate": accumulate, "none_grad": none_grad}
+        outside_the_graph(
+            mtl_backward, losses, features, shared_parameters, task_parameters, operator, **rest
+        )
+        return
+    check_operator(operator)
+    check_none_grad(none_grad)
+    values, outputs = scalars(losses), feature_list(features)
+    parts = parts_of(values, outputs, shared_parameters, task_parameters)
+    shared = parts.shared
+    together = list({id(par): par for head in parts.heads for par in head}.values())
+    group = replica_group(None, [*shared, *together], "shared_parameters")
+    own: list[Row] = []
+    rows: list[Row] = []
+    ends: list[Sequence[Tensor]] = []
+    for i, (value, head) in enumerate(zip(values, parts.heads, strict=True)):
+        keep = retain_graph or i < len(values) - 1  # heads may share what lies behind the features
+        found = taken(f"losses[{i}]", [value], [*outputs, *head], keep)
+        own.append(found[len(outputs) :])
+        reached = [(feature, g) for feature, g in zip(outputs, found, strict=False) if g is not None]
+        if not reached:
+            raise ValueError(f"losses[{i}]: got one that no feature is connected to")
+        some, at_ends = zip(*reached, strict=True)
+        ends.append(some)
+        rows.append(taken("features", some, shared, keep, at_ends))
+    for i, value in enumerate(values):
+        check_seen(own[i], [value], parts.heads[i], f"losses[{i}]")
+        check_seen(rows[i], ends[i], shared, f"the features of losses[{i}]")
+    parts.check_reached(own)
+    columns: dict[int, list[Tensor | None]] = {id(par): [] for par in together}
+    for head, gradients in zip(parts.heads, own, strict=True):
+        for par, gradient in zip(head, gradients, strict=True):
+            columns[id(par)].append(gradient)
+    sums: Row = [summed(column) for column in columns.values()]
+    merging = _Merging(operator, None, values)
+    if group is None:
+        _merge_into(shared, rows, merging, accumulate, none_grad)
+    else:
+        _check_no_group(operator)
+        update, _ = exchanged(rows, shared, group, merging)
+        sums = averaged(sums, together, group, "the heads")
+        write(shared, update, accumulate=accumulate, none_grad=none_grad)
+    write(together, sums, accumulate=accumulate, none_grad=none_grad)
+
+
+@dataclass
+class _Merging:
+    """How the gradients of some losses become one: an operator and what it is given beside them."""
+
+    operator: Operator
+    indexes: Sequence[int] | None
+    losses: list[Tensor]
+
+    def __call__(self, grads: Gradients, room: Callable[[], Update] | None = None) -> Update:
+        """The update; in ``room()``, where the operator is a rule."""
+        operator = self.operator
+        values = [value.detach() for value in self.losses]
+        if isinstance(operator, MomentumOperator):
+            chosen = range(grads.m) if self.indexes is None else self.indexes
+            rows = grads.in_one_dtype().given_rows
+            return operator.calculate_gradient(chosen, rows, values if operator.loss_recorder else None)
+        if self.indexes is not None:
+            raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
+        if (rule := rule_of(operator, grads)) is not None:
+            return merge(grads, rule, None if room is None else room())
+        rows = grads.given_rows if is_ours(operator) else grads.stacked()
+        update = operator.calculate_gradient(rows, values)
+        # a user's own expects, and gives, tensors without parameters
+        return grads.as_given(grads.restored(update)) if isinstance(update, Tensor) else update
+
+
+def _merge_into(
+    parameters: list[Tensor], rows: list[Row], merging: _Merging, accumulate: bool, none_grad: NoneGrad
+) -> None:
+    """The update, to the parameters' ``.grad``; into what is there, if nobody needs that any more."""
+    if not accumulate and _merged_at_once(parameters, rows, merging, none_grad):
+        return
+    group = group_of(merging.operator)
+    try:
+        grads = Gradients(rows, group=group)
+    except TypeError:  # sparse ones, of an embedding
+        grads = Gradients(dense_rows(rows), group=group)
+    update = merging(grads, None if accumulate else lambda: room_for(grads, parameters))
+    assert isinstance(update, list)
+    write(parameters, update, accumulate=accumulate, none_grad=none_grad)
+
+
+def _merged_at_once(
+    parameters: list[Tensor], rows: list[Row], merging: _Merging, none_grad: NoneGrad
+) -> bool:
+    """Whether short gradients were merged into the ``.grad`` that are there, in one call."""
+    alone = merging.indexes is None and group_of(merging.operator) is None
+    rule = fixed_rule_of(merging.operator) if alone else None
+    written = None if rule is None else merge_into(rows, parameters, rule)
+    if written is None:
+        return False
+    torch.autograd.graph.increment_version(written)
+    if none_grad == "zero" and len(written) < len(parameters):
+        columns = zip(*rows, strict=True)
+        missing = [
+            par for par, column in zip(parameters, columns, strict=True) if all(g is None for g in column)
+        ]
+        write(missing, [None] * len(missing), none_grad="zero")
+    return True
+
+
+#: gives the update of gradients; in the room that is made by a call, if it can
+Merge: TypeAlias = "Callable[[Gradients, Callable[[], Update]], Update]"
+
+
+def exchanged(
+    rows: Iterable[Row], parameters: list[Tensor], group: ProcessGroup, merging: Merge
+) -> tuple[list[Tensor | None], list[bool]]:
+    """The update of gradients averaged over the ranks; a row is sent as soon as it is there.
+
+    Returns:
+        A tensor a parameter, None where no rank has a gradient; and which parameters every loss reaches.
+    """
+    from ..ranks.exchange import Exchange  # loads torch's DTensors
+
+    exchange = Exchange(parameters, group)
+    for i, row in enumerate(rows):
+        exchange.send(row, f"losses[{i}]")
+    return exchange.merged(lambda grads, out: merging(grads, lambda: out)), exchange.everywhere
+
+
+def averaged(row: Row, parameters: list[Tensor], group: ProcessGroup, name: str) -> Sequence[Tensor | None]:
+    """A gradient averaged over the ranks."""
+    from ..ranks.exchange import Exchange
+
+    return Exchange(parameters, group).averaged(row, name) if parameters else row
+
+
+def group_of(operator: Operator) -> ProcessGroup | None:
+    """Whose ranks have parts of the gradients that it is given; also of an operator of another package."""
+    return getattr(operator, "process_group", None)
+
+
+def _check_no_group(operator: Operator) -> None:
+    if group_of(operator) is not None:
+        raise ValueError("operator: got one with a process_group, want one without: the model has its own")
+
+
+def check_operator(operator: Any) -> None:
+    """Whether it merges gradients: one of this package, of a user's own, or of conflictfree.
+
+    Raises:
+        TypeError: saying what came and what is wanted.
+    """
+    if isinstance(operator, type) or not callable(getattr(operator, "calculate_gradient", None)):
+        got = f"the class {operator.__name__}" if isinstance(operator, type) else _described(operator)
+        raise TypeError(f"operator: got {got}, want an operator such as ConFIGOperator() or PCGradOperator()")
+
+
+def _described(value: Any) -> str:
+    return f"{value!r}" if isinstance(value, str) else getattr(value, "__name__", f"a {type(value).__name__}")
+
+
+def check_none_grad(none_grad: str) -> None:
+    """Raise ValueError for what is no choice."""
+    if none_grad not in ("zero", "skip"):
+        raise ValueError(f"none_grad: got {none_grad!r}, want 'zero' or 'skip'")

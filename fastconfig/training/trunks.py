@@ -1,0 +1,141 @@
+"""A trunk, its features and the heads: which parameters are whose, and whether a loss's pull gets lost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import ModuleList
+
+from .graphs import Edge, edge_of, edges_of, is_new, leaves_of, nodes_of, note
+from .passes import leaves
+
+_WHOLE = "want fastconfig.backward(losses, model), which merges whole gradients"
+
+
+@dataclass
+class Parts:
+    """The parameters of a trunk, and of the head of each loss."""
+
+    shared: list[Tensor]
+    heads: list[list[Tensor]]
+
+    def check_reached(self, own: Sequence[Sequence[Tensor | None]]) -> None:
+        """Whether every head has a gradient of its own loss.
+
+        Raises:
+            ValueError: naming the first that has none.
+        """
+        for i, (head, gradients) in enumerate(zip(self.heads, own, strict=True)):
+            if head and all(gradient is None for gradient in gradients):
+                raise ValueError(
+                    f"task_parameters[{i}]: got parameters that losses[{i}] does not reach, want those of "
+                    "its own head: are they in the order of the losses?"
+                )
+
+
+def feature_list(features: Any) -> list[Tensor]:
+    """The features one by one.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    if isinstance(features, str) or not isinstance(features, Iterable):
+        raise TypeError(f"features: got a {type(features).__name__}, want a tensor or a sequence of tensors")
+    found = [features] if isinstance(features, Tensor) else list(features)
+    if not found:
+        raise ValueError("features: got none, want the trunk's outputs")
+    for i, feature in enumerate(found):
+        if not isinstance(feature, Tensor) or not feature.requires_grad:
+            raise ValueError(f"features[{i}]: got one that needs no gradient, want the trunk's outputs")
+    return found
+
+
+def parts_of(values: list[Tensor], features: list[Tensor], shared: Any, tasks: Any) -> Parts:
+    """Whose parameters are whose: as given, each a module or an iterable; else as the graph says.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted; also where a parameter has
+            two roles, so that a loss's pull on it would be lost.
+    """
+    ends = [edge_of(feature) for feature in features]
+    trunk = None if shared is None else leaves(shared, "shared_parameters")
+    heads = None if tasks is None else _given_heads(tasks, len(values))
+    way = None
+    if trunk is not None and heads is not None:
+        way = ("trunk", *(tuple(map(id, some)) for some in (trunk, *heads)))
+        if not is_new(trunk[0], way):
+            return Parts(trunk, heads)
+    _check_apart(ends)
+    behind = _trained(leaves_of(nodes_of(ends)))
+    before = []
+    for i, value in enumerate(values):
+        if set(ends).isdisjoint(edges_of([edge_of(value)])):
+            raise ValueError(f"losses[{i}]: got one that no feature is connected to")
+        before.append(_trained(leaves_of(nodes_of([edge_of(value)], ends))))
+    if trunk is None:
+        trunk = behind
+        if not trunk:
+            raise ValueError("features: got none that a parameter is behind, want the trunk's outputs")
+    if heads is None:
+        heads = before
+    _check_roles(trunk, heads, behind, before)
+    if way is not None:
+        note(trunk[0], way)
+    return Parts(trunk, heads)
+
+
+def _given_heads(tasks: Any, m: int) -> list[list[Tensor]]:
+    if isinstance(tasks, (Tensor, str, type)) or not isinstance(tasks, (Collection, ModuleList)):
+        got = f"the class {tasks.__name__}" if isinstance(tasks, type) else f"a {type(tasks).__name__}"
+        raise TypeError(f"task_parameters: got {got}, want a list of {m}: a module or its parameters a loss")
+    if len(tasks) != m:
+        raise ValueError(f"task_parameters: got {len(tasks)}, want {m}: one a loss")
+    return [leaves(task, f"task_parameters[{i}]", some=False) for i, task in enumerate(tasks)]
+
+
+def _trained(parameters: list[Tensor]) -> list[Tensor]:
+    return [par for par in parameters if par.requires_grad]
+
+
+def _check_apart(ends: list[Edge]) -> None:
+    for k, (node, _) in enumerate(ends):
+        if ends[k] in ends[:k]:
+            raise ValueError(f"features[{k}]: got features[{ends.index(ends[k])}] again, want each once")
+        reached = set(edges_of(node.next_functions))
+        for j, other in enumerate(ends):
+            if other in reached:
+                raise ValueError(
+                    f"features[{k}]: got one that is computed from features[{j}], want outputs of the trunk "
+                    "that do not depend on each other: their gradients would count twice"
+                )
+
+
+def _check_roles(
+    trunk: list[Tensor], heads: list[list[Tensor]], behind: list[Tensor], before: list[list[Tensor]]
+) -> None:
+    places = {id(par): f"shared_parameters[{k}]" for k, par in enumerate(trunk)}
+    in_trunk = {id(par) for par in behind}
+    for i, (head, reached) in enumerate(zip(heads, before, strict=True)):
+        own = {id(par) for par in head}
+        for k, par in enumerate(head):
+            if id(par) in places or id(par) in in_trunk:
+                other = places.get(id(par), "the trunk behind the features")
+                raise ValueError(
+                    f"task_parameters[{i}][{k}]: got a parameter of shape {tuple(par.shape)} that is in "
+                    f"{other} too, {_WHOLE}"
+                )
+        for par in reached:
+            if id(par) in places:
+                raise ValueError(
+                    f"{places[id(par)]}: got a parameter of shape {tuple(par.shape)} that losses[{i}] "
+                    f"reaches past the features, {_WHOLE}"
+                )
+            for j, another in enumerate(heads):
+                if id(par) not in own and any(par is theirs for theirs in another):
+                    raise ValueError(
+                        f"task_parameters[{j}]: got a parameter of shape {tuple(par.shape)} that losses[{i}] "
+                        f"reaches too, want it in task_parameters[{i}] as well: it gets the sum"
+                    )

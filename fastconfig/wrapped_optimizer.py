@@ -1,0 +1,92 @@
+"""An optimizer around another one, which schedulers, scalers, checkpoints and trainers take as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+class WrappedOptimizer(Optimizer):
+    """All that an optimizer has is the wrapped one's: groups, state, defaults, hooks, steps.
+
+    Args:
+        optimizer: to be wrapped; None for an object that is used without one.
+
+    Raises:
+        TypeError: for what is no optimizer.
+    """
+
+    _step_supports_amp_scaling = False  # a GradScaler looks for Inf itself, whatever the wrapped one does
+
+    def __init__(self, optimizer: Optimizer | None) -> None:
+        if optimizer is not None and not isinstance(optimizer, Optimizer):
+            got = (
+                f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {_kind(optimizer)}"
+            )
+            raise TypeError(f"optimizer: got {got}, want a torch.optim.Optimizer")
+        self._optimizer = optimizer
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer that this one was made around.
+
+        Raises:
+            TypeError: if there is none.
+        """
+        if self._optimizer is None:
+            raise TypeError(f"optimizer: got none, want {_kind(self)}(optimizer)")
+        return self._optimizer
+
+    @property
+    def _optim(self) -> Optimizer:
+        """:attr:`optimizer`, as scripts read it that were written for the PyTorch file of PCGrad."""
+        return self.optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The wrapped optimizer's, as all below."""
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return self.optimizer.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.optimizer.defaults
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.optimizer.add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step() if closure is None else self.optimizer.step(closure)
+
+    def __getattr__(self, name: str) -> Any:
+        inner = vars(self).get("_optimizer")
+        if inner is None or name.startswith("__"):
+            raise AttributeError(f"{_kind(self)!r} object has no attribute {name!r}")
+        return getattr(inner, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a scheduler puts its own step on the object that it steps, bound to that very object
+        return {name: value for name, value in vars(self).items() if name != "step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def __repr__(self) -> str:
+        return f"{_kind(self)}({self._optimizer!r})"
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
