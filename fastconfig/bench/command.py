@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,19 +54,28 @@ def run(arguments: argparse.Namespace) -> int:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(arguments.threads or threads)
-        numbers = bench(options, arguments.command, console)
+        numbers = bench(options, arguments.command, console, partial(_save_file, arguments.json))
     finally:
         torch.set_num_threads(threads)
     print_report(numbers, console)
     if arguments.json:
-        text = json.dumps(numbers, indent=1, allow_nan=False)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        arguments.json.write_text(_text(numbers), encoding="utf-8")
         console.print(f"wrote {arguments.json}", soft_wrap=True, highlight=False)
     if arguments.plot:
         plot.draw(numbers, arguments.plot)
         console.print(f"wrote {arguments.plot}", soft_wrap=True, highlight=False)
     rows = [row for of_setting in numbers["settings"] for row in of_setting.get("results", ())]
     return 0 if all(row["right"] for row in rows) else 1
+
+
+def _save_file(path: Path | None, numbers: dict[str, Any]) -> None:
+    """The figures so far, for whoever ends the run before its end; not to a pipe or terminal."""
+    if path is not None and (path.is_file() or not path.exists()):
+        path.write_text(_text(numbers), encoding="utf-8")
+
+
+def _text(numbers: dict[str, Any]) -> str:
+    return json.dumps(numbers, indent=1, allow_nan=False) + "\n"
 
 
 def _check_file(arguments: argparse.Namespace, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Any
 
 from .cases import Setting, traffic
@@ -34,6 +35,7 @@ def our_figures(
     bound: float,
     floor: Floor,
     theirs: list[dict[str, Any]],
+    eager: Contestant | None = None,
 ) -> dict[str, Any]:
     """Of this package's operation, beside the floor and the peers that do the same.
 
@@ -44,16 +46,19 @@ def our_figures(
         bound: up to which a result is right.
         floor: of the same setting.
         theirs: :func:`peer_figures` of the same setting.
+        eager: the same operation call by call, which stands beside peers that are called so.
     """
     median = 1e6 * contestant.median
     bytes_moved = traffic(contestant.operation, setting)
     moved = None if bytes_moved is None else sum(bytes_moved)
     least = floor.of(contestant.operation, setting)
     right = error <= bound
+    beside = median if eager is None else 1e6 * eager.median
     return {
         "name": contestant.name,
         "backend": contestant.backend,
         **_figures(contestant),
+        **({} if eager is None else {"eager_us": beside}),
         "right": right,
         "error": _finite(error),
         "bound": bound,
@@ -63,7 +68,7 @@ def our_figures(
         "time_over_floor": None if least is None else median / least,
         "percent_of_floor": None if least is None else 100 * least / median,
         "faster_than": {
-            row["name"]: row["median_us"] / median
+            row["name"]: row["median_us"] / beside
             for row in theirs
             if right and row["operation"] == contestant.operation
         },
@@ -76,6 +81,7 @@ def _figures(contestant: Contestant) -> dict[str, Any]:
         "median_us": 1e6 * contestant.median,
         "p20_us": 1e6 * contestant.quantile(0.2),
         "p80_us": 1e6 * contestant.quantile(0.8),
+        **({"warm_us": 1e6 * statistics.median(contestant.warm)} if contestant.warm else {}),
         "samples": len(contestant.samples),
         "calls_per_sample": contestant.calls,
         "note": contestant.note,

@@ -34,13 +34,19 @@ ROOM = 6  # a peer may need this many times the memory of the gradients
 CHECK_AGAIN_BELOW = 1.0  # seconds: the result of a shorter call is checked once more at the end
 
 
-def bench(options: Options, command: str, console: Console) -> dict[str, Any]:
+def bench(
+    options: Options,
+    command: str,
+    console: Console,
+    save: Callable[[dict[str, Any]], None] = lambda numbers: None,
+) -> dict[str, Any]:
     """Run everything and return all figures, ready for JSON.
 
     Args:
         options: what to run.
         command: how the run was started.
         console: where the progress bar goes.
+        save: is given the figures so far after every setting.
 
     Raises:
         ValueError: for a device or a backend that does not exist.
@@ -63,6 +69,7 @@ def bench(options: Options, command: str, console: Console) -> dict[str, Any]:
         for setting in chosen:
             progress.update(task, advance=1, description=str(setting), refresh=True)
             numbers["settings"].append(run_setting(setting, options, device, clock, order, found, redraw))
+            save(numbers)
         progress.update(task, advance=1, description="memory", refresh=True)
         if options.memory:
             add_memory(numbers["settings"], options, redraw)
@@ -151,7 +158,13 @@ def run_setting(
         between()
     momentum = any(contestant.operation == MOMENTUM for contestant in running)
     floors = floor.floor_contestants(setting, inputs, device, options.least, momentum)
-    measure([*running, *floors], clock, options.share, between)
+    named = {contestant.operation for contestant in theirs} if device.type == "cuda" else set()
+    called = {
+        c.operation: replace(c, eager=True, samples=[], warm=[])
+        for c in running
+        if c.backend == order[0] and c.operation in named - {MOMENTUM}
+    }
+    measure([*running, *floors, *called.values()], clock, options.share, between)
     for contestant in running:
         if contestant.median < CHECK_AGAIN_BELOW:
             check(contestant, exact, clock.once(contestant)[1], errors)
@@ -160,7 +173,7 @@ def run_setting(
         peer_figures(c, errors.get(id(c)), exact.bound(c.operation)) for c in running if c.backend is None
     ]
     us = [
-        our_figures(c, setting, errors[id(c)], exact.bound(c.operation), best, them)
+        our_figures(c, setting, errors[id(c)], exact.bound(c.operation), best, them, called.get(c.operation))
         for c in running
         if c.backend is not None
     ]
@@ -236,7 +249,9 @@ def peer_contestants(
                 continue
             compared = operation not in peer.unordered or setting.m <= 2
             answer = getattr(call, "answer", None)
-            contestants.append(Contestant(operation, peer.name, call, compared=compared, answer=answer))
+            contestants.append(
+                Contestant(operation, peer.name, call, compared=compared, answer=answer, eager=True)
+            )
     return contestants
 
 

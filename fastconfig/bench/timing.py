@@ -19,6 +19,8 @@ MOST_SAMPLES = 200
 # what the one before it drops holds a vector only after it has come back several times.
 WARM_BELOW = 0.05  # seconds
 IN_A_ROW = 4  # samples at a time, after as many calls that are not timed
+GRAPH = "CUDA graph"  # how a call is timed on a device
+ON_WARM = 8  # calls on a device that follow one from a cold L2, and are timed together
 
 
 @dataclass
@@ -35,6 +37,8 @@ class Contestant:
         samples: seconds a call.
         calls: calls that a sample is the mean of.
         in_a_row: samples that are taken at a time.
+        eager: whether a device takes it call by call, never as a CUDA graph.
+        warm: seconds a call on a device whose L2 holds what the call before left there.
         compared: whether its result can be held against the oracle's.
         answer: gives what is held against the oracle's, where a call changes a state.
         note: how it was run.
@@ -49,6 +53,8 @@ class Contestant:
     samples: list[float] = field(default_factory=list)
     calls: int = 1
     in_a_row: int = 1
+    eager: bool = False
+    warm: list[float] = field(default_factory=list)
     compared: bool = True
     answer: Callable[[], Any] | None = None
     note: str = ""
@@ -74,6 +80,9 @@ class Clock(Protocol):
 
     def sample(self, contestant: Contestant) -> list[float]:
         """Seconds a call, ``in_a_row`` times."""
+
+    def release(self) -> None:
+        """Free what was kept for the samples."""
 
 
 class HostClock:
@@ -101,13 +110,17 @@ class HostClock:
                 found.append((time.perf_counter() - began) / len(calls))
         return found
 
+    def release(self) -> None:
+        pass
+
 
 class DeviceClock:
-    """Calls on a CUDA device: a CUDA graph where the call can be captured, and always a cold L2."""
+    """Calls on a CUDA device from a cold L2; CUDA graphs where they can be captured, and then warm, too."""
 
     def __init__(self, device: torch.device) -> None:
         size = torch.cuda.get_device_properties(device).L2_cache_size
-        self.flush = torch.empty(2 * size, dtype=torch.uint8, device=device)
+        self.written = torch.empty(2 * size, dtype=torch.uint8, device=device)
+        self.read = torch.ones(2 * size // 4, device=device)
         self.runs: dict[int, Callable[[], Any]] = {}
 
     def once(self, contestant: Contestant) -> tuple[float, Any]:
@@ -120,6 +133,11 @@ class DeviceClock:
 
     def prepare(self, contestant: Contestant, seconds: float) -> None:
         contestant.calls = 1
+        self.runs[id(contestant)] = contestant.call
+        contestant.note = "eager"
+        # a failed capture leaves torch 2.11's allocator unusable, so others' calls are not tried
+        if contestant.eager:
+            return
         graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         try:
@@ -128,23 +146,40 @@ class DeviceClock:
                 side.synchronize()
                 with torch.cuda.graph(graph, stream=side):
                     contestant.call()
-        except RuntimeError:  # it synchronises with the host, say
+        except RuntimeError as error:  # it synchronises with the host, say
             torch.cuda.synchronize()
-            contestant.note = "eager"
-            self.runs[id(contestant)] = contestant.call
+            contestant.note = f"eager: {str(error).splitlines()[0]}" if str(error) else "eager"
         else:
-            contestant.note = "CUDA graph"
+            contestant.note = GRAPH
             self.runs[id(contestant)] = graph.replay
 
     def sample(self, contestant: Contestant) -> list[float]:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, cold, warm = (torch.cuda.Event(enable_timing=True) for _ in range(3))
+        run = self.runs[id(contestant)]
         with contestant.around():
-            self.flush.zero_()
+            self.cool()
             start.record()
-            self.runs[id(contestant)]()
-            end.record()
-            end.synchronize()
-        return [start.elapsed_time(end) / 1000]
+            run()
+            cold.record()
+            if contestant.note == GRAPH:
+                for _ in range(ON_WARM):
+                    run()
+                warm.record()
+            torch.cuda.synchronize()
+        if contestant.note == GRAPH:
+            contestant.warm.append(cold.elapsed_time(warm) / 1000 / ON_WARM)
+        return [start.elapsed_time(cold) / 1000]
+
+    def cool(self) -> None:
+        """Fill L2 with lines that are nobody's and, since the last were read, need not be written back."""
+        self.written.zero_()
+        self.read.sum()
+
+    def release(self) -> None:
+        """Graphs hold the memory that they were captured with."""
+        self.runs.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def measure(
@@ -158,6 +193,15 @@ def measure(
         share: seconds for each, unless its least samples take longer.
         between: called after every round, outside what is timed.
     """
+    try:
+        _measure(contestants, clock, share, between)
+    finally:
+        clock.release()
+
+
+def _measure(
+    contestants: Sequence[Contestant], clock: Clock, share: float, between: Callable[[], None]
+) -> None:
     wanted = {}  # turns of each
     for contestant in contestants:
         seconds = clock.once(contestant)[0]
