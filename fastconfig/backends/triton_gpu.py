@@ -76,6 +76,7 @@ class TritonBackend(TorchMomentum):
             raise RuntimeError(f"Triton is {triton.__version__}, want 3.2 or newer")
         self.most = MOST if VERSION >= _FLOAT64_TILES else SMALL
         self._tables: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._ready: set[int] = set()  # devices that captured_table has run on
         self._pytorch = PyTorchBackend()
 
     def unsupported(self, grads: Gradients) -> str | None:
@@ -156,7 +157,12 @@ class TritonBackend(TorchMomentum):
             return torch.tensor(words, dtype=torch.int64)
         if torch.cuda.is_current_stream_capturing():
             return captured_table(words, device)
-        key = (torch.cuda.current_stream(device).cuda_stream, device.index or 0, *words)
+        index = device.index or 0
+        if index not in self._ready:
+            # in a CUDA graph's capture, where it is called for, a driver does not load a kernel
+            captured_table([0], device)
+            self._ready.add(index)
+        key = (torch.cuda.current_stream(device).cuda_stream, index, *words)
         found = self._tables.get(key)
         if found is None:
             pinned = torch.tensor(words, dtype=torch.int64, pin_memory=True)
