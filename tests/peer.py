@@ -7,9 +7,12 @@ import warnings
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from inputs import relative_error, rounding_bound, scaled
 from torch import Tensor
+
+pytest.importorskip("conflictfree")
 
 MODULES = (
     "grad_operator",
