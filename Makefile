@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 GPU_PYTHON ?= python3
-GPU_JSON ?= benchmarks/results/gpu.json
+GPU_OUT ?= build/gpu
 GPU_ARGS ?=
 
 # What this checkout is built for where nvcc is found: this machine's GPU, or one kind, to see that it compiles.
@@ -19,15 +19,17 @@ READY := $(VENV)/.ready
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/* kernels/*.cu kernels/*.cuh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test lint format clean gpu gpu-wheels
+.PHONY: help demo bench test lint format clean gpu gpu-wheel
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a network with ConFIG and draw the result (DEMO_ARGS='--steps 500')"
 	@echo "make bench   time everything beside a memory floor and the peers (BENCH_ARGS='--quick --plot bench.png')"
 	@echo "make test    lint, then the tests (PYTEST_ARGS='-k gram -x', JOBS=2)"
-	@echo "make gpu     build, test and measure on a CUDA GPU, without network (GPU_JSON=gpu.json, GPU_ARGS='--quick')"
-	@echo "make gpu-wheels  fetch what make gpu needs beside torch and triton into wheels/, where there is a network"
+	@echo "make gpu     build, test and measure on a CUDA GPU in nine minutes, without network (GPU_OUT=folder,"
+	@echo "             GPU_ARGS=--dry-run for all that needs no GPU)"
+	@echo "make gpu-wheel  build the wheel that make gpu installs and fetch the peers, where there is a network, into"
+	@echo "             wheels/ (GPU_PYTHON=python3.12)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff format and fix"
 	@echo "make clean   remove the virtual environment and everything built"
@@ -52,14 +54,15 @@ format: $(READY)
 	@"$(VENV)/bin/ruff" format .
 
 gpu:
-	@"$(GPU_PYTHON)" benchmarks/gpu.py --json "$(GPU_JSON)" $(GPU_ARGS)
+	@"$(GPU_PYTHON)" benchmarks/gpu --out "$(GPU_OUT)" $(GPU_ARGS)
 
-gpu-wheels: $(READY)
-	@"$(PY)" -m pip download -qq --disable-pip-version-check --no-deps -d wheels pytest pluggy iniconfig packaging \
-		pytest-xdist execnet pygments rich markdown-it-py mdurl conflictfree torchjd
+gpu-wheel: GPU_PYTHON = python3.12
+gpu-wheel:
+	@"$(GPU_PYTHON)" -c "" || { echo "make gpu-wheel: $(GPU_PYTHON) does not run; GPU_PYTHON=... names a Python 3.12" >&2; exit 1; }
+	@"$(GPU_PYTHON)" benchmarks/gpu/wheel.py
 
 clean:
-	@rm -rf "$(VENV)" .venv-gpu wheels build dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf "$(VENV)" wheels build dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):

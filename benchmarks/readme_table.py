@@ -1,6 +1,7 @@
-"""Write the tables of README.md and docs from JSON files of ``fastconfig bench`` and training_step.py.
+"""Write the tables of README.md and docs from JSON files: of benchmarks, training_step.py and ``make gpu``.
 
-They are never typed by hand: each is of the newest run in its folder of benchmarks/results.
+They are never typed by hand: each is of the newest run in its folder of benchmarks/results; those of GPUs are
+of every ``gpu-*.json`` there, a card each.
 """
 
 from __future__ import annotations
@@ -46,6 +47,16 @@ TRAINING = Place(
     "last line of each network says how much faster a step would be with nothing there. Extra memory is the "
     "peak of that part beyond the graph, in vectors of all parameters.",
 )
+GPU = Place(
+    "README.md",
+    "gpu",
+    "ConFIG_update",
+    "`ConFIG_update` of m vectors",
+    RESULTS,
+    "Cold: a CUDA graph's replay with nothing in L2; warm: the next replays. % of copy: (2m + 1) N b bytes "
+    "in the cold time, beside what a device-to-device copy reads and writes; more than 100 % where an update "
+    "reads its gradients once. Eager: with the host's call, as are those that × compares with.",
+)
 PLACES = (
     Place(
         "README.md",
@@ -71,8 +82,8 @@ PLACES = (
 
 
 def newest(folder: Path = RESULTS) -> Path | None:
-    """The JSON file of the latest run, by the date in it; None if there is none."""
-    files = sorted(folder.glob("*.json"))
+    """The JSON file of the latest run on a CPU, by the date in it; None if there is none."""
+    files = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith("gpu-")]
     return max(files, key=lambda path: json.loads(path.read_text(encoding="utf-8"))["date"], default=None)
 
 
@@ -122,6 +133,42 @@ def table(numbers: dict[str, Any], source: str, place: Place) -> str:
     if "–" in notes:
         lines += ["", "–: left out, because it is too slow or fails."]
     return "\n".join(lines)
+
+
+def gpu_table(numbers: dict[str, Any], source: str, place: Place) -> str:
+    """One card's results of ``make gpu``, as Markdown."""
+    machine, versions = numbers["machine"], numbers["versions"]
+    copy = max((row["copy_gb_s"] for row in numbers["bandwidth"]), default=0.0)
+    names = [name for name in PEERS if numbers["peers"].get(name) == "installed"]
+    heads = ["m", "N", "input", "cold", "warm", "% of copy", "eager", *(f"× {name}" for name in names)]
+    lines = [
+        f"{place.what} on {machine['device']}, copy {copy:,.0f} GB/s, torch {versions['torch']} "
+        f"([all figures]({source})).",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{' ---: |' * len(heads)}",
+    ]
+    for of_setting in numbers["settings"]:
+        setting = of_setting["setting"]
+        for row in of_setting["results"]:
+            if row["operation"] != place.operation:
+                continue
+            what = f"{setting['dtype']}, {setting['form']}" + (
+                ", Triton" if row["backend"] == "triton" else ""
+            )
+            cells = [str(setting["m"]), f"{setting['n']:,}", what, *gpu_cells(row, copy)]
+            cells += [ratio_of(row, of_setting, name)[0] if "eager_us" in row else "" for name in names]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", place.floor])
+
+
+def gpu_cells(row: dict[str, Any], copy: float) -> list[str]:
+    """Times, and the share of a copy's speed; of a wrong result nothing."""
+    if not row["right"]:
+        return ["wrong", "", "", ""]
+    cold = duration(row["median_us"]) + ("" if row["note"] == "CUDA graph" else " eager")
+    warm, eager = (duration(row[name]) if name in row else "" for name in ("warm_us", "eager_us"))
+    return [cold, warm, f"{100 * row['gb_s'] / copy:.0f}" if copy else "", eager]
 
 
 def training_table(numbers: dict[str, Any], source: str, place: Place) -> str:
@@ -203,14 +250,21 @@ def inserted(document: str, text: str, marker: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
-def generated(place: Place, path: Path) -> str:
-    """The document of a place as it must be for the results in ``path``."""
-    numbers = json.loads(path.read_text(encoding="utf-8"))
+def generated(place: Place, *paths: Path) -> str:
+    """The document of a place as it must be for the results in ``paths``."""
     document = ROOT / place.document
     up = "../" * (len(Path(place.document).parts) - 1)
-    source = f"{up}benchmarks/results/{path.relative_to(RESULTS).as_posix()}"
-    text = (training_table if place is TRAINING else table)(numbers, source, place)
-    return inserted(document.read_text(encoding="utf-8"), text, place.marker)
+    make = gpu_table if place is GPU else training_table if place is TRAINING else table
+    texts = []
+    for path in paths:
+        source = f"{up}benchmarks/results/{path.relative_to(RESULTS).as_posix()}"
+        texts.append(make(json.loads(path.read_text(encoding="utf-8")), source, place))
+    return inserted(document.read_text(encoding="utf-8"), "\n\n".join(texts), place.marker)
+
+
+def cards() -> list[Path]:
+    """The JSON files of ``make gpu``."""
+    return sorted(RESULTS.glob("gpu-*.json"))
 
 
 def main() -> int:
@@ -221,6 +275,9 @@ def main() -> int:
             return 1
         (ROOT / place.document).write_text(generated(place, path), encoding="utf-8")
         print(f"{place.document}: table from {path.name}")
+    if cards():
+        (ROOT / GPU.document).write_text(generated(GPU, *cards()), encoding="utf-8")
+        print(f"{GPU.document}: tables from {', '.join(path.name for path in cards())}")
     return 0
 
 

@@ -1,0 +1,116 @@
+"""Every kernel variant once, on rows at multiples of 16 bytes and at odd addresses, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastconfig import backends, ops, reference, use_backend
+from fastconfig.bench.accuracy import Exact
+from fastconfig.bench.cases import Inputs, Setting, flat, make_inputs
+from fastconfig.grad_operator import ConFIG_update, IMTLGOperator, PCGradOperator, PPCGradOperator
+from fastconfig.momentum_operator import PseudoMomentumOperator
+from gpu.points import Machine, Points
+
+DTYPES = ("float32", "bfloat16", "float64", "float16")
+# every number of rows that a kernel is compiled for, and one that is rounded up to it
+M = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 24, 32, 33, 48, 64)
+SMALL = 8  # rows that one launch, and every block of a second one, can solve
+ONE_CHUNK, ONE_LAUNCH, MANY = 257, 4099, 400_003  # elements; MANY is more than one vector a thread
+LAYOUTS: dict[str, Callable[[list[Tensor]], Any]] = {
+    "aligned": lambda rows: rows,
+    "odd": lambda rows: [torch.cat([row[:1], row])[1:] for row in rows],
+    "tensor": torch.stack,
+    "parameters": lambda rows: [list(row.split([100, len(row) - 100])) for row in rows],
+}
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "ConFIG_update": ConFIG_update,
+    "PCGradOperator": PCGradOperator().calculate_gradient,
+    "PPCGradOperator": PPCGradOperator().calculate_gradient,
+    "IMTLGOperator": IMTLGOperator().calculate_gradient,
+    "gram": ops.gram,
+}
+MOMENTUM_BOUND = {"float32": 1e-4, "bfloat16": 3e-2}  # beside a root of what is near zero
+
+
+def run(points: Points, machine: Machine) -> None:
+    backend = "pytorch" if machine.dry else "cuda"
+    with use_backend(backend):
+        for dtype in DTYPES[:2] if machine.dry else DTYPES:
+            for m in (3, 9) if machine.dry else M:
+                points.run(f"{dtype}, m = {m}", lambda m=m, dtype=dtype: updates(m, dtype, machine))
+        for dtype in MOMENTUM_BOUND:
+            for m in (3, 9) if machine.dry else (2, 3, 4, 6, 8, 16, 24, 32, 33, 64):
+                name = f"momentum, {dtype}, m = {m}"
+                points.run(name, lambda m=m, dtype=dtype: momentum(m, dtype, machine))
+
+
+def sizes(m: int, machine: Machine) -> tuple[int, ...]:
+    if machine.dry:
+        return (ONE_CHUNK,)
+    return (ONE_CHUNK, ONE_LAUNCH, MANY) if m <= SMALL else (ONE_CHUNK, 20_011)
+
+
+def updates(m: int, dtype: str, machine: Machine) -> dict[str, Any]:
+    """The largest error over its bound, of all operations and launches.
+
+    Raises:
+        RuntimeError: naming what is wrong.
+    """
+    wrong, worst = [], 0.0
+    for n in sizes(m, machine):
+        setting = Setting(m, n, dtype)
+        grads: Sequence[Tensor] = make_inputs(setting, torch.device("cpu")).segments[0]
+        exact = Exact(setting, Inputs(grads, [list(grads)]))
+        rows = [row.to(machine.device) for row in grads]
+        for layout, give in LAYOUTS.items():
+            given = give(rows)
+            for launches in launches_of(m, machine):
+                for name in CALLS if layout in ("aligned", "odd") else ("ConFIG_update",):
+                    result = CALLS[name](given)
+                    result = flat(result).cpu()
+                    over = exact.error(name, result) / exact.bound(name)
+                    worst = max(worst, over)
+                    if not over <= 1:
+                        wrong.append(f"{name}, N = {n}, {layout}, {launches}: {over:.3g} times its bound")
+    if wrong:
+        raise RuntimeError("; ".join(wrong))
+    return {"error_over_bound": worst}
+
+
+def launches_of(m: int, machine: Machine) -> Iterator[str]:
+    """One launch, then two; the CUDA backend is told by its extension."""
+    if machine.dry or m > SMALL:
+        yield "as planned"
+        return
+    options = backends.load("cuda")._cuda.options
+    try:
+        for name, one_launch in (("one launch", True), ("two launches", False)):
+            options(one_launch, True)
+            yield name
+    finally:
+        options(True, True)
+
+
+def momentum(m: int, dtype: str, machine: Machine) -> dict[str, Any]:
+    """All momenta, then one, then some, beside the float64 recursion; the state is float32.
+
+    Raises:
+        RuntimeError: if the last update is wrong.
+    """
+    n, odd = 4099, m % 2 == 1
+    operator, exact = PseudoMomentumOperator(m), reference.Momentum(m)
+    setting = Setting(m, n, dtype)
+    for chosen in ([*range(m)], [0], [m - 1, 0]):
+        rows = torch.stack(make_inputs(setting, torch.device("cpu")).segments[0])[: len(chosen)]
+        rows = rows * (1 + torch.rand(len(chosen), 1)).to(rows.dtype)
+        given = [row.to(machine.device) for row in rows]
+        update = operator.calculate_gradient(chosen, LAYOUTS["odd"](given) if odd else given).cpu()
+        wanted = exact.step(chosen, rows)
+    error = float((update.double() - wanted).norm() / wanted.norm())
+    if not error <= MOMENTUM_BOUND[dtype]:
+        raise RuntimeError(f"error {error:.3g}, want up to {MOMENTUM_BOUND[dtype]}")
+    return {"relative_error": error}
