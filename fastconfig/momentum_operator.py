@@ -179,6 +179,7 @@ class MomentumOperator:
         """Which gradients come, and these, checked."""
         chosen = index_list(indexes, self.num_vectors, "indexes")
         rows = Gradients(_as_rows(grads, is_one(indexes)), group=self.process_group)
+        rows.check_one_kind("an operator with a state")
         if rows.batch is not None:
             raise ValueError(f"grads: got shape {tuple(grads.shape)}, want (N,) or (k, N)")
         if rows.m != len(chosen):

@@ -20,7 +20,7 @@ import torch.multiprocessing as mp
 from distributed_inputs import has_fsdp
 
 Case = Callable[[int, int], None]
-PARTS = ("shards", "dtensors", "fsdp", "ddp", "momentum", "wire")
+PARTS = ("shards", "dtensors", "fsdp", "ddp", "disguises", "momentum", "wire")
 
 
 def cases_of(parts: list[str]) -> dict[str, Case]:

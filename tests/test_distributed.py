@@ -41,7 +41,9 @@ def check_cases(parts: tuple[str, ...], ranks: int, backend: str = "gloo", **env
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("parts", [("shards", "dtensors"), ("fsdp", "ddp", "wire")], ids=" ".join)
+@pytest.mark.parametrize(
+    "parts", [("shards", "dtensors"), ("fsdp", "ddp", "disguises", "wire")], ids=" ".join
+)
 def test_ranks(parts: tuple[str, ...], ranks: int) -> None:
     check_cases(parts, ranks)
 

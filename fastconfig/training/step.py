@@ -84,8 +84,8 @@ def backward(
     group = replica_group(model, parameters)
     if group is not None:
         _check_no_group(operator)
-        update, _ = exchanged(passes(values, parameters, keep), parameters, group, merging)
-        write(parameters, update, accumulate=accumulate, none_grad=none_grad)
+        averages, _ = exchanged(passes(values, parameters, keep), parameters, group, merging)
+        write(parameters, averages, accumulate=accumulate, none_grad=none_grad)
         return
     rows: list[Row]
     if plain_leaves(parameters) is None and any_dtensor(parameters):
@@ -97,7 +97,9 @@ def backward(
     for i, row in enumerate(rows):
         if row[0] is None and group_of(operator) is None and all(tensor is None for tensor in row):
             raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
-    _merge_into(parameters, rows, merging, accumulate, none_grad)
+    if accumulate or not _merged_at_once(parameters, rows, merging, none_grad):
+        update = _update(parameters, rows, merging, accumulate)
+        write(parameters, update, accumulate=accumulate, none_grad=none_grad)
 
 
 def mtl_backward(
@@ -166,14 +168,14 @@ def mtl_backward(
             columns[id(par)].append(gradient)
     sums: Row = [summed(column) for column in columns.values()]
     merging = _Merging(operator, None, values)
-    if group is None:
-        _merge_into(shared, rows, merging, accumulate, none_grad)
-    else:
+    parameters, update = together, sums
+    if group is not None:
         _check_no_group(operator)
-        update, _ = exchanged(rows, shared, group, merging)
-        sums = averaged(sums, together, group, "the heads")
-        write(shared, update, accumulate=accumulate, none_grad=none_grad)
-    write(together, sums, accumulate=accumulate, none_grad=none_grad)
+        merged, _ = exchanged(rows, shared, group, merging)
+        parameters, update = [*shared, *together], [*merged, *averaged(sums, together, group, "the heads")]
+    elif accumulate or not _merged_at_once(shared, rows, merging, none_grad):
+        parameters, update = [*shared, *together], [*_update(shared, rows, merging, accumulate), *sums]
+    write(parameters, update, accumulate=accumulate, none_grad=none_grad)
 
 
 @dataclass
@@ -202,12 +204,10 @@ class _Merging:
         return grads.as_given(grads.restored(update)) if isinstance(update, Tensor) else update
 
 
-def _merge_into(
-    parameters: list[Tensor], rows: list[Row], merging: _Merging, accumulate: bool, none_grad: NoneGrad
-) -> None:
-    """The update, to the parameters' ``.grad``; into what is there, if nobody needs that any more."""
-    if not accumulate and _merged_at_once(parameters, rows, merging, none_grad):
-        return
+def _update(
+    parameters: list[Tensor], rows: list[Row], merging: _Merging, accumulate: bool
+) -> Sequence[Tensor | None]:
+    """The update of every parameter; in the ``.grad`` that is there, if nobody needs that any more."""
     group = group_of(merging.operator)
     try:
         grads = Gradients(rows, group=group)
@@ -215,7 +215,7 @@ def _merge_into(
         grads = Gradients(dense_rows(rows), group=group)
     update = merging(grads, None if accumulate else lambda: room_for(grads, parameters))
     assert isinstance(update, list)
-    write(parameters, update, accumulate=accumulate, none_grad=none_grad)
+    return update
 
 
 def _merged_at_once(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.nn import ModuleList
@@ -30,10 +30,14 @@ class Parts:
         """
         for i, (head, gradients) in enumerate(zip(self.heads, own, strict=True)):
             if head and all(gradient is None for gradient in gradients):
-                raise ValueError(
-                    f"task_parameters[{i}]: got parameters that losses[{i}] does not reach, want those of "
-                    "its own head: are they in the order of the losses?"
-                )
+                _refuse_head(i)
+
+
+def _refuse_head(i: int) -> NoReturn:
+    raise ValueError(
+        f"task_parameters[{i}]: got parameters that losses[{i}] does not reach, want those of its own head: "
+        "are they in the order of the losses?"
+    )
 
 
 def feature_list(features: Any) -> list[Tensor]:
@@ -65,7 +69,8 @@ def parts_of(values: list[Tensor], features: list[Tensor], shared: Any, tasks: A
     heads = None if tasks is None else _given_heads(tasks, len(values))
     way = None
     if trunk is not None and heads is not None:
-        way = ("trunk", *(tuple(map(id, some)) for some in (trunk, *heads)))
+        kinds = [(type(node), output) for node, output in [*ends, *map(edge_of, values)]]
+        way = (*kinds, *(tuple(map(id, some)) for some in (trunk, *heads)))
         if not is_new(trunk[0], way):
             return Parts(trunk, heads)
     _check_apart(ends)
@@ -118,6 +123,9 @@ def _check_roles(
 ) -> None:
     places = {id(par): f"shared_parameters[{k}]" for k, par in enumerate(trunk)}
     in_trunk = {id(par) for par in behind}
+    for i, (head, reached) in enumerate(zip(heads, before, strict=True)):
+        if head and {id(par) for par in head}.isdisjoint(id(par) for par in (*reached, *behind)):
+            _refuse_head(i)
     for i, (head, reached) in enumerate(zip(heads, before, strict=True)):
         own = {id(par) for par in head}
         for k, par in enumerate(head):
