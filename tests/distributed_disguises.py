@@ -1,4 +1,4 @@
-"""Replicas in DistributedDataParallel whose parameters come in disguise: averaged all the same, or refused."""
+"""Replicas in DistributedDataParallel whose parameters come in disguise: averaged as well, or refused."""
 
 from __future__ import annotations
 
