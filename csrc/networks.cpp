@@ -66,13 +66,17 @@ struct Piece {
 // Tensors that are contiguous, on the CPU and of one dtype, one after the other.
 struct Pieces {
   std::vector<Piece> list;
+  PyObject* first = nullptr;  // borrowed
   int kind = -1;
   int64_t count = 0;  // of elements
 
   bool add(PyObject* object, PyObject* types) {
     dlpack::Tensor tensor{};
     if (!view(object, types, tensor) || !contiguous(tensor) || tensor.device.type != dlpack::kCpu) return false;
-    if (kind < 0) kind = kind_of(tensor.dtype);
+    if (kind < 0) {
+      kind = kind_of(tensor.dtype);
+      first = object;
+    }
     const int64_t size = numel(tensor);
     count += size;
     list.push_back({data(tensor), static_cast<size_t>(size) * (tensor.dtype.bits / 8)});
@@ -81,10 +85,10 @@ struct Pieces {
 };
 
 // A vector of their elements; None for none or more than ``most``. New, or null with a Python error.
-PyObject* joined(const Pieces& pieces, PyObject* empty, PyObject* dtypes, int64_t most) {
+PyObject* joined(const Pieces& pieces, int64_t most) {
   if (pieces.count == 0 || pieces.count > most) Py_RETURN_NONE;
   dlpack::Tensor tensor{};
-  PyObject* vector = new_vector(empty, pieces.count, PyTuple_GET_ITEM(dtypes, pieces.kind), tensor);
+  PyObject* vector = new_vector(pieces.first, pieces.count, tensor);
   if (vector == nullptr) return nullptr;
   char* whole = data(tensor);
   for (const Piece& piece : pieces.list) {
@@ -107,18 +111,16 @@ bool append_gradients(PyObject* parameters, bool all, PyObject* found, bool wait
   return true;
 }
 
-// join(tensors, gradients, all, types, empty, dtypes, most) -> a vector of the elements of all tensors, a list, or, where
-// ``gradients``, of their .grad, of which some may be missing unless ``all``. They are contiguous, on the CPU, of exactly
-// one of the types and one dtype, together at most ``most`` elements; otherwise None. empty: torch.empty; dtypes: the
-// four of fastconfig.numbers.
+// join(tensors, gradients, all, types, most) -> a vector of the elements of all tensors, a list, or, where ``gradients``,
+// of their .grad, of which some may be missing unless ``all``. They are contiguous, on the CPU, of exactly one of the types
+// and one dtype, together at most ``most`` elements; otherwise None.
 PyObject* join(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   int64_t most;
-  if (count != 7 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[3]) || !PyTuple_Check(arguments[5]) ||
-      !as_int(arguments[6], most)) {
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "join takes a list of tensors and six more arguments");
+  if (count != 5 || !PyList_Check(arguments[0]) || !PyTuple_Check(arguments[3]) || !as_int(arguments[4], most)) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "join takes a list of tensors and four more arguments");
     return nullptr;
   }
-  if (exchange == nullptr) Py_RETURN_NONE;
+  if (exchange == nullptr || watched()) Py_RETURN_NONE;
   const Reference tensors(PyList_New(0));  // ours: they must live until they are copied
   if (!tensors) return nullptr;
   bool fits = true;
@@ -131,7 +133,7 @@ PyObject* join(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     fits = pieces.add(PyList_GET_ITEM(tensors.get(), i), arguments[3]);
   if (PyErr_Occurred()) return nullptr;
   if (!fits) Py_RETURN_NONE;
-  return joined(pieces, arguments[4], arguments[5], most);
+  return joined(pieces, most);
 }
 
 // spread(vector, parameters, all, types, most) -> the parameters' .grad, a list, after the vector was copied to them: as
@@ -145,7 +147,7 @@ PyObject* spread(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   PyObject* types = arguments[3];
   dlpack::Tensor vector{};
-  if (exchange == nullptr || !view(arguments[0], types, vector) || vector.ndim != 1 || !contiguous(vector) ||
+  if (exchange == nullptr || watched() || !view(arguments[0], types, vector) || vector.ndim != 1 || !contiguous(vector) ||
       vector.device.type != dlpack::kCpu || vector.shape[0] > most) {
     if (PyErr_Occurred()) return nullptr;
     Py_RETURN_NONE;

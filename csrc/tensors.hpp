@@ -10,6 +10,7 @@
 namespace fastconfig {
 
 inline const dlpack::ExchangeApi* exchange = nullptr;  // torch's, once attached; each module has its own
+inline PyObject *is_tracing = nullptr, *dispatch_depth = nullptr, *transform = nullptr;  // of torch, likewise
 
 // An owned reference.
 class Reference {
@@ -88,7 +89,7 @@ struct Names {
   PyObject* is_leaf = PyUnicode_InternFromString("is_leaf");
   PyObject* hooks = PyUnicode_InternFromString("_post_accumulate_grad_hooks");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
-  PyObject* dtype_only = Py_BuildValue("(s)", "dtype");  // keyword names of a call
+  PyObject* new_empty = PyUnicode_InternFromString("new_empty");
 };
 
 inline const Names& names() {
@@ -128,11 +129,30 @@ inline bool has_hooks(PyObject* parameter) {
   return !hooks || (hooks.get() != Py_None && (!PyDict_Check(hooks.get()) || PyDict_Size(hooks.get()) != 0));
 }
 
-// empty(size, dtype=dtype) of torch.empty, and what it is like; new, or null with a Python error.
-inline PyObject* new_vector(PyObject* empty, int64_t size, PyObject* dtype, dlpack::Tensor& tensor) {
+// Whether torch.jit.trace, a transform of torch.func or a TorchDispatchMode looks on: it would miss what is done to memory
+// behind torch's back, so that only torch's own operations will do.
+inline bool watched() {
+  const Reference tracing(PyObject_CallNoArgs(is_tracing));
+  const Reference depth(PyObject_CallNoArgs(dispatch_depth));
+  const Reference level(PyObject_CallNoArgs(transform));
+  const bool alone = tracing.get() == Py_False && depth && PyLong_AsLong(depth.get()) == 0 && level.get() == Py_None;
+  PyErr_Clear();  // the long way meets the same error
+  return !alone;
+}
+
+// tensor.new_empty(size), on its device whatever torch's default is, and what it is like; new, or null with a Python
+// error.
+inline PyObject* new_vector(PyObject* like, int64_t size, dlpack::Tensor& tensor) {
   const Reference length(PyLong_FromLongLong(size));
-  PyObject* given[] = {length.get(), dtype};
-  PyObject* vector = length ? PyObject_Vectorcall(empty, given, 1, names().dtype_only) : nullptr;
+  PyObject* vector = length ? PyObject_CallMethodOneArg(like, names().new_empty, length.get()) : nullptr;
+  if (vector != nullptr && exchange->from_object(vector, &tensor) == 0) return vector;
+  Py_XDECREF(vector);
+  return nullptr;
+}
+
+// empty_like(row) of torch.empty_like: quicker for a vector of the row's length.
+inline PyObject* new_like(PyObject* empty_like, PyObject* row, dlpack::Tensor& tensor) {
+  PyObject* vector = PyObject_CallOneArg(empty_like, row);
   if (vector != nullptr && exchange->from_object(vector, &tensor) == 0) return vector;
   Py_XDECREF(vector);
   return nullptr;
@@ -145,12 +165,20 @@ inline PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ss
 
 inline int64_t integer(const void* pointer) { return static_cast<int64_t>(reinterpret_cast<uintptr_t>(pointer)); }
 
-// Keeps torch's exchange table, of a version that is known here; false and a Python error for another object.
+// Keeps torch's exchange table, of a version that is known here, and what watched() asks; false and a Python error for
+// another object.
 inline bool keep_exchange(PyObject* capsule) {
   const void* pointer = PyCapsule_GetPointer(capsule, dlpack::kCapsule);
   if (pointer == nullptr) return false;
   const auto* api = static_cast<const dlpack::ExchangeApi*>(pointer);
   while (api != nullptr && api->version.major != 1) api = api->previous;
+  const Reference torch(PyImport_ImportModule("torch._C"));
+  const Reference functorch(PyImport_ImportModule("torch._C._functorch"));
+  if (!torch || !functorch) return false;
+  is_tracing = PyObject_GetAttrString(torch.get(), "_is_tracing");
+  dispatch_depth = PyObject_GetAttrString(torch.get(), "_len_torch_dispatch_stack");
+  transform = PyObject_GetAttrString(functorch.get(), "peek_interpreter_stack");
+  if (is_tracing == nullptr || dispatch_depth == nullptr || transform == nullptr) return false;
   if (api != nullptr && api->from_object != nullptr) exchange = api;
   return true;
 }

@@ -61,7 +61,7 @@ PyObject* scan(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   PyObject *rows = arguments[0], *types = arguments[1];
   const Py_ssize_t m = PyList_GET_SIZE(rows);
-  if (m == 0 || exchange == nullptr) Py_RETURN_NONE;
+  if (m == 0 || exchange == nullptr || watched()) Py_RETURN_NONE;
   Common common;
   if (!is_row(PyList_GET_ITEM(rows, 0))) {
     Column column;
@@ -100,7 +100,7 @@ PyObject* describe(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     return nullptr;
   }
   dlpack::Tensor tensor{};
-  if (exchange == nullptr || !view(arguments[0], arguments[1], tensor)) {
+  if (exchange == nullptr || watched() || !view(arguments[0], arguments[1], tensor)) {
     if (PyErr_Occurred()) return nullptr;
     Py_RETURN_NONE;
   }
@@ -205,27 +205,26 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 // What short_update and merge_into need for gradients of one dtype; run is 0 until keep_kernels was called for it.
 struct Kernels {
-  PyObject* empty;        // torch.empty
+  PyObject* empty_like;   // torch.empty_like
   PyObject* threads_for;  // of fastconfig/backends/team.py
-  PyObject* dtype;
   int64_t run, team, gram_body, combine_body, size, alone, most;
 
   bool take(int64_t n) const { return run != 0 && n != 0 && n <= most / size; }
 };
 Kernels kept_kernels[4] = {};
 
-// keep_kernels(kind, empty, threads_for, dtype, run, team, gram_body, combine_body, size, alone, most): how short_update
+// keep_kernels(kind, empty_like, threads_for, run, team, gram_body, combine_body, size, alone, most): how short_update
 // makes a result of this kind of element, the kernels, bytes of an element, of an input from which on threads_for is
 // asked, and of the largest result. What was kept before stays alive: another thread may be about to use it.
 PyObject* keep_kernels(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   int64_t kind, v[7];
-  if (count != 11 || !as_int(arguments[0], kind) || kind < 0 || kind > 3) {
-    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "keep_kernels takes a kind, 0 to 3, and 10 more arguments");
+  if (count != 10 || !as_int(arguments[0], kind) || kind < 0 || kind > 3) {
+    if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "keep_kernels takes a kind, 0 to 3, and 9 more arguments");
     return nullptr;
   }
-  if (!as_ints(arguments + 4, v, 7)) return nullptr;
-  kept_kernels[kind] = {Py_NewRef(arguments[1]), Py_NewRef(arguments[2]), Py_NewRef(arguments[3]), v[0], v[1], v[2],
-                        v[3], v[4], v[5], v[6]};
+  if (!as_ints(arguments + 3, v, 7)) return nullptr;
+  kept_kernels[kind] = {Py_NewRef(arguments[1]), Py_NewRef(arguments[2]), v[0], v[1], v[2], v[3], v[4], v[5],
+                        v[6]};
   Py_RETURN_NONE;
 }
 
@@ -271,7 +270,8 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
     PyErr_SetString(PyExc_TypeError, "short_update takes gradients, a tuple of types, a rule and four cut-offs");
     return nullptr;
   }
-  if (exchange == nullptr || !is_row(arguments[0]) || Py_SIZE(arguments[0]) == 0 || is_row(item(arguments[0], 0)))
+  if (exchange == nullptr || !is_row(arguments[0]) || Py_SIZE(arguments[0]) == 0 || is_row(item(arguments[0], 0)) ||
+      watched())
     Py_RETURN_NONE;
   const Reference rows(PySequence_List(arguments[0]));  // the caller's may change while a kernel reads
   if (!rows) return nullptr;
@@ -288,7 +288,7 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   Stage stage;
   if (!stage.read(kernels, arguments[2], PyTuple_GET_ITEM(arguments[3], common.kind), m * n)) return nullptr;
   dlpack::Tensor result{};
-  PyObject* out = new_vector(kernels.empty, n, kernels.dtype, result);
+  PyObject* out = new_like(kernels.empty_like, column.first, result);
   if (out == nullptr) return nullptr;
   table[0] = n;
   table[1] = integer(data(result));
@@ -322,7 +322,7 @@ PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   for (int64_t i = 0; i < m; ++i)
     if (!is_row(PyList_GET_ITEM(rows, i)) || Py_SIZE(PyList_GET_ITEM(rows, i)) != columns) Py_RETURN_NONE;
   const Reference grads(PyList_New(0));
-  if (exchange == nullptr || !grads) Py_RETURN_NONE;
+  if (exchange == nullptr || !grads || watched()) Py_RETURN_NONE;
   std::vector<int64_t> table, addresses(m);
   table.reserve(columns * (2 + 2 * m));
   Common common;

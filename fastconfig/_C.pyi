@@ -58,9 +58,8 @@ def run_plain(
 ) -> None: ...
 def keep_kernels(
     kind: int,
-    empty: Any,
+    empty_like: Any,
     threads_for: Any,
-    dtype: Any,
     run: int,
     team: int,
     gram_body: int,
@@ -88,8 +87,6 @@ def join(
     gradients: bool,
     all: bool,
     types: tuple[type, ...],
-    empty: Any,
-    dtypes: tuple[Any, ...],
     most: int,
     /,
 ) -> Any | None: ...

@@ -33,6 +33,12 @@ class Acceleration:
             module, name, theirs = self._places.pop()
             setattr(module, name, theirs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Acceleration:
+        return self  # what it replaced is there once
+
+    def __reduce__(self) -> Any:
+        raise TypeError("Acceleration: got one to pickle, want accelerate() called in the other process")
+
     def __enter__(self) -> Acceleration:
         return self
 

@@ -139,16 +139,16 @@ class PointSampler:
         self.sizes = interior, initial, boundary
         self.device = device
         self._sobol = torch.quasirandom.SobolEngine(2, scramble=True, seed=seed)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def draw(self) -> Points:
         """Return the next ``interior``, ``initial`` and ``boundary`` points, float32."""
         interior, initial, boundary = self.sizes
         inside = self._sobol.draw(interior)
         inside[:, 1] = 2 * inside[:, 1] - 1
-        start = torch.zeros(initial, 2)
-        start[:, 1] = 2 * torch.rand(initial, generator=self._generator) - 1
-        edge = torch.rand(boundary, 2, generator=self._generator)
+        start = torch.zeros(initial, 2, device="cpu")
+        start[:, 1] = 2 * torch.rand(initial, generator=self._generator, device="cpu") - 1
+        edge = torch.rand(boundary, 2, generator=self._generator, device="cpu")
         edge[:, 1] = torch.where(edge[:, 1] < 0.5, -1.0, 1.0)
         return Points(*(part.to(self.device) for part in (inside, start, edge)))
 

@@ -16,19 +16,18 @@ from torch import Tensor
 from .backends import choose, short_update
 from .compiling import can_compile, compiled_config, outside_the_graph
 from .gradients import Gradients, GradientsLike, Update
-from .length_model import LengthModel, ProjectionLength, length_rule
+from .length_model import PROJECTION, LengthModel, length_rule
 from .methods import Rule, make_rule
 from .network import joined
 from .numbers import float64_device
-from .weight_model import EqualWeight, WeightModel, direction_weights, is_equal
+from .weight_model import EQUAL, WeightModel, direction_weights, is_equal
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["ConFIG_update", "ConFIG_update_double"]
 
-# The default models have no state, and their rule is known without looking at them.
-EQUAL, PROJECTION, PLAIN = EqualWeight(), ProjectionLength(), Rule()
+PLAIN = Rule()  # of the default models, which have no state: known without looking at them
 CPU = torch.device("cpu")
 
 

@@ -115,7 +115,7 @@ class Trainer:
         self, settings: Settings, device: torch.device, *, adam: bool = True, turns: int = 1
     ) -> None:
         self.turns = turns
-        generator = torch.Generator().manual_seed(settings.seed)
+        generator = torch.Generator("cpu").manual_seed(settings.seed)
         self.network = Network(generator=generator).to(device)
         parameters, rate = self.network.parameters(), settings.learning_rate
         self.optimizer: torch.optim.Optimizer = (

@@ -14,9 +14,7 @@ from torch import Tensor
 from .compiling import can_compile, compiled_update, outside_the_graph
 from .config_update import (
     CPU,
-    EQUAL,
     PLAIN,
-    PROJECTION,
     ConFIG_update,
     ConFIG_update_double,
     check_losses,
@@ -26,13 +24,14 @@ from .config_update import (
 )
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import *  # noqa: F403  # as conflictfree's module offers them
-from .length_model import LengthModel, length_rule
+from .length_model import PROJECTION, LengthModel, length_rule
 from .length_model import __all__ as _length_all
 from .methods import Rule, make_rule
 from .numbers import float64_device
+from .shards import Grouped
 from .utils import write_gradient
 from .weight_model import *  # noqa: F403
-from .weight_model import WeightModel, is_equal
+from .weight_model import EQUAL, WeightModel, is_equal
 from .weight_model import __all__ as _weight_all
 
 if TYPE_CHECKING:
@@ -51,17 +50,16 @@ __all__ = [
 ]
 
 
-class GradientOperator:
+class GradientOperator(Grouped):
     """Base class of operators, which merge m gradients into one.
 
-    A subclass overrides :meth:`calculate_gradient`.
+    A subclass overrides :meth:`calculate_gradient`. An operator can be copied and pickled at any time; with a
+    ``process_group`` only copied.
 
     Attributes:
         process_group: ranks of which each gives its part of every gradient; None where a process has them as
             a whole, and for DTensors, which say it themselves.
     """
-
-    process_group: ProcessGroup | None = None
 
     def __init__(self) -> None:
         pass
@@ -291,8 +289,10 @@ class PCGradOperator(_GramOperator):
             return self._rule
         if order is None:
             if self.generator is None and grads.shards is not None:
-                self.generator = torch.Generator().manual_seed(0)
-            order = torch.rand(*grads.batch_shape, grads.m, grads.m, generator=self.generator).argsort(-1)
+                self.generator = torch.Generator("cpu").manual_seed(0)
+            shape = (*grads.batch_shape, grads.m, grads.m)
+            drawn = torch.rand(shape, generator=self.generator, dtype=torch.float32, device=CPU)
+            order = drawn.argsort(-1)
         reduction = "mean" if self._rule.mean else "sum"
         device = float64_device(grads.device)
         return make_rule("pcgrad", grads.m, device, batch=grads.batch, order=order, reduction=reduction)

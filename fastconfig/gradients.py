@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
-from .memory_order import flat_view, new_in_order, new_tensor, one_memory_order
+from .memory_order import flat_view, new_like_all, new_tensor, one_memory_order
 from .numbers import DTYPES, cutoff, dtype_names
 from .pairs import as_complex, as_real, real_rows
-from .results import KEPT_FROM, new_result
+from .results import KEPT_FROM, ON_CPU, new_result
 from .shards import Shards, any_dtensor, local_rows, local_tensor
+from .transforms import refuse_transforms
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -280,7 +281,7 @@ class Gradients:
         on_cpu = self.device_type == "cpu"
         if self.form != "parameters":
             if on_cpu and self.plain and self.n < _SMALL:
-                return torch.empty(self.n, dtype=self.dtype)
+                return ON_CPU[self.dtype].new_empty(self.n)
             return new_tensor((*self.batch_shape, self.n), self.dtype, self.device)
         if self.plain:
             dtype = self.dtype
@@ -288,7 +289,7 @@ class Gradients:
                 return [None if shape is None else new_result(shape, dtype) for shape in self.shapes]
             return [None if shape is None else new_tensor(shape, dtype, self.device) for shape in self.shapes]
         columns = self._columns()
-        return [None if shape is None else _new_like(next(columns)) for shape in self.shapes]
+        return [None if shape is None else new_like_all(next(columns)) for shape in self.shapes]
 
     def split(self, update: Update) -> list[Tensor]:
         """``update`` as flat views, one a segment: (n_s,), or (B, N) for a batch."""
@@ -400,17 +401,13 @@ def _flat(column: list[Tensor | None]) -> list[Tensor | None]:
     return [None if tensor is None else tensor.detach().reshape(-1) for tensor in column]
 
 
-def _new_like(column: list[Tensor | None]) -> Tensor:
-    first = next(tensor for tensor in column if tensor is not None)
-    return new_in_order(first, first.dtype, one_memory_order(column))
-
-
 @cache
 def _cuda(index: int) -> torch.device:
     return torch.device("cuda", index)
 
 
 def _check_dense(tensor: Tensor, name: str) -> None:
+    refuse_transforms(name)
     if tensor.layout is not torch.strided:
         _refuse(name, f"a sparse tensor ({tensor.layout})", "a dense one: call .to_dense() first")
     if tensor.dtype not in DTYPES:

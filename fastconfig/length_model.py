@@ -140,6 +140,14 @@ class ProjectionLength(_Projected):
 
     _length = "projection"
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The operators' default comes back as itself: they know it by its identity."""
+        return "PROJECTION" if self is PROJECTION else super().__reduce_ex__(protocol)
+
+
+#: the default of all operators
+PROJECTION = ProjectionLength()
+
 
 class _FlexibleTrackProjectionLength(_Projected):
     """Every gradient is given one tracked length before it is projected on the update."""

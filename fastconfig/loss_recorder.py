@@ -89,13 +89,13 @@ class LossRecorder:
         return {"current_losses": list(self.current_losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`.
+        """Go on from a :meth:`state_dict`, whose values are copied.
 
         Raises:
             ValueError: for the state of another number of losses; nothing is changed then.
         """
         self.check_state(state)
-        self.current_losses = list(state["current_losses"])
+        self.current_losses = _copies(state["current_losses"])
 
     def check_state(self, state: dict[str, Any]) -> None:
         """Whether a state fits; nothing is changed.
@@ -111,6 +111,14 @@ class LossRecorder:
 
 def _is_one(losses: Any) -> bool:
     return losses.dim() == 0 if isinstance(losses, Tensor) else not hasattr(losses, "__len__")
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _copies(values: Sequence[Any]) -> list[Any]:
+    return [_copy(value) for value in values]
 
 
 class LatestLossRecorder(LossRecorder):
@@ -130,7 +138,7 @@ class LatestLossRecorder(LossRecorder):
             TypeError, ValueError: naming the argument, what came and what is wanted; nothing is recorded.
         """
         for i, value in zip(*self._preprocess_losses(losses_indexes, losses), strict=True):
-            self.current_losses[i] = value
+            self.current_losses[i] = _copy(value)  # a loop may write its losses to the same tensor again
         return list(self.current_losses)
 
 
@@ -179,4 +187,4 @@ class MomentumLossRecorder(LossRecorder):
             ValueError: for the state of another number of losses; nothing is changed then.
         """
         super().load_state_dict(state)
-        self.m, self.t = list(state["m"]), list(state["t"])
+        self.m, self.t = _copies(state["m"]), [int(n) for n in state["t"]]

@@ -41,6 +41,26 @@ def new_in_order(like: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
     return new_tensor(like.shape, dtype, like.device)
 
 
+def in_order_of(tensor: Tensor, column: Tensor) -> Tensor:
+    """A tensor with its elements in the memory order of ``column``; copied only where its own is another."""
+    if tensor.stride() == column.stride():
+        return tensor.detach()
+    ordered = torch.empty_strided(column.shape, column.stride(), dtype=tensor.dtype, device=tensor.device)
+    return ordered.copy_(tensor.detach())
+
+
+def zeros_in_order(like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Zeros in the memory order of ``like`` if that is dense; in memory that no result takes over."""
+    order = torch.preserve_format if is_dense(like) else torch.contiguous_format
+    return torch.zeros_like(like, dtype=dtype, memory_format=order)
+
+
+def new_like_all(column: Sequence[Tensor | None]) -> Tensor:
+    """Uninitialised, of the shape and dtype of the tensors that are there, in the order that they share."""
+    first = next(tensor for tensor in column if tensor is not None)
+    return new_in_order(first, first.dtype, one_memory_order(column))
+
+
 def new_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uninitialised and contiguous."""
     if device.type == "cpu":

@@ -7,7 +7,7 @@ gradients, so that row norms from 1e-30 to 1e30 meet no overflow; the division b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .numbers import DTYPES, cutoff
+from .transforms import refuse_transforms
 
 METHODS = ("config", "pcgrad", "ppcgrad", "imtlg")
 LENGTHS = (
@@ -52,6 +53,10 @@ class Rule:
     order: Tensor | None = None
     mean: bool = False
     rcond: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made of it: that is about this very object, and made again for a copy."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def native_address(self) -> int:
@@ -153,8 +158,9 @@ def compiled_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tenso
     """:func:`coefficients` by csrc/coefficients.hpp, for Gram matrices and rules in CPU memory."""
     from . import _C
 
+    refuse_transforms("gram")
     gram = gram.contiguous()
-    c = torch.empty(gram.shape[:-1], dtype=torch.float64)
+    c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
     m = gram.shape[-1]
     _C.coefficients(gram.data_ptr(), c.data_ptr(), c.numel() // m, m, rule.native, rule.cutoff(dtype))
     return c

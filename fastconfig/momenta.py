@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .clock import Clock
 from .gradients import Gradients, Update
-from .memory_order import flat_view, is_dense, new_in_order
+from .memory_order import flat_view, in_order_of, is_dense, new_in_order, zeros_in_order
 from .shards import Shards, joined_shards, local_state
 
 EPSILON = 1e-8  # beside the root of a second moment
@@ -69,23 +69,28 @@ class Momenta:
         rows: m rows of a tensor a parameter.
         others: the other vectors by name, a tensor a parameter.
         shards: how the gradients are spread over processes; the rows are this rank's parts.
+        pairs: which parameters are pairs of real numbers, of complex gradients.
     """
 
     def __init__(self, m: int, dtype: torch.dtype | None, clock: Clock, names: Sequence[str]) -> None:
         self.m = m
-        self.dtype = dtype
+        self.dtype = self._wanted = dtype
         self.clock = clock
         self.form: str | None = None
         self.device = torch.device("cpu")
         self.shards: Shards | None = None
+        self.pairs: tuple[bool, ...] = ()
         self.rows: list[list[Tensor | None]] = [[] for _ in range(m)]
         self.others: dict[str, list[Tensor | None]] = {name: [] for name in names}
         self._to_move = True  # the next gradient says to which device
         self._gram: Tensor | None = None
+        self._lent: list[int] | None = None  # where tensors lie that others have as well; None if nobody has
         self._forget()
 
     def step(self, grads: list[list[Tensor | None]], chosen: Sequence[int], dtype: torch.dtype) -> Step:
         """The step of gradients that :meth:`take` gave; for operators with "second" and "fake"."""
+        if self._lent is not None:
+            self._look_where_they_lie()
         known, self._gram = self._gram, None  # whatever changes the momenta now has to say their products
         second, fake = self.flat("second"), self.flat("fake")
         return Step(self.gradients, second, fake, tuple(chosen), grads, dtype, self.clock, self.kept, known)
@@ -103,9 +108,27 @@ class Momenta:
         self._length = -1  # of plain vectors that are known to fit
         self.kept: dict[str, Any] = {}  # by backends, as long as all tensors stay where they are
 
+    def _look_where_they_lie(self) -> None:
+        """Memory moves under a tensor that is sent to another process: to a block that both have."""
+        rows = (*self.rows, *self.others.values())
+        now = [tensor.data_ptr() for row in rows for tensor in row if tensor is not None]
+        if now != self._lent:
+            self._lent, self.kept = now, {}
+
     def __getstate__(self) -> dict[str, Any]:
         """Without what holds for these very tensors only: a copy has others."""
-        return vars(self) | {"_gradients": None, "_flat": {}, "_length": -1, "kept": {}}
+        self._lent = []
+        return vars(self) | {"_gradients": None, "_flat": {}, "_length": -1, "kept": {}, "_lent": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        rows = (*self.rows, *self.others.values())
+        for row in rows:  # of another process, which goes on with it: no two may write the same memory
+            row[:] = [_own(tensor) for tensor in row]
+        self._gram = None if self._gram is None else _own(self._gram.cpu())
+        self._forget()
+        # read onto another device: the next gradient says which, as after load_state_dict
+        self._to_move |= any(t is not None and t.device != self.device for row in rows for t in row)
 
     def check(self, grads: Gradients) -> None:
         """Whether gradients fit the state; nothing is changed.
@@ -139,6 +162,9 @@ class Momenta:
         if self.form is None:
             self._begin(form, len(shapes))
         self.shards = self._with(grads.shards)
+        if grads.pairs:
+            known = self.pairs or (False,) * len(grads.pairs)
+            self.pairs = tuple(a or b for a, b in zip(known, grads.pairs, strict=True))
         if self._to_move:
             self._move(grads.device)
         given: list[Sequence[Any]] = list(zip(*rows, strict=True)) if form == "parameters" else [rows]
@@ -186,9 +212,10 @@ class Momenta:
         """To the gradients' device and the state's dtype, after the state was made or loaded."""
         self._to_move = False
         self.device = device
-        if any(tensor is not None and tensor.dtype is not self.dtype for tensor in self.columns):
+        rows = (*self.rows, *self.others.values())
+        if any(tensor is not None and tensor.dtype is not self.dtype for row in rows for tensor in row):
             self._gram = None
-        for row in (*self.rows, *self.others.values()):
+        for row in rows:
             row[:] = [None if tensor is None else tensor.to(device, self.dtype) for tensor in row]
         self.clock.move(device)
         self._forget()
@@ -209,7 +236,7 @@ class Momenta:
             like = next(tensor for tensor in given if tensor is not None)
         for row in missing:
             if row[p] is None:
-                row[p] = _zeros_like(like, self.dtype)
+                row[p] = zeros_in_order(like, self.dtype)
         self._forget()
 
     @property
@@ -223,7 +250,7 @@ class Momenta:
         """Rows of a tensor a parameter as gradients of the state's form."""
         listed: Any = rows if self.form == "parameters" else [row[0] for row in rows]
         found = Gradients(listed, group=None if self.shards is None else self.shards.group)
-        found.shards = self.shards
+        found.shards, found.pairs = self.shards, self.pairs
         return found
 
     def flat(self, name: str) -> list[Tensor]:
@@ -255,12 +282,13 @@ class Momenta:
             return update.contiguous()
         pairs = zip(update, self.columns, strict=True)
         return [
-            None if piece is None or column is None else _ordered(piece, column) for piece, column in pairs
+            None if piece is None or column is None else in_order_of(piece, column) for piece, column in pairs
         ]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers, numbers and the state's own tensors. Waits for the device."""
         self.clock.read()
+        self._lent = []
         shards = self.shards or Shards()
         return {
             "form": self.form,
@@ -269,25 +297,29 @@ class Momenta:
             "momenta": [shards.wrapped(list(row)) for row in self.rows],
             "gram": self._gram,
             "rank": shards.rank,
+            "pairs": list(self.pairs),
             **{name: shards.wrapped(list(row)) for name, row in self.others.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over copies of a state that :meth:`check_state` has passed."""
+        # integers of its own: tensors would be counted up in place
+        self.clock.counts, self.clock.updates = [int(n) for n in state["counts"]], int(state["updates"])
+        self.clock.steps = None
         self.form = state["form"]
         self.rows = [_copies(local_state(row)[0]) for row in state["momenta"]]
         self.others = {name: _copies(local_state(state[name])[0]) for name in self.others}
         found = local_state(state[next(iter(self.others))])[1]
         self.shards = self.shards if found is None else found
-        loaded = next((tensor for tensor in self.columns if tensor is not None), None)
-        if self.dtype is None and loaded is not None:
-            self.dtype = loaded.dtype
-        self.clock.counts, self.clock.updates = list(state["counts"]), state["updates"]
-        self.clock.steps = None
+        self.pairs = tuple(state.get("pairs", ()))
         gram = state.get("gram")
         self._gram = None if gram is None else gram.detach().cpu().clone()
         self._to_move = True
         self._forget()
+        loaded = next((tensor.dtype for tensor in self.columns if tensor is not None), None)
+        self.dtype = self._wanted
+        if self.dtype is None and loaded is not None:
+            self.dtype = torch.promote_types(loaded, torch.float32)
 
     def check_state(self, state: dict[str, Any], shards: Shards | None) -> None:
         """Whether a state fits, and gradients that are parts by ``shards``; nothing is changed.
@@ -318,6 +350,9 @@ class Momenta:
         for name, row in rows.items():
             if not _fit(_shapes(row), shapes):
                 raise ValueError(f"state: got shapes {_shapes(row)} for {name}, want {shapes}")
+            dtype = next((t.dtype for t in row if t is not None and not t.is_floating_point()), None)
+            if dtype is not None:
+                raise ValueError(f"state: got {dtype} for {name}, want torch.float32 or torch.float64")
         wanted = _shapes(self.columns)
         if self.form is not None and state["form"] is not None:
             if state["form"] != self.form:
@@ -346,31 +381,23 @@ def _fit(shapes: _Shapes, wanted: _Shapes) -> bool:
     )
 
 
+def _own(tensor: Tensor | None) -> Tensor | None:
+    """A tensor, copied if other processes may have the same memory; a GPU's cannot be asked."""
+    shared = tensor is not None and tensor.device.type == "cpu" and tensor.is_shared()
+    return tensor.clone() if tensor is not None and shared else tensor
+
+
 def _copies(row: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if tensor is None else tensor.detach().clone() for tensor in row]
-
-
-def _ordered(tensor: Tensor, column: Tensor) -> Tensor:
-    """A tensor with its elements in the memory order of ``column``; copied only where its own is another."""
-    if tensor.stride() == column.stride():
-        return tensor.detach()
-    ordered = torch.empty_strided(column.shape, column.stride(), dtype=tensor.dtype, device=tensor.device)
-    return ordered.copy_(tensor.detach())
 
 
 def _flat(tensor: Tensor | None, column: Tensor) -> Tensor | None:
     """A gradient as a flat tensor in the memory order of the state, of any step if it is a vector."""
     if tensor is None:
         return None
-    return tensor.detach() if tensor.dim() == 1 else flat_view(_ordered(tensor, column))
+    return tensor.detach() if tensor.dim() == 1 else flat_view(in_order_of(tensor, column))
 
 
 def _new_like(like: Tensor, dtype: torch.dtype) -> Tensor:
     """Uninitialised, in the memory order of ``like`` if that is dense."""
     return new_in_order(like, dtype, not like.is_contiguous() and is_dense(like))
-
-
-def _zeros_like(like: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The same for the state, which outlives the results: memory of its own."""
-    order = torch.preserve_format if is_dense(like) else torch.contiguous_format
-    return torch.zeros_like(like, dtype=dtype, memory_format=order)

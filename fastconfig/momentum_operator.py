@@ -14,8 +14,7 @@ Names, parameters and defaults are conflictfree's; what raises there by mistake 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union  # also taken from here by star import
 
 import torch
@@ -31,12 +30,12 @@ from .grad_operator import __all__ as _operator_all
 from .gradients import Gradients, Update
 from .indexes import index_list, is_one
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
-from .methods import Rule
 from .momenta import EPSILON, Momenta
 from .network import parameters_of
-from .numbers import cutoff
+from .pairs import in_dtype
+from .precision import at_precision, merged_by
 from .ranks.replicas import learned
-from .shards import Shards, reshard
+from .shards import Grouped, Shards, reshard
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
 from .utils import write_gradient
@@ -61,7 +60,7 @@ __all__ = [
 CONFIG = ConFIGOperator()
 
 
-class MomentumOperator:
+class MomentumOperator(Grouped):
     """Base class of momentum operators. A subclass overrides :meth:`calculate_gradient`.
 
     Args:
@@ -323,13 +322,13 @@ class PseudoMomentumOperator(_Resumable):
             momenta.check_whole()
         out = state.new_update(dtype)
         if rule is not None:
-            backend.momentum_update(step, _at_precision(rule, dtype, momenta.dtype), out)
+            backend.momentum_update(step, at_precision(rule, dtype, momenta.dtype), out)
             state.keep(step)
             return momenta.as_given(out)
         backend.accumulate(step)
         with torch.no_grad():
             decayed = state.clock.decayed(momenta.device)[:-2, None].to(momenta.device)
-            merged = _merged_by(self.gradient_operator, momenta.stacked().div_(decayed), losses)
+            merged = merged_by(self.gradient_operator, momenta.stacked().div_(decayed), dtype, losses)
             backend.rescale(step, state.ordered(momenta.restored(merged)), out)
         return out
 
@@ -368,8 +367,8 @@ class SeparateMomentumOperator(_Resumable):
             return state.gradients.as_given(state.new_update(rows.dtype, zeros=True))
         merged = self._merge([state.others[f"rescaled_{i}"] for i in range(state.m)], rows.dtype, losses)
         if isinstance(merged, Tensor):
-            return merged.to(rows.dtype)
-        return [None if piece is None else piece.to(rows.dtype) for piece in merged]
+            return in_dtype(merged, rows.dtype)
+        return [None if piece is None else in_dtype(piece, rows.dtype) for piece in merged]
 
     def _rescale(
         self, momentum: Tensor, square: Tensor, rescaled: Tensor, gradient: Tensor | None, *decayed: Tensor
@@ -390,33 +389,5 @@ class SeparateMomentumOperator(_Resumable):
         rescaled = self._momenta.as_gradients(rows)
         rule = rule_of(self.gradient_operator, rescaled)
         if rule is not None:
-            return merge(rescaled, _at_precision(rule, given, rescaled.dtype))
-        return rescaled.restored(_merged_by(self.gradient_operator, rescaled.stacked(), losses))
-
-
-def _merged_by(operator: GradientOperator, rows: Tensor, losses: list[Any] | None) -> Tensor:
-    """(N,) in the dtype of the rows, by an operator that sees the rows themselves.
-
-    Raises:
-        ValueError: if it gives another shape.
-    """
-    merged = operator.calculate_gradient(rows, losses)
-    if not isinstance(merged, Tensor) or merged.shape != rows.shape[1:]:
-        got = f"shape {tuple(merged.shape)}" if isinstance(merged, Tensor) else f"a {type(merged).__name__}"
-        raise ValueError(
-            f"gradient_operator: got {got} from {type(operator).__name__}.calculate_gradient, "
-            f"want ({rows.shape[1]},)"
-        )
-    return merged.detach().to(rows.dtype)
-
-
-def _at_precision(rule: Rule, given: torch.dtype, held: torch.dtype) -> Rule:
-    """The rule with the cut-off of the gradients' dtype, where that is coarser than the state's."""
-    if given is held or rule.rcond is not None or cutoff(given) <= cutoff(held):
-        return rule
-    return _with_cutoff(rule, cutoff(given))
-
-
-@lru_cache(maxsize=16)
-def _with_cutoff(rule: Rule, rcond: float) -> Rule:
-    return replace(rule, rcond=rcond)
+            return merge(rescaled, at_precision(rule, given, rescaled.dtype))
+        return rescaled.restored(merged_by(self.gradient_operator, rescaled.stacked(), given, losses))

@@ -67,7 +67,7 @@ def dense(tensor: Tensor) -> Tensor:
 def joined(tensors: list[Tensor]) -> Tensor:
     """All elements of tensors as one vector of real numbers: a copy, without a graph, where the first is."""
     if _C is not None and not torch.compiler.is_compiling():
-        vector = _C.join(tensors, False, True, TYPES, torch.empty, DTYPES, _SHORT)
+        vector = _C.join(tensors, False, True, TYPES, _SHORT)
         if vector is not None:
             return vector
     flat = [as_real(dense(tensor.detach())).reshape(-1) for tensor in tensors]
@@ -78,7 +78,7 @@ def joined_gradients(parameters: list[torch.nn.Parameter], every: bool) -> Tenso
     """The gradients, if they are short and plain, as one vector; None for a missing one, if ``every``."""
     if _C is None or torch.compiler.is_compiling():
         return None
-    return _C.join(parameters, True, every, TYPES, torch.empty, DTYPES, _SHORT)
+    return _C.join(parameters, True, every, TYPES, _SHORT)
 
 
 def pieces_of(

@@ -19,6 +19,11 @@ def real_numel(tensor: Tensor) -> int:
     return tensor.numel() * (1 + tensor.is_complex())
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a real dtype, or in the complex one of it."""
+    return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
+
+
 def real_rows(rows: list[Any]) -> tuple[list[Any], tuple[bool, ...]]:
     """Rows of vectors, or of per-parameter tensors, in real numbers; and which tensors were complex.
 

@@ -152,7 +152,7 @@ class Momentum:
         self.beta_1, self.beta_2 = beta_1, beta_2
         self.counts, self.updates = [0] * m, 0
         self.momenta: Tensor | None = None
-        self.second = self.fake = self.divisor = torch.zeros((), dtype=torch.float64)
+        self.second = self.fake = self.divisor = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def step(self, indexes: Sequence[int], rows: Tensor) -> Tensor:
         """One step.
@@ -165,14 +165,14 @@ class Momentum:
             (N,) float64; zeros until every gradient has come.
         """
         if self.momenta is None:
-            self.momenta = torch.zeros(len(self.counts), rows.shape[1], dtype=torch.float64)
+            self.momenta = rows.new_zeros(len(self.counts), rows.shape[1], dtype=torch.float64)
         for i, row in zip(indexes, rows.double(), strict=True):
             self.counts[i] += 1
             self.momenta[i] = self.beta_1 * self.momenta[i] + (1 - self.beta_1) * row
         if 0 in self.counts:
             return torch.zeros_like(self.momenta[0])
         self.updates += 1
-        decayed = torch.tensor([1 - self.beta_1**t for t in self.counts], dtype=torch.float64)
+        decayed = self.momenta.new_tensor([1 - self.beta_1**t for t in self.counts])
         u = self.merge(self.momenta / decayed[:, None])
         fake = u * (1 - self.beta_1**self.updates)
         gradient = (fake - self.beta_1 * self.fake) / (1 - self.beta_1)

@@ -16,21 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .numbers import DTYPES
+
 KEPT_FROM = 1 << 20  # bytes of a result from which on its memory is kept
 MOST_KEPT = 256 << 20  # bytes that are kept altogether
 _HUGE_PAGE = 2 << 20
 _WASTE = _HUGE_PAGE // 4  # bytes beyond a tensor that a last large page may take
 _PRIVATE = sys.platform == "linux"  # anonymous memory that a forked child does not share
 
+#: whose ``new_empty`` is on the CPU, whatever torch's default device is, and quicker than one that is told so
+ON_CPU = {dtype: torch.empty(0, dtype=dtype, device="cpu") for dtype in DTYPES}
 _blocks: list[mmap.mmap] = []
 
 
 def new_result(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised contiguous tensor on the CPU."""
+    if torch._C._len_torch_dispatch_stack():  # tensors may be fake: no real memory goes among them
+        return torch.empty(shape, dtype=dtype, device="cpu")
     count = math.prod(shape)
     size = count * dtype.itemsize
     if size < KEPT_FROM or size > MOST_KEPT or not _PRIVATE:
-        return torch.empty(shape, dtype=dtype)
+        return ON_CPU[dtype].new_empty(shape)
     # the tensor's memory holds a reference to the block while it lives
     return torch.frombuffer(_free_block(size), dtype=dtype, count=count).view(shape)
 

@@ -20,8 +20,48 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor.placement_types import Placement
 
+_NO_PICKLE = (
+    "process_group: got a group of this process, which another one cannot take over, want state_dict() to be "
+    "saved, or a copy made with process_group=None"
+)
 #: the process groups whose members hold different parts of a tensor
 Groups: TypeAlias = "tuple[ProcessGroup, ...]"
+
+
+class Grouped:
+    """What may hold a process group: a copy keeps the very group, and cannot be pickled with it.
+
+    Attributes:
+        process_group: ranks of which each gives its part of every gradient; None where a process has them as
+            a whole, and for DTensors, which say it themselves.
+    """
+
+    process_group: ProcessGroup | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced: Any = super().__reduce_ex__(protocol)
+        if self.process_group is None:
+            return reduced
+        make, arguments, state, *rest = reduced
+        return _with_group, (_Held(self.process_group), make, arguments), state, *rest
+
+
+class _Held:
+    """A process group among what is copied."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
+        memo[id(self.group)] = self.group  # also where the state of what is copied has it
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(_NO_PICKLE)
+
+
+def _with_group(held: _Held, make: Any, arguments: Any) -> Any:
+    return make(*arguments)
 
 
 @dataclass(frozen=True)
@@ -72,6 +112,14 @@ class Shards:
 
     group: ProcessGroup | None = None
     places: tuple[Place | None, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shards:
+        return self  # nothing of it ever changes, and a copied mesh would be another one
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.group is not None:
+            raise TypeError(_NO_PICKLE)
+        return super().__reduce_ex__(protocol)
 
     def columns(self, present: Sequence[bool]) -> dict[Groups, list[int]]:
         """Which parameters, of those present, are summed over which groups."""

@@ -68,6 +68,14 @@ class EqualWeight(WeightModel):
         first = gradients[0]
         return torch.ones(len(gradients), dtype=first.dtype, device=device or first.device)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The operators' default comes back as itself: they know it by its identity."""
+        return "EQUAL" if self is EQUAL else super().__reduce_ex__(protocol)
+
+
+#: the default of all operators
+EQUAL = EqualWeight()
+
 
 def is_equal(model: WeightModel) -> bool:
     """Whether the model's weights are known to be ones without asking it."""
@@ -85,7 +93,9 @@ def direction_weights(model: WeightModel, grads: Gradients, losses: Sequence[Any
     stacked = grads.stacked()
     keywords = {"device": stacked.device} if _takes_device(model.get_weights) else {}
     with torch.no_grad():
-        weights = torch.as_tensor(model.get_weights(gradients=stacked, losses=losses, **keywords))
+        weights = model.get_weights(gradients=stacked, losses=losses, **keywords)
+        if not isinstance(weights, Tensor):  # numbers mean the same whatever torch's defaults are
+            weights = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
     if weights.shape != (grads.m,):
         raise ValueError(
             f"weights: got shape {tuple(weights.shape)} from {type(model).__name__}.get_weights, "

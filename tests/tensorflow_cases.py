@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -366,3 +368,15 @@ def test_imports_stay_apart() -> None:
     code = "import sys, {}; sys.exit({!r} in sys.modules)"
     assert python(code.format("fastconfig.tensorflow", "torch")).returncode == 0
     assert python(code.format("fastconfig.pcgrad", "tensorflow")).returncode == 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_go_on_from_where_the_object_is(duplicate: Callable[[Any], Any]) -> None:
+    rows = tensors(conflicting(4, 20))
+    for make in (PPCGrad, lambda: PCGrad("sum", shuffle=False), lambda: PCGrad(seed=3)):
+        for used in (False, True):
+            held: Any = make()
+            if used:
+                held.project_conflicting(rows)
+            answers = [each.project_conflicting(rows).numpy() for each in (duplicate(held), held)]
+            assert (answers[0] == answers[1]).all()

@@ -28,6 +28,7 @@ from fastconfig import (
     use_backend,
 )
 from fastconfig.compiled import _flattened
+from fastconfig.results import KEPT_FROM
 
 CALLS: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = {
     "update": (ConFIG_update, reference.config),
@@ -65,6 +66,13 @@ def test_a_step_around_it_is_one_graph(name: str) -> None:
     weights, rows = torch.randn(501, dtype=torch.float64), conflicting(3, 501).double()
     moved = full_graph(step)(weights, rows)
     assert relative_error(moved, weights - 0.1 * oracle(2 * rows)) <= 1e-9
+
+
+def test_results_whose_memory_is_kept() -> None:
+    rows = torch.randn(2, KEPT_FROM // 4)
+    for given in (rows, list(rows), [[row.view(512, -1)] for row in rows]):
+        update, wanted = full_graph(ConFIG_update)(given), ConFIG_update(given)  # type: ignore[arg-type]
+        assert torch.equal(update[0], wanted[0])  # type: ignore[arg-type]
 
 
 def parameters(rows: Tensor) -> list[list[Tensor | None]]:

@@ -11,7 +11,14 @@ from inputs import relative_error
 from torch import Tensor, nn
 
 import fastconfig
-from fastconfig import ConFIG_update, ConFIGOperator, PseudoMomentumOperator, ops, reference
+from fastconfig import (
+    ConFIG_update,
+    ConFIGOperator,
+    PseudoMomentumOperator,
+    SeparateMomentumOperator,
+    ops,
+    reference,
+)
 from fastconfig.pcgrad import PPCGrad
 from fastconfig.utils import apply_gradient_vector, apply_para_vector, get_gradient_vector, get_para_vector
 
@@ -139,8 +146,28 @@ def test_momentum(name: str) -> None:
     rows = rows_of(net)
     for step in range(4):
         wanted = exact.step([0, 1, 2], rows)
+        if step == 2:
+            state, operator = operator.state_dict(), PseudoMomentumOperator(3, dtype=torch.float64)
+            operator.load_state_dict(state)
         fastconfig.backward(losses_of(net), net, operator)
         assert relative_error(written(net), wanted) <= 10 * BOUND[name], step
+
+
+def test_momenta_of_complex_gradients_by_their_own_second_moments() -> None:
+    net, operator = Spectral(), SeparateMomentumOperator(3)
+    for _ in range(2):
+        fastconfig.backward(losses_of(net), net, operator)
+        assert net.weight.grad is not None
+        assert net.weight.grad.imag.any()
+    real_net = [real(par) for par in net.parameters()]
+    twin = SeparateMomentumOperator(3)
+    rows = list(rows_of(net))
+    for _ in range(2):
+        update = twin.calculate_gradient([0, 1, 2], rows)
+    fastconfig.backward(losses_of(net), net, operator := SeparateMomentumOperator(3))
+    fastconfig.backward(losses_of(net), net, operator)
+    assert sum(piece.numel() for piece in real_net) == update.numel()  # type: ignore[union-attr]
+    torch.testing.assert_close(written(net), update)
 
 
 @pytest.mark.parametrize("name", ["float64 and float32", "complex"])

@@ -126,7 +126,7 @@ LOOPS: dict[str, Callable[..., None] | str] = {
         "test_wrapped_optimizer.py::test_heads_in_an_optimizer_of_their_own"
     ),
     "copies or saves an operator": copied,
-    "sets a default device or dtype": "test_default_device.py::",
+    "sets a default device or dtype": "test_defaults.py::test_the_same_answers",
     "compiles the model": compiled,
     "is in DistributedDataParallel": "distributed_disguises.py::case_every_disguise",
     "is in FSDP2 (`fully_shard`)": "distributed_fsdp.py::case_steps_of_an_optimizer",

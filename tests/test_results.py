@@ -57,15 +57,15 @@ def test_shapes_and_dtypes() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    size = MOST_KEPT // 4
-    held = [new_result((size,), torch.uint8) for _ in range(8)]
+    size = MOST_KEPT // 16
+    held = [new_result((size,), torch.float32) for _ in range(8)]
     for k, tensor in enumerate(held):
         tensor.fill_(k)
     del tensor
     assert sum(map(len, results._blocks)) <= MOST_KEPT
     # memory that is no longer kept lives as long as its tensor
     assert all(bool((tensor == k).all()) for k, tensor in enumerate(held))
-    new_result((MOST_KEPT + 1,), torch.uint8)
+    new_result((MOST_KEPT // 4 + 1,), torch.float32)
     assert sum(map(len, results._blocks)) <= MOST_KEPT
 
 

@@ -42,13 +42,13 @@ def _poisoned() -> Iterator[None]:
     with use_backend("numba"):
         entries = {dtype: numba_cpu._entries(dtype) for dtype in DTYPES}
 
-        def know(empty: Callable[..., Tensor]) -> None:
-            for kind, (dtype, addresses) in enumerate(entries.items()):
-                keep(kind, empty, threads_for, dtype, *addresses, *LIMITS)
+        def know(empty_like: Callable[..., Tensor]) -> None:
+            for kind, addresses in enumerate(entries.values()):
+                keep(kind, empty_like, threads_for, *addresses, *LIMITS)
 
-        know(lambda n, dtype: torch.full((n,), torch.nan, dtype=dtype))
+        know(lambda row: torch.full_like(row, torch.nan, requires_grad=False))
         yield
-        know(torch.empty)
+        know(torch.empty_like)
 
 
 def short(rows: Any, rule: Rule = CONFIG) -> Tensor | None:
@@ -153,10 +153,10 @@ def test_nothing_is_loaded_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_dtype_without_kernels_goes_the_long_way() -> None:
-    keep(1, torch.empty, threads_for, torch.float64, 0, 0, 0, 0, 8, *LIMITS)
+    keep(1, torch.empty_like, threads_for, 0, 0, 0, 0, 8, *LIMITS)
     assert short([torch.ones(5).double()]) is None
     with pytest.raises(TypeError, match="kind"):
-        keep(4, torch.empty, threads_for, torch.float64, *numba_cpu._entries(torch.float64), *LIMITS)
+        keep(4, torch.empty_like, threads_for, *numba_cpu._entries(torch.float64), *LIMITS)
 
 
 def test_no_reference_is_lost_or_kept() -> None:
@@ -176,10 +176,10 @@ def test_a_result_that_cannot_be_made_is_an_error() -> None:
 
     addresses = numba_cpu._entries(torch.float32)
     ConFIG_update([torch.ones(5)])
-    keep(0, fail, threads_for, torch.float32, *addresses, *LIMITS)
+    keep(0, fail, threads_for, *addresses, *LIMITS)
     with pytest.raises(MemoryError, match="no room"):
         ConFIG_update([torch.ones(5)])
-    keep(0, torch.empty, fail, torch.float32, *addresses, *LIMITS)
+    keep(0, torch.empty_like, fail, *addresses, *LIMITS)
     with pytest.raises(MemoryError, match="no room"):
         ConFIG_update([torch.ones(ALONE // 4)])
 

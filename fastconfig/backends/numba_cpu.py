@@ -19,6 +19,7 @@ from .numba_momentum import KINDS, NumbaMomentum
 from .table import entries, tensor_entry
 from .team import ALONE, team_address, threads_for
 
+_ZERO = array("d", [0])
 _UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in KINDS.items()}
 
 
@@ -33,7 +34,7 @@ class NumbaBackend(NumbaMomentum):
         return _UNSUPPORTED[grads.dtype]
 
     def gram(self, grads: Gradients) -> Tensor:
-        out = torch.empty(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64)
+        out = torch.empty(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64, device=grads.device)
         _run(GRAM, grads, None, out.data_ptr(), 0)
         return out
 
@@ -58,8 +59,8 @@ class NumbaBackend(NumbaMomentum):
             return
         m = grads.m
         problems = grads.problems
-        scratch = torch.empty(problems * (m + 1) * m, dtype=torch.float64)  # G, then c
-        gram = scratch.data_ptr()
+        scratch = _ZERO * (problems * (m + 1) * m)  # G, then c; made in less time than a tensor
+        gram = scratch.buffer_info()[0]
         _run(GRAM + COMBINE, grads, out, gram, gram + 8 * problems * m * m, rule)
 
 
@@ -69,7 +70,7 @@ def _entries(dtype: torch.dtype) -> tuple[int, int, int, int, int]:
     kind, run, team, size = KINDS[dtype], run_address(), team_address(), dtype.itemsize
     gram_body, combine_body = bodies(kind)
     kernels = (run, team, gram_body, combine_body)
-    _C.keep_kernels(kind, torch.empty, threads_for, dtype, *kernels, size, ALONE, KEPT_FROM - 1)
+    _C.keep_kernels(kind, torch.empty_like, threads_for, *kernels, size, ALONE, KEPT_FROM - 1)
     return *kernels, size
 
 

@@ -16,7 +16,7 @@ from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum
 from ..methods import Rule
 from ..momenta import Step
 from .momentum import TorchMomentum
-from .table import entries
+from .table import address, entries
 from .team import team_address, threads_for
 
 KINDS = {
@@ -63,7 +63,9 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
     chosen = array("q", step.chosen)
     *decayed, first, second = step.clock.values()
     size = dtype.itemsize
-    products = torch.empty(m, m, dtype=torch.float64) if step.known is None else step.known
+    products = step.known
+    if products is None:
+        products = torch.empty(m, m, dtype=torch.float64, device=rows.device)
     native, rcond = (0, 0.0) if rule is None else (rule.native_address, rule.cutoff(dtype))
     numbers = array("d", [step.clock.beta_1, step.clock.beta_2, first, second, rcond, *decayed])
     words = (
@@ -122,6 +124,9 @@ def _coming(step: Step) -> array[int]:
     words: list[int] = []
     for fake, second, given in zip(step.fake, step.second, step.grads, strict=True):
         words += fake.data_ptr(), second.data_ptr()
-        words += [0 if row is None else row.data_ptr() for row in given]
+        addresses = [0 if row is None else row.data_ptr() for row in given]
+        if 0 in addresses:
+            addresses = [0 if row is None else address(row) for row in given]
+        words += addresses
         words += [1 if row is None else row.stride(0) for row in given]
     return array("q", words)

@@ -154,7 +154,7 @@ class TritonBackend(TorchMomentum):
     def table(self, words: list[int], device: torch.device) -> Tensor:
         """int64 words in device memory, without waiting for the device."""
         if device.type == "cpu":
-            return torch.tensor(words, dtype=torch.int64)
+            return torch.tensor(words, dtype=torch.int64, device="cpu")
         if torch.cuda.is_current_stream_capturing():
             return captured_table(words, device)
         index = device.index or 0
@@ -165,7 +165,7 @@ class TritonBackend(TorchMomentum):
         key = (torch.cuda.current_stream(device).cuda_stream, index, *words)
         found = self._tables.get(key)
         if found is None:
-            pinned = torch.tensor(words, dtype=torch.int64, pin_memory=True)
+            pinned = torch.tensor(words, dtype=torch.int64, device="cpu", pin_memory=True)
             found = self._tables[key] = pinned.to(device, non_blocking=True)
             if len(self._tables) > _TABLES:
                 self._tables.popitem(last=False)

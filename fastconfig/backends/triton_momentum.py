@@ -68,7 +68,9 @@ class _StepCall(Call):
         clock = self.step.clock
         steps = clock.steps
         if steps is None:  # interpreted
-            steps = torch.tensor([*clock.counts, clock.updates, clock.updates], dtype=torch.int64)
+            steps = torch.tensor(
+                [*clock.counts, clock.updates, clock.updates], dtype=torch.int64, device="cpu"
+            )
         return Bias(steps, self.betas[0])
 
     def sources(self) -> tuple[object, ...]:

@@ -1,0 +1,48 @@
+"""Momenta are merged at the precision of the gradients that they average, where their own dtype is finer."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .grad_operator import ConFIGOperator, GradientOperator, is_ours
+from .methods import Rule
+from .numbers import cutoff
+
+
+def merged_by(
+    operator: GradientOperator, rows: Tensor, given: torch.dtype, losses: list[Any] | None
+) -> Tensor:
+    """(N,) in the dtype of the rows, by an operator that sees the rows themselves; ``given``: the gradients'.
+
+    Raises:
+        ValueError: if it gives another shape.
+    """
+    if is_ours(operator) and isinstance(operator, ConFIGOperator) and operator.rcond is None:
+        operator = copy(operator)  # with a user's models, which do not say how exact the gradients were
+        operator.rcond = max(cutoff(given), cutoff(rows.dtype))
+    merged = operator.calculate_gradient(rows, losses)
+    if not isinstance(merged, Tensor) or merged.shape != rows.shape[1:]:
+        got = f"shape {tuple(merged.shape)}" if isinstance(merged, Tensor) else f"a {type(merged).__name__}"
+        raise ValueError(
+            f"gradient_operator: got {got} from {type(operator).__name__}.calculate_gradient, "
+            f"want ({rows.shape[1]},)"
+        )
+    return merged.detach().to(rows.dtype)
+
+
+def at_precision(rule: Rule, given: torch.dtype, held: torch.dtype) -> Rule:
+    """The rule with the cut-off of the gradients' dtype, where that is coarser than the state's."""
+    if given is held or rule.rcond is not None or cutoff(given) <= cutoff(held):
+        return rule
+    return _with_cutoff(rule, cutoff(given))
+
+
+@lru_cache(maxsize=16)
+def _with_cutoff(rule: Rule, rcond: float) -> Rule:
+    return replace(rule, rcond=rcond)
