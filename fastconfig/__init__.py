@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import distributed, ops, reference
     from .acceleration import accelerate
-    from .backends import BackendUnavailable, explain, use_backend
+    from .backends import BackendUnavailable, explain, last_backend, use_backend
     from .grad_operator import (
         ConFIG_update,
         ConFIG_update_double,
@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "acceleration": ("accelerate",),
-    "backends": ("BackendUnavailable", "explain", "use_backend"),
+    "backends": ("BackendUnavailable", "explain", "last_backend", "use_backend"),
     "grad_operator": (
         "ConFIG_update",
         "ConFIG_update_double",
@@ -101,6 +101,7 @@ __all__ = [
     "distributed",
     "explain",
     "get_gradient_vector",
+    "last_backend",
     "mtl_backward",
     "ops",
     "reference",

@@ -1,4 +1,4 @@
-"""Existing conflictfree code, unchanged, on this package: ``accelerate`` and ``python -m fastconfig run``."""
+"""Existing conflictfree code, unchanged, on this package: ``accelerate``. script.py has the command."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ class Acceleration:
         modules: in which they are, beside conflictfree's own: those that had imported them already.
     """
 
-    def __init__(self, names: list[str], places: list[tuple[ModuleType, str, Any]]) -> None:
+    def __init__(self, names: list[str], places: list[tuple[ModuleType, str, Any, Any]]) -> None:
         self.names = names
         self._places = places
-        found = {module.__name__ for module, _, _ in places}
+        found = {module.__name__ for module, *_ in places}
         self.modules = sorted(name for name in found if name.partition(".")[0] != "conflictfree")
 
     def undo(self) -> None:
-        """Put conflictfree's own back. Objects made meanwhile stay what they are."""
+        """Put conflictfree's own back, once; objects made meanwhile, and names set meanwhile, stay."""
         while self._places:
-            module, name, theirs = self._places.pop()
-            setattr(module, name, theirs)
+            module, name, theirs, ours = self._places.pop()
+            if vars(module).get(name) is ours:
+                setattr(module, name, theirs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Acceleration:
         return self  # what it replaced is there once
@@ -59,7 +60,10 @@ def accelerate() -> Acceleration:
     """Replace the functions and classes of an installed conflictfree by this package's of the same names.
 
     In its modules, and in every module that has imported them by name. Objects that exist already stay what
-    they are: call it before operators are made. Calling it twice replaces nothing more.
+    they are: call it before operators are made. Calling it twice replaces nothing more. Processes that are
+    started by spawn or forkserver import everything anew: call it in them too, or use ``fastconfig run``.
+
+    Pickles of conflictfree's objects become this package's, momentum with its state.
 
     Returns:
         What was replaced; print it to see, ``undo()`` it to go back.
@@ -80,10 +84,11 @@ def accelerate() -> Acceleration:
                 if defined and not name.startswith("_") and hasattr(own, name):
                     ours[id(value)] = value, getattr(own, name)
                     names.append(f"{module}.{name}")
-    places = []
+    places: list[tuple[ModuleType, str, Any, Any]] = []
     for holder in [module for module in sys.modules.values() if isinstance(module, ModuleType)]:
         for name, value in list(vars(holder).items()):
             if id(value) in ours:
-                places.append((holder, name, value))
-                setattr(holder, name, ours[id(value)][1])
+                own = ours[id(value)][1]
+                places.append((holder, name, value, own))
+                setattr(holder, name, own)
     return Acceleration(names, places)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import runpy
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from . import __version__
 from .bench.arguments import add_arguments
+from .script import INTERRUPTED, NotRunnable, run_module, run_script, serve_children
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; those of the process by default.
 
     Returns:
-        The exit code of the subcommand, 0 if all went well.
+        The exit code of the subcommand: 0 if all went well, 130 after Ctrl-C.
 
     Raises:
         SystemExit: with code 2 and a message for arguments that cannot be served.
@@ -40,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.command = shlex.join(["fastconfig", *arguments])
     serve: Callable[[argparse.Namespace], int] = options.serve
-    return serve(options)
+    try:
+        return serve(options)
+    except KeyboardInterrupt as error:
+        kept = f": {error}" if str(error) else ""
+        print(f"fastconfig {arguments[0]}: interrupted{kept}", file=sys.stderr)
+        return INTERRUPTED
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
@@ -72,11 +77,16 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Runs a script as python does, with conflictfree's functions and classes replaced by this "
-        "package's; the script is not edited."
+        "Runs a script or a module as python does, with conflictfree's functions and classes replaced by "
+        "this package's, also in the Python processes that it starts; the script is not edited."
     )
-    parser.add_argument("script", type=Path, metavar="SCRIPT.py")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="of the script")
+    parser.usage = "fastconfig run [-h] (SCRIPT.py | -m MODULE) ..."
+    rest = argparse.REMAINDER
+    parser.add_argument(
+        "-m", dest="module", nargs=rest, metavar="MODULE", help="a module, then its arguments"
+    )
+    parser.add_argument("script", nargs="?", metavar="SCRIPT.py")
+    parser.add_argument("arguments", nargs=rest, metavar="...", help="of the script")
     parser.set_defaults(serve=run, fail=parser.error)
 
 
@@ -129,8 +139,12 @@ def bench(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """``fastconfig run``."""
-    if not options.script.is_file():
-        options.fail(f"argument SCRIPT.py: got {str(options.script)!r}, want a file")
+    if options.module is None and options.script is None:
+        options.fail("got nothing to run, want SCRIPT.py or -m MODULE")
+    if options.module == []:
+        options.fail("argument -m: got none, want a module")
+    if options.script is not None and not Path(options.script).exists():
+        options.fail(f"argument SCRIPT.py: got {options.script!r}, want a file")
     from .acceleration import accelerate
 
     try:
@@ -138,10 +152,16 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         options.fail(f"needs conflictfree, whose names it serves: {error}")
     print(acceleration, file=sys.stderr)
-    sys.argv = [str(options.script), *options.arguments]
-    sys.path.insert(0, str(options.script.resolve().parent))
-    runpy.run_path(str(options.script), run_name="__main__")
-    return 0
+    serve_children()
+    code = 0
+    try:
+        if options.module is None:
+            code = run_script(options.script, options.arguments)
+        else:
+            code = run_module(options.module[0], options.module[1:])
+    except NotRunnable as error:
+        options.fail(f"argument {'SCRIPT.py' if options.module is None else '-m'}: {error}")
+    return code
 
 
 def info(options: argparse.Namespace) -> int:
@@ -169,11 +189,15 @@ def info(options: argparse.Namespace) -> int:
         table.add_row("CUDA", "no device that PyTorch can use")
     table.add_section()
     for device_type in ("cpu", "cuda"):
-        for row in backend_rows(device_type, explain(device_type)):
+        try:
+            rows = backend_rows(device_type, explain(device_type))
+        except ValueError as error:  # the variable names none
+            rows = [(f"backend for {device_type}", f"none: {error}")]
+        for row in rows:
             table.add_row(*row)
-    requested = os.environ.get("FASTCONFIG_BACKEND")
-    if requested is not None:
-        table.add_row("FASTCONFIG_BACKEND", requested)
+    variable = os.environ.get("FASTCONFIG_BACKEND")
+    if variable is not None:
+        table.add_row("FASTCONFIG_BACKEND", variable or "empty, which counts as unset")
     Console().print(table)
     return 0
 

@@ -14,6 +14,15 @@ import torch
 from torch import Tensor
 
 from .backends import choose, short_update
+from .checks import (
+    check_flag,
+    check_group,
+    check_length_model,
+    check_losses,
+    check_rcond,
+    check_weight_model,
+    got,
+)
 from .compiling import can_compile, compiled_config, outside_the_graph
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import PROJECTION, LengthModel, length_rule
@@ -106,10 +115,14 @@ def ConFIG_update(
             return compiled_config(grads, length_model, rcond)
         rest: dict[str, Any] = {"losses": losses, "rcond": rcond, "process_group": process_group}
         return outside_the_graph(ConFIG_update, grads, weight_model, length_model, **rest)
+    if use_least_square is not True:
+        check_flag("use_least_square", use_least_square)  # not the losses, which come next
     if weight_model is EQUAL and length_model is PROJECTION and rcond is None:
         update = short_merge(grads, PLAIN, losses, process_group)
         if update is not None:
             return update
+    if process_group is not None:
+        check_group(process_group)
     rows = Gradients(grads, group=process_group)
     return config_update(rows, weight_model, length_model, losses, rcond)
 
@@ -133,6 +146,12 @@ def config_update(
         check_losses(losses, grads.m)
     if weight_model is EQUAL and length_model is PROJECTION and rcond is None:
         return merge(grads, PLAIN)
+    if not isinstance(weight_model, WeightModel):
+        check_weight_model(weight_model)
+    if not isinstance(length_model, LengthModel):
+        check_length_model(length_model)
+    if rcond is not None:
+        check_rcond(rcond)
     length = length_rule(length_model)
     if grads.batch is not None and (length is None or not is_equal(weight_model)):
         return _one_by_one(grads, weight_model, length_model, losses, rcond)
@@ -143,6 +162,9 @@ def config_update(
     target = update if isinstance(update, Tensor) else joined([t for t in update if t is not None])
     with torch.no_grad():
         scaled = length_model.rescale_length(target_vector=target, gradients=grads.stacked(), losses=losses)
+    if not isinstance(scaled, Tensor):
+        name = type(length_model).__name__
+        raise TypeError(f"length_model: got {got(scaled)} from {name}.rescale_length, want a tensor (N,)")
     return grads.restored(scaled.to(grads.dtype))
 
 
@@ -176,19 +198,3 @@ def _one_by_one(grads: Gradients, *rest: Any) -> Update:
     assert isinstance(grads.rows, Tensor)
     updates = [config_update(Gradients(problem), *rest) for problem in grads.rows]
     return torch.stack(updates) if updates else grads.new_update()  # type: ignore[arg-type]
-
-
-def check_losses(losses: Sequence[Any], m: int) -> None:
-    """Whether there is a loss a gradient.
-
-    Raises:
-        TypeError, ValueError: saying what came and what is wanted.
-    """
-    try:
-        count = len(losses)
-    except TypeError:
-        raise TypeError(
-            f"losses: got a {type(losses).__name__} without length, want a sequence of {m} losses"
-        ) from None
-    if count != m:
-        raise ValueError(f"losses: got {count}, want {m}: one a gradient")

@@ -27,7 +27,7 @@ REFRESH_SECONDS = 0.2
 
 
 def run(settings: Settings, out: Path, command: str, console: Console | None = None) -> None:
-    """Train, print the tables, write ``demo.png`` and ``demo.json`` into ``out``.
+    """Train, print the tables, write ``demo.png`` and ``demo.json`` into ``out``; after Ctrl-C no picture.
 
     Args:
         settings: of the run.
@@ -38,6 +38,7 @@ def run(settings: Settings, out: Path, command: str, console: Console | None = N
     Raises:
         ValueError: the device cannot be used.
         OSError: the folder or a file cannot be written.
+        KeyboardInterrupt: after Ctrl-C, once the figures so far are printed and written.
     """
     began = time.perf_counter()
     console = console or Console()
@@ -45,14 +46,18 @@ def run(settings: Settings, out: Path, command: str, console: Console | None = N
     out.mkdir(parents=True, exist_ok=True)
     result = train_with_progress(settings, console)
     numbers = collect(result, command)
-    draw(result, out / PICTURE)
+    interrupted = result.steps < settings.steps
+    if not interrupted:
+        draw(result, out / PICTURE)
     numbers["total_seconds"] = time.perf_counter() - began
     (out / NUMBERS).write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     console.print(training_table(numbers), operator_table(numbers), sep="\n")
     if "conflictfree" not in numbers["operators"]:
         console.print("conflictfree is not installed; with it, its answers are compared too.")
-    for name in (PICTURE, NUMBERS):
+    for name in (NUMBERS,) if interrupted else (PICTURE, NUMBERS):
         console.print(f"wrote {out / name}", soft_wrap=True, highlight=False)
+    if interrupted:
+        raise KeyboardInterrupt(f"{result.steps} of {settings.steps} steps were trained")
 
 
 def train_with_progress(settings: Settings, console: Console) -> Result:
@@ -94,16 +99,17 @@ def collect(result: Result, command: str) -> dict[str, Any]:
         },
         "results": {name: result.summary(name) for name in result.trainers},
         "operators": {name: operator.summary() for name, operator in result.operators.items()},
+        "trained_steps": result.steps,
         "training_seconds": result.training_seconds,
     }
 
 
 def training_table(numbers: dict[str, Any]) -> Table:
     """All ways to train side by side."""
-    settings = numbers["settings"]
     names = list(numbers["results"])
     results = list(numbers["results"].values())
-    table = new_table(f"Burgers' equation after {settings['steps']} steps, seed {settings['seed']}", names)
+    steps, seed = numbers["trained_steps"], numbers["settings"]["seed"]
+    table = new_table(f"Burgers' equation after {steps} steps, seed {seed}", names)
     table.add_row("relative L2 error", *(percent(r["relative_l2_error"]) for r in results))
     for name in LOSS_NAMES:
         table.add_row(f"{name} loss", *(f"{r['final_losses'][name]:.2e}" for r in results))

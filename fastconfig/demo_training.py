@@ -211,6 +211,7 @@ class Result:
     predictions: dict[str, FloatArray]
     final_losses: dict[str, list[float]]
     training_seconds: float
+    steps: int = 0  # that were trained; fewer than those of the settings after Ctrl-C
 
     def summary(self, name: str) -> dict[str, Any]:
         """The figures of one way to train."""
@@ -280,8 +281,12 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
         settings: of the run.
         report: called after every step with the number of steps done and the growing result.
 
+    Returns:
+        All figures; after Ctrl-C those so far.
+
     Raises:
         ValueError: the device cannot be used.
+        KeyboardInterrupt: after Ctrl-C before the first step is done.
     """
     device = find_device(settings.device)
     peer = peer_operator()
@@ -305,7 +310,8 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
         trainers[MOMENTUM].known = [value.detach() for value in first]
         PseudoMomentumOperator(len(grads)).calculate_gradient(range(len(grads)), grads)
     began = time.perf_counter()
-    for step in range(settings.steps):
+
+    def one_step(step: int) -> None:
         points = sampler.draw()
         measured = step % settings.measure_every == 0
         if measured:
@@ -324,8 +330,16 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
                 before = config.clock()
                 answer = peer(grads)
                 operators["conflictfree"].add(answer, exact_update, config.clock() - before)
-        if report:
-            report(step + 1, result)
+        result.steps = step + 1
+
+    try:
+        for step in range(settings.steps):
+            one_step(step)
+            if report:
+                report(result.steps, result)
+    except KeyboardInterrupt:
+        if not result.steps:
+            raise
     result.training_seconds = time.perf_counter() - began
 
     last = PointSampler(8192, 1024, 512, settings.seed + 1, device).draw()

@@ -11,13 +11,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .checks import (
+    abstract,
+    as_order,
+    check_flag,
+    check_generator,
+    check_group,
+    check_length_model,
+    check_losses,
+    check_rcond,
+    check_weight_model,
+)
 from .compiling import can_compile, compiled_update, outside_the_graph
 from .config_update import (
     CPU,
     PLAIN,
     ConFIG_update,
     ConFIG_update_double,
-    check_losses,
     merge,
     short_merge,
     unweighted_rule,
@@ -77,7 +87,7 @@ class GradientOperator(Grouped):
         Raises:
             NotImplementedError: always; a subclass overrides it.
         """
-        raise NotImplementedError("calculate_gradient method must be implemented")
+        raise abstract(self, "calculate_gradient")
 
     def update_gradient(
         self,
@@ -114,7 +124,12 @@ class ConFIGOperator(GradientOperator):
             either way here.
         use_least_square: likewise.
         rcond, process_group: as in :func:`ConFIG_update`.
+
+    Raises:
+        TypeError, ValueError: for a class, a name or the other model in place of a model, and the like.
     """
+
+    rcond: float | None = None  # also of conflictfree's objects, unpickled
 
     def __init__(
         self,
@@ -127,6 +142,12 @@ class ConFIGOperator(GradientOperator):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
+        check_weight_model(weight_model)
+        check_length_model(length_model)
+        check_flag("allow_simplified_model", allow_simplified_model)
+        check_flag("use_least_square", use_least_square)
+        check_rcond(rcond)
+        check_group(process_group)
         self.weight_model = weight_model
         self.length_model = length_model
         self.allow_simplified_model = allow_simplified_model
@@ -158,8 +179,11 @@ class ConFIGOperator(GradientOperator):
 class _GramOperator(GradientOperator):
     """An operator that is one rule on the Gram matrix."""
 
+    _rule: Rule  # of the class for conflictfree's objects, unpickled
+
     def __init__(self, rule: Rule, process_group: ProcessGroup | None) -> None:
         super().__init__()
+        check_group(process_group)
         self._rule = rule
         self.process_group = process_group
 
@@ -231,8 +255,10 @@ class PCGradOperator(_GramOperator):
         process_group: as in :func:`ConFIG_update`.
 
     Raises:
-        ValueError: for another reduction.
+        TypeError, ValueError: for another reduction, and what is no flag or generator.
     """
+
+    _rule, shuffle, generator = make_rule("pcgrad", 1, CPU), False, None
 
     def __init__(
         self,
@@ -243,6 +269,8 @@ class PCGradOperator(_GramOperator):
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(make_rule("pcgrad", 1, CPU, reduction=reduction), process_group)
+        check_flag("shuffle", shuffle)
+        check_generator(generator)
         self.shuffle = shuffle
         self.generator = generator
 
@@ -251,15 +279,16 @@ class PCGradOperator(_GramOperator):
         grads: GradientsLike,
         losses: Sequence[Any] | None = None,
         *,
-        order: Tensor | None = None,
+        order: Any = None,
     ) -> Update:
         """Merge the gradients.
 
         Args:
             grads: m gradients, in any of the forms of :func:`ConFIG_update`.
             losses: not used.
-            order: (m, m) or (B, m, m): row i lists the gradients in the order in which gradient i is
-                projected against them (i itself is skipped); overrides ``shuffle``.
+            order: (m, m) or (B, m, m) integers, a tensor or nested lists: row i lists the gradients in the
+                order in which gradient i is projected against them (i itself is skipped); overrides
+                ``shuffle``.
 
         Returns:
             The merged gradient, in the form of the gradients.
@@ -269,6 +298,8 @@ class PCGradOperator(_GramOperator):
         """
         if order is None and not self.shuffle:
             return super().calculate_gradient(grads, losses)
+        if order is not None:
+            order = as_order(order)
         if torch.compiler.is_compiling():
             if order is None or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses, order=order)
@@ -295,7 +326,10 @@ class PCGradOperator(_GramOperator):
             order = drawn.argsort(-1)
         reduction = "mean" if self._rule.mean else "sum"
         device = float64_device(grads.device)
-        return make_rule("pcgrad", grads.m, device, batch=grads.batch, order=order, reduction=reduction)
+        given: Any = {"batch": grads.batch, "order": order, "reduction": reduction}
+        if order.device.type == "cpu" != device.type:
+            make_rule("pcgrad", grads.m, CPU, **given)  # looks for permutations, which a device is not asked
+        return make_rule("pcgrad", grads.m, device, **given)
 
 
 class PPCGradOperator(_GramOperator):
@@ -325,8 +359,10 @@ class IMTLGOperator(_GramOperator):
         rcond, process_group: as in :func:`ConFIG_update`.
     """
 
+    _rule = make_rule("imtlg", 1, CPU)
+
     def __init__(self, *, rcond: float | None = None, process_group: ProcessGroup | None = None) -> None:
-        super().__init__(make_rule("imtlg", 1, CPU, rcond=rcond), process_group)
+        super().__init__(make_rule("imtlg", 1, CPU, rcond=check_rcond(rcond)), process_group)
 
 
 _OURS: tuple[Any, ...] = tuple(

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
+
+import torch
 
 
 def is_one(indexes: Any) -> bool:
     """Whether this is an index alone, not a sequence of some."""
     return isinstance(indexes, int) or getattr(indexes, "ndim", None) == 0 or not hasattr(indexes, "__len__")
+
+
+def _index(i: Any) -> int:
+    """An integer, but no part of a mask."""
+    if isinstance(i, bool) or getattr(i, "dtype", None) is torch.bool:
+        raise TypeError
+    return operator.index(i)
 
 
 def index_list(indexes: Any, count: int, argument: str) -> list[int]:
@@ -26,7 +35,9 @@ def index_list(indexes: Any, count: int, argument: str) -> list[int]:
     """
     several: Iterable[Any] = [indexes] if is_one(indexes) else indexes
     try:
-        chosen = [operator.index(i) for i in several]
+        if type(several) is not list and isinstance(several, (Mapping, Set)):  # of no order of their own
+            raise TypeError
+        chosen = [i if type(i) is int else _index(i) for i in several]
     except TypeError:
         raise TypeError(f"{argument}: got {indexes!r}, want an integer or a sequence of integers") from None
     if not chosen:

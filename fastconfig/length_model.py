@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import methods
+from .checks import abstract, whole
 from .utils import *  # noqa: F403  # as conflictfree's module offers them
 from .utils import __all__ as _utils_all
 from .utils import unit_vector
@@ -59,7 +60,7 @@ class LengthModel:
         Raises:
             NotImplementedError: always; a subclass overrides it.
         """
-        raise NotImplementedError("This method must be implemented by the subclass.")
+        raise abstract(self, "get_length")
 
     def rescale_length(
         self,
@@ -158,7 +159,7 @@ class _FlexibleTrackProjectionLength(_Projected):
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
         if self._length == "none":
-            raise NotImplementedError("This method must be implemented by the subclass.")
+            raise abstract(self, "_tracked_value")
         rule = methods.make_rule(  # checks the index
             "config",
             len(grad_norms),
@@ -204,13 +205,16 @@ class TrackSpecific(_FlexibleTrackProjectionLength):
 
     Args:
         track_id: index of the tracked gradient, -m..m-1.
+
+    Raises:
+        TypeError: if track_id is no integer.
     """
 
     _length = "specific"
 
     def __init__(self, track_id: int) -> None:
         super().__init__()
-        self.track_id = track_id
+        self.track_id = whole("track_id", track_id)
 
 
 #: models whose length follows from the Gram matrix; a subclass may have a form of its own

@@ -11,6 +11,7 @@ from typing import Any, Optional, Tuple, Union  # noqa: UP035  # also taken from
 
 from torch import Tensor
 
+from .checks import abstract, check_losses, check_ordered, fraction, got, whole
 from .indexes import index_list
 
 __all__ = [
@@ -35,10 +36,11 @@ class LossRecorder:
         current_losses: what was recorded last, one a loss; zeros at first.
 
     Raises:
-        ValueError: if num_losses is below 1.
+        TypeError, ValueError: if num_losses is no integer, or below 1.
     """
 
     def __init__(self, num_losses: int) -> None:
+        num_losses = whole("num_losses", num_losses)
         if num_losses < 1:
             raise ValueError(f"num_losses: got {num_losses}, want at least 1")
         self.num_losses = num_losses
@@ -57,7 +59,7 @@ class LossRecorder:
         Raises:
             NotImplementedError: always; a subclass overrides it.
         """
-        raise NotImplementedError("record_loss method must be implemented")
+        raise abstract(self, "record_loss")
 
     def record_all_losses(self, losses: Sequence[Any]) -> list[Any]:
         """Record all losses.
@@ -69,18 +71,20 @@ class LossRecorder:
             As :meth:`record_loss`.
 
         Raises:
-            ValueError: for another number of losses.
+            TypeError, ValueError: for another number of losses, and for what is no sequence.
         """
-        if len(losses) != self.num_losses:
-            raise ValueError(f"losses: got {len(losses)}, want {self.num_losses}: one an index")
+        check_losses(losses, self.num_losses)
         return self.record_loss(range(self.num_losses), losses)
 
     def _preprocess_losses(self, losses_indexes: Any, losses: Any) -> tuple[list[int], list[Any]]:
         """Indexes and values as lists of one length, checked; for use in :meth:`record_loss`."""
         chosen = index_list(losses_indexes, self.num_losses, "losses_indexes")
+        check_ordered("losses", losses, "a number, a tensor of one element, or a sequence of them")
         values = [losses] if _is_one(losses) else list(losses)
         if len(values) != len(chosen):
             raise ValueError(f"losses: got {len(values)}, want {len(chosen)}: one an index")
+        for i, value in enumerate(values):
+            _check_value(i, value)
         # a graph must not live on in what is recorded
         return chosen, [value.detach() if isinstance(value, Tensor) else value for value in values]
 
@@ -109,6 +113,14 @@ class LossRecorder:
                 raise ValueError(f"state: got {got} for {name}, want {len(values)} values")
 
 
+def _check_value(i: int, value: Any) -> None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"losses[{i}]: got shape {tuple(value.shape)}, want one element")
+    elif not hasattr(value, "__float__"):
+        raise TypeError(f"losses[{i}]: got {got(value)}, want a number or a tensor of one element")
+
+
 def _is_one(losses: Any) -> bool:
     return losses.dim() == 0 if isinstance(losses, Tensor) else not hasattr(losses, "__len__")
 
@@ -128,7 +140,7 @@ class LatestLossRecorder(LossRecorder):
         num_losses: how many losses there are.
 
     Raises:
-        ValueError: if num_losses is below 1.
+        TypeError, ValueError: if num_losses is no integer, or below 1.
     """
 
     def record_loss(self, losses_indexes: Any, losses: Any) -> list[Any]:
@@ -150,18 +162,26 @@ class MomentumLossRecorder(LossRecorder):
         betas: moving average constant, 0 <= beta < 1: one for all, or one a loss.
 
     Raises:
-        ValueError: for another number of betas, or one out of range; if num_losses is below 1.
+        TypeError, ValueError: for another number of betas, or what is no number from 0 to 1 (1 excluded); if
+            num_losses is no integer, or below 1.
     """
 
     def __init__(self, num_losses: int, betas: float | Sequence[float] = 0.9) -> None:
         super().__init__(num_losses)
-        self.betas = list(betas) if isinstance(betas, Sequence) else [betas] * num_losses
-        if len(self.betas) != num_losses:
-            raise ValueError(f"betas: got {len(self.betas)}, want one, or {num_losses}: one a loss")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: got {betas}, want numbers from 0 to 1 (1 excluded)")
-        self.m: list[Any] = [0.0] * num_losses
-        self.t = [0] * num_losses
+        check_ordered("betas", betas, "a number, or one a loss")
+        one = not getattr(betas, "ndim", 1) or not hasattr(betas, "__len__")
+        several: Any = [betas] * self.num_losses if one else betas
+        each = list(several)
+        if len(each) != self.num_losses:
+            raise ValueError(f"betas: got {len(each)}, want one, or {num_losses}: one a loss")
+        self.betas = [fraction("betas", beta) for beta in each]
+        self.m: list[Any] = [0.0] * self.num_losses
+        self.t = [0] * self.num_losses
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "betas" not in state:
+            raise ValueError("state: got conflictfree's MomentumLossRecorder without betas, which it lost")
+        vars(self).update(state)
 
     def record_loss(self, losses_indexes: Any, losses: Any) -> list[Any]:
         """Record some of the losses; arguments and result as in :class:`LossRecorder`.

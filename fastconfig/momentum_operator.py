@@ -13,14 +13,16 @@ Names, parameters and defaults are conflictfree's; what raises there by mistake 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union  # also taken from here by star import
 
 import torch
 from torch import Tensor
 
+from .adoption import Adopting, is_theirs
 from .backends import choose
+from .checks import abstract, check_group, check_operator, check_recorder, fraction, whole
 from .clock import Clock
 from .compiling import outside_the_graph
 from .config_update import merge
@@ -96,15 +98,17 @@ class MomentumOperator(Grouped):
             got = "none" if num_vectors is None else "num_vectors and num_vector"
             raise TypeError(f"num_vectors: got {got}, want the number of gradients once")
         num_vectors = num_vector if num_vectors is None else num_vectors
-        assert num_vectors is not None
+        num_vectors = whole("num_vectors", num_vectors)
         if num_vectors < 1:
             raise ValueError(f"num_vectors: got {num_vectors}, want at least 1")
-        for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if not 0 <= beta < 1:
-                raise ValueError(f"{name}: got {beta}, want a number from 0 to 1 (1 excluded)")
+        fraction("beta_1", beta_1)
+        fraction("beta_2", beta_2)
+        check_operator(gradient_operator, "gradient_operator")
+        check_group(process_group)
         if dtype not in (None, torch.float32, torch.float64):
             # below, the moving averages stop moving: 1 - beta_2 is less than half precision resolves
-            raise TypeError(f"dtype: got {dtype}, want torch.float32 or torch.float64")
+            raise TypeError(f"dtype: got {dtype!r}, want torch.float32 or torch.float64")
+        check_recorder(loss_recorder)
         if loss_recorder is not None and loss_recorder.num_losses != num_vectors:
             raise ValueError(
                 f"loss_recorder: got one for {loss_recorder.num_losses} losses, want {num_vectors}"
@@ -117,6 +121,9 @@ class MomentumOperator(Grouped):
         self.dtype = dtype
         inner = getattr(gradient_operator, "process_group", None)
         self.process_group = inner if process_group is None else process_group
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({"dtype": None, "process_group": None} | state)  # which conflictfree's have not
 
     def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
         """Take in some of the gradients and merge the momenta.
@@ -134,7 +141,7 @@ class MomentumOperator(Grouped):
         Raises:
             NotImplementedError: always; a subclass overrides it.
         """
-        raise NotImplementedError("calculate_gradient method must be implemented")
+        raise abstract(self, "calculate_gradient")
 
     def update_gradient(
         self,
@@ -199,7 +206,7 @@ def _as_rows(grads: Any, one: bool) -> Any:
     return grads if wrapped else [grads]
 
 
-class _Resumable(MomentumOperator):
+class _Resumable(Adopting, MomentumOperator):
     """An operator with a state."""
 
     @cached_property
@@ -211,10 +218,19 @@ class _Resumable(MomentumOperator):
         """Names of the vectors that the state has beside the momenta."""
         raise NotImplementedError
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._adopt()
+
     @property
     def all_initialized(self) -> bool:
         """Whether every gradient has come, so that updates are not zeros any more."""
+        self._adopt()
         return self._momenta.clock.complete
+
+    @all_initialized.setter
+    def all_initialized(self, value: bool) -> None:
+        vars(self)["all_initialized"] = value  # as code written for conflictfree restores its state
 
     def state_dict(self) -> dict[str, Any]:
         """All that a step changes, for ``torch.save``: plain containers, numbers and tensors.
@@ -223,19 +239,24 @@ class _Resumable(MomentumOperator):
         that torch.distributed.checkpoint can bring them to another number of ranks. With ``process_group``
         they are this rank's parts, to be saved by every rank for itself. Waits for the device.
         """
+        self._adopt()
         state = self._momenta.state_dict()
         if self.loss_recorder is not None:
             state["loss_recorder"] = self.loss_recorder.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`; its tensors are copied.
+        """Go on from a :meth:`state_dict`, or from ``vars()`` of conflictfree's operator; tensors are copied.
 
         They follow the next gradient to its device; their dtype stays, unless ``dtype`` was given.
 
         Raises:
             ValueError: if it does not fit the operator, or what the operator holds; nothing is changed then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: got a {type(state).__name__}, want what state_dict() gave")
+        if is_theirs(state):
+            state = self._adopted(state)
         group = self.process_group
         self._momenta.check_state(state, None if group is None else Shards(group))
         recorder = self.loss_recorder
@@ -276,6 +297,8 @@ class _Resumable(MomentumOperator):
         self, indexes: Any, grads: Any, losses: Any
     ) -> tuple[list[int], Gradients, list[list[Tensor | None]], list[Any] | None]:
         """Indexes, gradients, these as flat segments, and all losses; the state is ready for the step."""
+        if is_theirs(vars(self)):
+            self._adopt()
         chosen, rows = self._checked(indexes, grads, losses)
         self._momenta.check(rows)
         losses = self._recorded(chosen, losses)
@@ -314,7 +337,7 @@ class PseudoMomentumOperator(_Resumable):
         momenta = state.gradients
         step = state.step(flat, chosen, dtype)
         backend = choose(momenta)
-        if not self.all_initialized:
+        if not state.clock.complete:
             backend.accumulate(step)
             return momenta.as_given(state.new_update(dtype, zeros=True))
         rule = rule_of(self.gradient_operator, momenta)
@@ -345,6 +368,9 @@ class SeparateMomentumOperator(_Resumable):
     def _other_vectors(self) -> list[str]:
         return [f"{name}_{i}" for name in ("second", "rescaled") for i in range(self.num_vectors)]
 
+    def _adopted(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        raise ValueError("state: got that of conflictfree's SeparateMomentumOperator, want this package's")
+
     @torch.no_grad()
     def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
         """Take in some of the gradients and merge the rescaled momenta; see the base class.
@@ -363,7 +389,7 @@ class SeparateMomentumOperator(_Resumable):
             for momentum, s, z, column in zip(state.flat_row(i), square, rescaled, flat, strict=True):
                 if momentum is not None:
                     self._rescale(momentum, s, z, column[k], first[i], second[i])
-        if not self.all_initialized:
+        if not state.clock.complete:
             return state.gradients.as_given(state.new_update(rows.dtype, zeros=True))
         merged = self._merge([state.others[f"rescaled_{i}"] for i in range(state.m)], rows.dtype, losses)
         if isinstance(merged, Tensor):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .checks import got
 from .gradients import TYPES, Gradients, Update, scan
 from .memory_order import is_dense
 from .numbers import DTYPES
@@ -46,8 +47,7 @@ def checked_network(network: Any) -> torch.nn.Module:
         TypeError: saying what came and what is wanted.
     """
     if not isinstance(network, torch.nn.Module):
-        what = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
-        raise TypeError(f"network: got {what}, want a torch.nn.Module")
+        raise TypeError(f"network: got {got(network)}, want a torch.nn.Module")
     return network
 
 

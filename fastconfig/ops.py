@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import methods
 from .backends import choose
+from .checks import as_order, as_tensor, check_group, check_rcond, whole
 from .gradients import Gradients, GradientsLike, Update
+from .numbers import DTYPES, dtype_names, float64_device
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -31,6 +33,7 @@ def gram(grads: GradientsLike, *, process_group: ProcessGroup | None = None) -> 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+    check_group(process_group)
     return gram_of(Gradients(grads, group=process_group))
 
 
@@ -56,10 +59,10 @@ def coefficients(
     gram: Tensor,
     method: str = "config",
     *,
-    weights: Tensor | None = None,
+    weights: Any = None,
     length: str = "projection",
     track_id: int = 0,
-    order: Tensor | None = None,
+    order: Any = None,
     reduction: str = "sum",
     rcond: float | None = None,
     dtype: torch.dtype = torch.float32,
@@ -69,12 +72,12 @@ def coefficients(
     Args:
         gram: (m, m) or (B, m, m) float64.
         method: "config", "pcgrad", "ppcgrad" or "imtlg".
-        weights: (m,) or (B, m) direction weights of ConFIG; ones by default.
+        weights: (m,) or (B, m) direction weights of ConFIG, a tensor or nested lists; ones by default.
         length: length model of ConFIG: "projection", "minimum", "maximum", "harmonic", "arithmetic",
             "geometric", "specific", or "none" for the direction pinv(units) w as it is.
         track_id: gradient that length "specific" tracks, -m..m-1.
-        order: (m, m) or (B, m, m) for PCGrad: row i is the order in which gradient i is projected against
-            the others; 0..m-1 by default.
+        order: (m, m) or (B, m, m) integers for PCGrad, a tensor or nested lists: row i is the order in which
+            gradient i is projected against the others; 0..m-1 by default.
         reduction: "sum" or "mean" over the projected gradients, for PCGrad and PPCGrad.
         rcond: cut-off on the eigenvalues of the normalised Gram matrix, relative to the largest.
         dtype: dtype of the gradients, which sets rcond's default.
@@ -86,29 +89,33 @@ def coefficients(
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     _check_gram(gram)
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype: got {dtype!r}, want one of {dtype_names()}")
     batch = gram.shape[0] if gram.dim() == 3 else None
     rule = methods.make_rule(
         method,
         gram.shape[-1],
         gram.device,
         batch=batch,
-        weights=weights,
+        weights=None
+        if weights is None
+        else as_tensor("weights", weights, "(m,) or (B, m) numbers", torch.float64),
         length=length,
-        track_id=track_id,
-        order=order,
+        track_id=whole("track_id", track_id),
+        order=None if order is None else as_order(order),
         reduction=reduction,
-        rcond=rcond,
+        rcond=check_rcond(rcond),
     )
     run = methods.compiled_coefficients if gram.device.type == "cpu" else methods.coefficients
     return run(gram, rule, dtype)
 
 
-def combine(grads: GradientsLike, c: Tensor) -> Update:
+def combine(grads: GradientsLike, c: Any) -> Update:
     """sum_i c_i g_i, summed in float64 and rounded once.
 
     Args:
         grads: as in :func:`gram`.
-        c: (m,) or (B, m).
+        c: (m,) or (B, m) real numbers, a tensor or nested lists.
 
     Returns:
         In the form, dtype and device of the gradients.
@@ -118,10 +125,13 @@ def combine(grads: GradientsLike, c: Tensor) -> Update:
     """
     rows = Gradients(grads)
     shape = (rows.m,) if rows.batch is None else (rows.batch, rows.m)
+    c = as_tensor("c", c, f"{shape} numbers", torch.float64)
     if tuple(c.shape) != shape:
         raise ValueError(f"c: got shape {tuple(c.shape)}, want {shape}")
+    if c.is_complex():
+        raise TypeError(f"c: got dtype {c.dtype}, want real numbers")
     out = rows.new_update()
-    choose(rows).combine(rows, c.detach().to(torch.float64), out)
+    choose(rows).combine(rows, c.detach().to(float64_device(rows.device), torch.float64), out)
     return rows.as_given(out)
 
 

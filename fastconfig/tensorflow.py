@@ -14,11 +14,12 @@ are merged; the optimizer adds up the replicas' results, as it does with any gra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from .tensorflow_losses import gradients, listed_of, name_of, variable_list
 from .tensorflow_rows import TINY, Rows
 
 __all__ = ["PCGrad", "PPCGrad"]
@@ -37,13 +38,15 @@ class _Projection:
         self.reduction = reduction
 
     def pack_grad(
-        self, tape: tf.GradientTape, losses: Sequence[tf.Tensor], variables: Sequence[tf.Variable]
+        self, tape: tf.GradientTape, losses: Any, variables: Iterable[tf.Variable]
     ) -> tuple[list[tf.Tensor], list[tf.TensorShape], list[tf.Tensor]]:
         """The gradient of every loss, flattened.
 
         Args:
             tape: a persistent tape that has watched the losses.
-            losses: m losses; one with several elements is summed, as ``tape.gradient`` does.
+            losses: m losses, in any iterable or by ``tf.stack``; one with several elements is summed, as
+                ``tape.gradient`` does, and a number such as 0.0 is a loss without gradients. Of a tensor (m,)
+                that was made otherwise, a graph counts a variable as connected to all losses if it is to one.
             variables: of which the gradients are taken.
 
         Returns:
@@ -51,16 +54,17 @@ class _Projection:
             variables; the variables' shapes; m masks (N,) of the same dtype, 1 where there was a gradient.
 
         Raises:
-            TypeError: if ``losses`` or ``variables`` is no sequence.
+            TypeError: if ``losses`` or ``variables`` is nothing of the kind.
             ValueError: if one is empty, the tape is not persistent though there are several losses, or no
                 variable is connected to any loss; naming the argument.
         """
-        columns = _gradients(tape, losses, variables)
+        variables = variable_list(variables)
+        columns = gradients(tape, losses, variables)
         dtype = _widest(variables)
         shapes = [variable.shape for variable in variables]
         rows = []
         masks = []
-        for i in range(len(losses)):
+        for i in range(len(columns[0])):
             pieces = [column[i] for column in columns]
             flat = [
                 tf.zeros([_size(variable)], dtype)
@@ -109,8 +113,8 @@ class _Projection:
     def pc_backward(
         self,
         tape: tf.GradientTape,
-        losses: Sequence[tf.Tensor],
-        variables: Sequence[tf.Variable],
+        losses: Any,
+        variables: Iterable[tf.Variable],
         **given: Any,
     ) -> list[tf.Tensor]:
         """Take the losses' gradients and merge them.
@@ -126,8 +130,9 @@ class _Projection:
             TypeError, ValueError: as :meth:`pack_grad`.
         """
         self._refuse_unknown(given)
-        columns = _gradients(tape, losses, variables)
-        m = len(losses)
+        variables = variable_list(variables)
+        columns = gradients(tape, losses, variables)
+        m = len(columns[0])
         # variables of one dtype, in which the same tasks have gradients, are merged as one vector
         groups: dict[tuple[Any, ...], list[int]] = {}
         for p, (column, variable) in enumerate(zip(columns, variables, strict=True)):
@@ -203,13 +208,17 @@ class PCGrad(_Projection):
         shuffle: False takes the others in the order 0..m-1 instead.
 
     Raises:
-        ValueError: for another reduction.
+        TypeError, ValueError: for another reduction, a seed that is no integer, and the like.
     """
 
     _keywords = ("order",)
 
     def __init__(self, reduction: str = "mean", *, seed: int | None = None, shuffle: bool = True) -> None:
         super().__init__(reduction)
+        if not isinstance(shuffle, bool):
+            raise TypeError(f"shuffle: got {name_of(shuffle)}, want True or False")
+        if seed is not None and (isinstance(seed, bool) or not hasattr(seed, "__index__")):
+            raise TypeError(f"seed: got {name_of(seed)}, want None or an integer")
         self.shuffle = shuffle
         # a generator is a variable, which a call of a tf.function with it takes 0.1 ms to find
         self._generator = tf.random.Generator.from_seed(seed) if shuffle and seed is not None else None
@@ -219,10 +228,7 @@ class PCGrad(_Projection):
             return _parallel(gram)
         if order is None:
             return _in_turn(gram, self._others(m))
-        order = tf.cast(order, tf.int32)
-        if order.shape != (m, m):
-            raise ValueError(f"order: got shape {tuple(order.shape)}, want {(m, m)}")
-        return _in_turn(gram, order)
+        return _in_turn(gram, _permutations(order, m))
 
     def _others(self, m: int) -> tf.Tensor:
         """(m, m - 1): for every task the others, in a uniformly random order, or ascending."""
@@ -253,34 +259,27 @@ def _in_turn(gram: tf.Tensor, order: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(a, 0) + 0 * norms  # NaN for a broken gradient
 
 
-def _gradients(
-    tape: tf.GradientTape, losses: Sequence[tf.Tensor], variables: Sequence[tf.Variable]
-) -> list[list[tf.Tensor | None]]:
-    """The m gradients of every variable, dense; None where it is unconnected."""
-    for name, given in (("losses", losses), ("variables", variables)):
-        if tf.is_tensor(given) or not isinstance(given, Sequence):
-            raise TypeError(f"{name}: got a {type(given).__name__}, want a list")
-        if not given:
-            raise ValueError(f"{name}: got an empty list, want at least one")
-    if len(losses) > 1 and not getattr(tape, "_persistent", True):
-        raise ValueError(
-            f"tape: got one that is not persistent for {len(losses)} losses, "
-            "want tf.GradientTape(persistent=True)"
-        )
-    taken = [tape.gradient(loss, variables) for loss in losses]
-    if all(piece is None for row in taken for piece in row):
-        raise ValueError("losses: got no gradient of any variable, want at least one that is connected")
-    dense = [[None if piece is None else tf.convert_to_tensor(piece) for piece in row] for row in taken]
-    return [list(column) for column in zip(*dense, strict=True)]
+def _permutations(order: Any, m: int) -> tf.Tensor:
+    """(m, m) int32, checked as far as it is known."""
+    wanted = f"{(m, m)} integers"
+    try:
+        order = tf.convert_to_tensor(order)
+    except (TypeError, ValueError):
+        raise TypeError(f"order: got {name_of(order)}, want {wanted}") from None
+    if not order.dtype.is_integer:
+        raise TypeError(f"order: got dtype {order.dtype.name}, want {wanted}")
+    if order.shape != (m, m):
+        raise ValueError(f"order: got shape {tuple(order.shape)}, want {(m, m)}")
+    known = tf.get_static_value(order)
+    if known is not None and any(sorted(row) != list(range(m)) for row in known.tolist()):
+        raise ValueError(f"order: got {known.tolist()}, want permutations of 0..{m - 1} as rows")
+    return tf.cast(order, tf.int32)
 
 
 def _vectors(name: str, given: Any, like: Sequence[tf.Tensor] | None = None) -> list[tf.Tensor]:
     """m vectors of one length, checked; a tensor (m, N) counts as m of them."""
-    if not tf.is_tensor(given) and not isinstance(given, Sequence):
-        raise TypeError(f"{name}: got a {type(given).__name__}, want a list of vectors")
-    vectors = tf.unstack(given) if tf.is_tensor(given) else [tf.convert_to_tensor(v) for v in given]
-    if not vectors:
-        raise ValueError(f"{name}: got an empty list, want at least one vector")
+    listed = tf.unstack(given) if tf.is_tensor(given) else listed_of(name, given, "a list of vectors")
+    vectors = [_vector(f"{name}[{i}]", vector) for i, vector in enumerate(listed)]
     if like is not None and len(vectors) != len(like):
         raise ValueError(f"{name}: got {len(vectors)}, want {len(like)}: one a gradient")
     first = vectors[0] if like is None else like[0]
@@ -291,6 +290,13 @@ def _vectors(name: str, given: Any, like: Sequence[tf.Tensor] | None = None) -> 
         if like is None and (vector.dtype != first.dtype or not vector.dtype.is_floating):
             raise TypeError(f"{name}[{i}]: got dtype {vector.dtype.name}, want one floating dtype for all")
     return vectors
+
+
+def _vector(name: str, given: Any) -> tf.Tensor:
+    try:
+        return tf.convert_to_tensor(given)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: got {name_of(given)}, want a vector (N,)") from None
 
 
 def _widest(variables: Sequence[tf.Variable]) -> tf.DType:

@@ -9,6 +9,7 @@ from typing import Any, Optional, Union  # also taken from here by star import
 import torch
 from torch import Tensor
 
+from .checks import abstract, as_tensor
 from .gradients import Gradients
 from .numbers import float64_device
 
@@ -38,7 +39,7 @@ class WeightModel:
         Raises:
             NotImplementedError: always; a subclass overrides it.
         """
-        raise NotImplementedError("This method must be implemented by the subclass.")
+        raise abstract(self, "get_weights")
 
 
 class EqualWeight(WeightModel):
@@ -93,9 +94,9 @@ def direction_weights(model: WeightModel, grads: Gradients, losses: Sequence[Any
     stacked = grads.stacked()
     keywords = {"device": stacked.device} if _takes_device(model.get_weights) else {}
     with torch.no_grad():
-        weights = model.get_weights(gradients=stacked, losses=losses, **keywords)
-        if not isinstance(weights, Tensor):  # numbers mean the same whatever torch's defaults are
-            weights = torch.as_tensor(weights, dtype=torch.float64, device="cpu")
+        given = model.get_weights(gradients=stacked, losses=losses, **keywords)
+    wanted = f"({grads.m},) numbers from {type(model).__name__}.get_weights"
+    weights = as_tensor("weights", given, wanted, torch.float64)
     if weights.shape != (grads.m,):
         raise ValueError(
             f"weights: got shape {tuple(weights.shape)} from {type(model).__name__}.get_weights, "

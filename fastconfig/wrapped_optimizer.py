@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from .checks import got
+
 
 class WrappedOptimizer(Optimizer):
     """All that an optimizer has is the wrapped one's: groups, state, defaults, hooks, steps.
@@ -21,10 +23,7 @@ class WrappedOptimizer(Optimizer):
 
     def __init__(self, optimizer: Optimizer | None) -> None:
         if optimizer is not None and not isinstance(optimizer, Optimizer):
-            got = (
-                f"the class {optimizer.__name__}" if isinstance(optimizer, type) else f"a {_kind(optimizer)}"
-            )
-            raise TypeError(f"optimizer: got {got}, want a torch.optim.Optimizer")
+            raise TypeError(f"optimizer: got {got(optimizer)}, want a torch.optim.Optimizer")
         self._optimizer = optimizer
 
     @property

@@ -7,12 +7,11 @@ import sys
 import types
 from pathlib import Path
 
-import pytest
 import torch
 from inputs import low_rank, relative_error
 from peer import MODULES, OURS, THEIRS
 
-from fastconfig import accelerate, cli, reference
+from fastconfig import accelerate, reference
 
 SCRIPT = """
 import sys
@@ -96,7 +95,19 @@ def test_a_script_runs_unedited(tmp_path: Path) -> None:
     assert "fastconfig serves 34 names of conflictfree" in done.stderr
 
 
-def test_a_script_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["run", "nowhere.py"])
-    assert "argument SCRIPT.py: got 'nowhere.py', want a file" in capsys.readouterr().err
+def test_undo_is_done_once_and_leaves_what_was_set_meanwhile() -> None:
+    theirs = THEIRS["grad_operator"]
+    before = theirs.ConFIG_update, theirs.ConFIGOperator
+    acceleration = accelerate()
+    inner = accelerate()
+    theirs.ConFIG_update = "somebody's"  # type: ignore[attr-defined]
+    try:
+        inner.undo()
+        assert theirs.ConFIGOperator is OURS["grad_operator"].ConFIGOperator
+        acceleration.undo()
+        assert theirs.ConFIG_update == "somebody's"
+        assert theirs.ConFIGOperator is before[1]
+    finally:
+        theirs.ConFIG_update = before[0]  # type: ignore[attr-defined]
+    acceleration.undo()
+    assert theirs.ConFIG_update is before[0]

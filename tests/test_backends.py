@@ -93,6 +93,89 @@ def test_a_backend_asked_for_that_cannot_run_raises_with_the_reason() -> None:
     assert "BackendUnavailable: backend 'numba' cannot run here" in run.stderr
 
 
+def test_explain_says_what_serves() -> None:
+    asked = "'pytorch' was asked for by name"
+    for device in ("cpu", "cpu:0", torch.device("cpu")):
+        with use_backend("pytorch"):
+            assert explain(device) == [("numba", asked), ("pytorch", None)]
+    with use_backend("pytorch"):
+        for device in ("cuda", "cuda:0", torch.device("cuda")):
+            assert explain(device) == [("cuda", asked), ("triton", asked), ("pytorch", None)]
+    with use_backend("numba"):
+        assert explain("cpu")[0] == ("numba", None)
+        assert explain("meta") == [
+            ("numba", "it serves the CPU, not meta"),
+            ("pytorch", "'numba' was asked for by name"),
+        ]
+    with use_backend("auto"):
+        assert [name for name, _ in explain("cuda:0")] == ["cuda", "triton", "pytorch"]
+
+
+def test_explain_honours_the_variable() -> None:
+    code = "import fastconfig; print(fastconfig.explain('cpu')[-1], fastconfig.last_backend())"
+    assert python(code, FASTCONFIG_BACKEND="pytorch").stdout.split() == ["('pytorch',", "None)", "None"]
+    run = python(code, FASTCONFIG_BACKEND="cuda9")
+    assert "ValueError: FASTCONFIG_BACKEND: got 'cuda9', want one of" in run.stderr
+
+
+def test_an_empty_variable_counts_as_none() -> None:
+    code = (
+        "import torch, fastconfig; fastconfig.ConFIG_update(torch.eye(2)); print(fastconfig.last_backend())"
+    )
+    assert python(code, FASTCONFIG_BACKEND="").stdout.split() == ["numba"]
+
+
+def test_explain_looks_without_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is read where a call first needs it."""
+    monkeypatch.setattr(backends, "_requested", None)
+    monkeypatch.setenv("FASTCONFIG_BACKEND", "pytorch")
+    assert dict(explain("cpu"))["numba"] == "'pytorch' was asked for by name"
+    monkeypatch.delenv("FASTCONFIG_BACKEND")
+    assert explain("cpu")[0] == ("numba", None)
+
+
+def test_last_backend_says_who_served() -> None:
+    network = torch.nn.Linear(3, 2)
+
+    def backward() -> None:
+        y = network(torch.ones(4, 3))
+        fastconfig.backward([y[:, 0].sum(), y[:, 1].square().sum()], network)
+
+    calls = (
+        lambda: ConFIG_update(list(GRADS)),
+        lambda: ConFIG_update(GRADS),
+        lambda: fastconfig.PCGradOperator(shuffle=True).calculate_gradient(torch.randn(3, 100_000)),
+        lambda: fastconfig.ops.gram(GRADS),
+        lambda: fastconfig.PseudoMomentumOperator(3).calculate_gradient([0, 1, 2], GRADS),
+        backward,
+    )
+    for call in calls:
+        for name in ("pytorch", "numba", "pytorch"):
+            with use_backend(name):
+                call()
+            assert fastconfig.last_backend() == name
+    with use_backend("auto"):
+        ConFIG_update(GRADS.to("meta"))
+    assert fastconfig.last_backend() == "pytorch"
+
+
+def test_a_choice_that_was_withdrawn_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
+    monkeypatch.setattr(backends, "_serving", {})
+    monkeypatch.setattr(backends, "_told", set())
+    with use_backend("numba"):
+        with use_backend("auto"):
+            backends.withdraw("numba", "it broke")
+            ConFIG_update(GRADS)
+            assert fastconfig.last_backend() == "pytorch"
+        assert explain("cpu")[0] == ("numba", "it broke")
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable, match="'numba' cannot run here: it broke"):
+                ConFIG_update(GRADS)
+    with pytest.raises(BackendUnavailable, match="it broke"):
+        use_backend("numba")
+
+
 def test_numba_asked_for_another_device_raises() -> None:
     with (
         use_backend("numba"),

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import fastconfig
-from fastconfig import cli, demo, demo_training
+from fastconfig import backends, cli, demo, demo_training
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -136,6 +137,91 @@ def test_demo_without_conflictfree_says_so(
     assert "conflictfree is not installed" in text
     assert "relative L2 error" in text
     assert set(json.loads((tmp_path / "demo.json").read_text())["operators"]) == {"fastconfig"}
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int) -> None:
+    """Ctrl-C in that call of a function."""
+    plain, calls = getattr(owner, name), []
+
+    def function(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    monkeypatch.setattr(owner, name, function)
+
+
+def test_an_interrupted_demo_keeps_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    interrupted_at(monkeypatch, demo_training, "step_plain_sum", 4)
+    assert cli.main(["demo", "--momentum", "--steps", "50", "--out", str(tmp_path)]) == 130
+    captured = capsys.readouterr()
+    assert captured.err == "fastconfig demo: interrupted: 3 of 50 steps were trained\n"
+    assert "after 3 steps" in captured.out
+    numbers = json.loads((tmp_path / "demo.json").read_text())
+    assert (numbers["trained_steps"], numbers["settings"]["steps"]) == (3, 50)
+    assert not (tmp_path / "demo.png").exists()
+
+
+def test_a_demo_that_is_interrupted_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    interrupted_at(monkeypatch, demo_training, "step_plain_sum", 1)
+    assert cli.main(["demo", "--steps", "5", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "fastconfig demo: interrupted\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("measured", [0, 1])
+def test_an_interrupted_bench_keeps_its_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, measured: int
+) -> None:
+    pytest.importorskip("matplotlib")
+    from fastconfig.bench import run
+
+    interrupted_at(monkeypatch, run, "run_setting", measured + 1)
+    files = tmp_path / "bench.json", tmp_path / "bench.png"
+    options = ["--quick", "--m", "2,3", "--n", "64", "--only", "update", "--backend", "numba", "--no-memory"]
+    assert cli.main(["bench", *options, "--json", str(files[0]), "--plot", str(files[1])]) == 130
+    wanted = f"fastconfig bench: interrupted: {measured} of 2 settings were measured\n"
+    assert capsys.readouterr().err == wanted
+    numbers = json.loads(files[0].read_text())
+    assert numbers["interrupted"] == f"{measured} of 2 settings were measured"
+    assert len(numbers["settings"]) == measured
+    assert files[1].exists() == bool(measured)
+
+
+def test_an_interrupt_while_things_are_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastconfig import environment
+
+    interrupted_at(monkeypatch, environment, "versions", 1)
+    assert cli.main(["info"]) == 130
+    assert capsys.readouterr().err == "fastconfig info: interrupted\n"
+
+
+def test_info_says_who_serves(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with fastconfig.use_backend("pytorch"):
+        cli.main(["info"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "backend for cpu pytorch not numba: 'pytorch' was asked for by name" in text
+    monkeypatch.setattr(backends, "_requested", None)
+    monkeypatch.setenv("FASTCONFIG_BACKEND", "cuda9")
+    assert cli.main(["info"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "backend for cpu none: FASTCONFIG_BACKEND: got 'cuda9'" in text
+    monkeypatch.setenv("FASTCONFIG_BACKEND", "")
+    cli.main(["info"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "backend for cpu numba" in text
+    assert "FASTCONFIG_BACKEND empty, which counts as unset" in text
 
 
 @pytest.mark.parametrize("steps", ["0", "-3", "2.5", "many"])

@@ -273,7 +273,7 @@ def step(net: nn.Module, wrapper: Any) -> None:
     wrapper.step()
 
 
-class Group:
+class Group(torch.distributed.ProcessGroup):
     """Stands in for a process group, which can neither be copied nor pickled."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -281,7 +281,7 @@ class Group:
 
 
 def grouped() -> list[Any]:
-    group: Any = Group()
+    group: Any = Group(0, 1)
     held = [
         fastconfig.ConFIGOperator(process_group=group),
         fastconfig.PCGradOperator(process_group=group),
@@ -313,7 +313,7 @@ def test_a_process_group_is_not_pickled() -> None:
             with pytest.raises(TypeError, match=r"process_group: got .* want state_dict\(\) to be saved"):
                 write(held)
     with pytest.raises(TypeError, match="process_group: got"):
-        pickle.dumps(Shards(Group()))  # type: ignore[arg-type]
+        pickle.dumps(Shards(Group(0, 1)))  # type: ignore[arg-type]
     assert pickle.loads(pickle.dumps(Shards())) == Shards()
 
 
@@ -326,7 +326,7 @@ def test_what_is_replaced_in_this_process_is_not_copied() -> None:
 
 def test_a_subclass_with_state_of_its_own() -> None:
     for kind in (Weighted, Slotted):
-        held = kind(process_group=Group())
+        held = kind(process_group=Group(0, 1))
         held.scale = 2.5
         twin = copy.deepcopy(held)
         assert twin.scale == 2.5

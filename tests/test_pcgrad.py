@@ -149,7 +149,7 @@ def test_errors(method: Any) -> None:
     tasks = Tasks(2)
     with pytest.raises(ValueError, match="reduction: got 'median', want 'mean' or 'sum'"):
         method("median")
-    with pytest.raises(TypeError, match=r"optimizer: got a int, want a torch\.optim\.Optimizer"):
+    with pytest.raises(TypeError, match=r"optimizer: got 3, want a torch\.optim\.Optimizer"):
         method(3)
     with pytest.raises(TypeError, match=r"optimizer: got none, want PP?CGrad\(optimizer\)"):
         method().pc_backward(tasks.losses())

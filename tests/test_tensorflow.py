@@ -1,4 +1,4 @@
-"""Runs tensorflow_cases.py in processes of their own: TensorFlow and Triton crash in one."""
+"""Runs the TensorFlow cases in processes of their own: TensorFlow and Triton crash in one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).with_name("tensorflow_cases.py")
+HERE = Path(__file__).parent
+CASES = [str(HERE / name) for name in ("tensorflow_cases.py", "tensorflow_losses.py")]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
 @pytest.mark.parametrize("part", ["xla", "not xla"])
 def test_tensorflow(part: str) -> None:
-    command = [sys.executable, "-m", "pytest", str(CASES), "-k", part, "-p", "no:cacheprovider"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=CASES.parents[1])
+    command = [sys.executable, "-m", "pytest", *CASES, "-k", part, "-p", "no:cacheprovider"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert "passed" in run.stdout

@@ -130,7 +130,8 @@ def test_a_missing_triton_leaves_pytorch(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, triton_gpu.__name__)
     del backends._loaded["triton"]
-    _, (name, reason), (other, fine) = backends.explain("cuda")
+    with use_backend("auto"):
+        _, (name, reason), (other, fine) = backends.explain("cuda")
     assert (name, other, fine) == ("triton", "pytorch", None)
     assert reason is not None
     assert "triton" in reason

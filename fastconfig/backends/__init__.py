@@ -1,4 +1,4 @@
-"""Which backend serves which gradients: ``choose``, ``explain``, ``use_backend``, FASTCONFIG_BACKEND."""
+"""Which backend serves which gradients: ``choose``, ``explain``, ``use_backend``, ``last_backend``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import os
 from collections.abc import Sequence
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from ..gradients import Gradients, GradientsLike
 from ..methods import Rule
 from .base import Backend, BackendUnavailable
 
-__all__ = ["Backend", "BackendUnavailable", "choose", "explain", "load", "use_backend"]
+__all__ = ["Backend", "BackendUnavailable", "choose", "explain", "last_backend", "load", "use_backend"]
 
 AUTO = "auto"
 # name -> (module, class); a backend is imported on first use
@@ -31,6 +32,7 @@ _loaded: dict[str, Backend | str] = {}  # a backend, or why it cannot be had
 _told: set[tuple[str, str]] = set()  # backends and reasons that were logged
 _serving: dict[str, list[Backend]] = {}  # device type -> what auto may take
 _requested: str | None = None  # None until first asked: then FASTCONFIG_BACKEND or auto
+_last: Backend | None = None  # what served the last call of this process
 _log = logging.getLogger("fastconfig")
 
 
@@ -41,6 +43,7 @@ def choose(grads: Gradients) -> Backend:
         BackendUnavailable: if one was asked for by name and cannot serve them.
         ValueError: if FASTCONFIG_BACKEND names none.
     """
+    global _last
     if grads.parts:
         return _of_parts(grads)
     name = _requested if _requested is not None else _from_environment()
@@ -49,10 +52,12 @@ def choose(grads: Gradients) -> Backend:
         reason = backend.unsupported(grads)
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot serve these gradients: {reason}")
+        _last = backend
         return backend if grads.shards is None else _over_all(backend)
     device = grads.device_type
     for backend in _serving.get(device) or _find_serving(device):
         if backend.unsupported(grads) is None:
+            _last = backend
             return backend if grads.shards is None else _over_all(backend)
     raise BackendUnavailable(_nothing_serves(device))
 
@@ -62,16 +67,35 @@ def short_update(grads: GradientsLike, rule: Rule) -> Tensor | None:
 
     Loads nothing: None also as long as that backend has served nothing.
     """
+    global _last
     backend = _serving_the_cpu()
-    return None if backend is None else backend.short_update(grads, rule)
+    update = None if backend is None else backend.short_update(grads, rule)
+    if update is not None:
+        _last = backend
+    return update
 
 
 def merge_into(
     rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
 ) -> list[Tensor] | None:
     """The same of gradients of parameters, to their ``.grad``; what was written to, or None."""
+    global _last
     backend = _serving_the_cpu()
-    return None if backend is None else backend.merge_into(rows, parameters, rule)
+    written = None if backend is None else backend.merge_into(rows, parameters, rule)
+    if written is not None:
+        _last = backend
+    return written
+
+
+def last_backend() -> str | None:
+    """Name of the backend that served the last call in this process, of whichever thread; None before any."""
+    return None if _last is None else _last.name
+
+
+def serves_instead(backend: Backend) -> None:
+    """Note that this one serves the call, in place of the one that was chosen."""
+    global _last
+    _last = backend
 
 
 def _serving_the_cpu() -> Backend | None:
@@ -128,16 +152,63 @@ def load(name: str) -> Backend:
     return backend
 
 
-def explain(device_type: str) -> list[tuple[str, str | None]]:
-    """Backends for a device in order of preference, each with the reason why it cannot run, or None.
+def explain(device: str | torch.device) -> list[tuple[str, str | None]]:
+    """Backends for a device in order of preference, each with the reason why it does not serve, or None.
 
-    The first with None serves it. A backend is imported to find out.
+    The first with None serves it; if there is none, calls raise. A backend asked for by name
+    (``use_backend``, FASTCONFIG_BACKEND) is the only one that may. Backends are imported to find out.
 
     Args:
-        device_type: "cpu", "cuda", ... as in ``torch.device.type``.
+        device: "cpu", "cuda", "cuda:0", a ``torch.device``, ...
+
+    Raises:
+        TypeError, ValueError: for what is no device, or none that this machine has.
+        ValueError: if FASTCONFIG_BACKEND names no backend.
     """
-    found = [(name, _load(name)) for name in _candidates(device_type)]
-    return [(name, backend if isinstance(backend, str) else None) for name, backend in found]
+    device = _device(device)
+    asked = requested()
+    if asked == AUTO:
+        return explain_auto(device)
+    names = _candidates(device.type)
+    others = f"{asked!r} was asked for by name"
+    return [
+        (name, _why_not(name, device) if name == asked else others)
+        for name in (names if asked in names else (asked, *names))
+    ]
+
+
+def explain_auto(device: str | torch.device) -> list[tuple[str, str | None]]:
+    """:func:`explain` as if none had been asked for by name."""
+    device = _device(device)
+    return [(name, _why_not(name, device)) for name in _candidates(device.type)]
+
+
+def _why_not(name: str, device: torch.device) -> str | None:
+    backend = _load(name)
+    return backend if isinstance(backend, str) else backend.unsupported_device(device)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    wanted = "want 'cpu', 'cuda', 'cuda:0', ... or a torch.device"
+    if not isinstance(device, (str, torch.device)):
+        raise TypeError(f"device: got {device!r}, {wanted}")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: got {device!r}, {wanted}") from None
+    count = torch.cuda.device_count() if found.type == "cuda" and torch.cuda.is_available() else None
+    if count is not None and (found.index or 0) >= count:
+        raise ValueError(f"device: got {str(device)!r}, but PyTorch sees {count} CUDA devices here; {wanted}")
+    return found
+
+
+def requested() -> str:
+    """The backend that was asked for by name; "auto" if none was.
+
+    Raises:
+        ValueError: if FASTCONFIG_BACKEND names none.
+    """
+    return _requested if _requested is not None else _of_the_variable()
 
 
 class use_backend:  # reads as a statement: use_backend("pytorch")
@@ -174,9 +245,13 @@ class use_backend:  # reads as a statement: use_backend("pytorch")
 
 def _from_environment() -> str:
     global _requested
-    name = os.environ.get("FASTCONFIG_BACKEND", AUTO)
+    _requested = _of_the_variable()
+    return _requested
+
+
+def _of_the_variable() -> str:
+    name = os.environ.get("FASTCONFIG_BACKEND", "").strip() or AUTO  # job scripts leave variables empty
     _check_name(name, "FASTCONFIG_BACKEND")
-    _requested = name
     return name
 
 
@@ -214,5 +289,5 @@ def _load(name: str) -> Backend | str:
 
 
 def _nothing_serves(device_type: str) -> str:
-    reasons = "; ".join(f"{name}: {why}" for name, why in explain(device_type) if why)
+    reasons = "; ".join(f"{name}: {why}" for name, why in explain_auto(device_type) if why)
     return f"no backend serves device {device_type!r} here: {reasons}"

@@ -22,6 +22,10 @@ class Backend(Protocol):
     def unsupported(self, grads: Gradients) -> str | None:
         """Why these gradients cannot be served, or None."""
 
+    def unsupported_device(self, device: torch.device) -> str | None:
+        """Why no gradients on this device can be served, or None."""
+        return None
+
     def gram(self, grads: Gradients) -> Tensor:
         """(m, m) or (B, m, m) float64 products of the gradients, on their device."""
 

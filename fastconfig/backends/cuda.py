@@ -69,6 +69,12 @@ class CudaBackend(Backend):
             return f"it takes up to {most} gradients on this device, got {grads.m}"
         return None
 
+    def unsupported_device(self, device: torch.device) -> str | None:
+        if device.type != self._cuda.device_type:
+            return f"it serves CUDA devices, not {device}"
+        float64 = self._device(device.index or 0)
+        return float64 if isinstance(float64, str) else None
+
     def gram(self, grads: Gradients) -> Tensor:
         gram = torch.empty(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64, device=grads.device)
         self._run(grads, None, _GRAM, gram=gram.data_ptr())

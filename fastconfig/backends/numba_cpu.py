@@ -33,6 +33,9 @@ class NumbaBackend(NumbaMomentum):
             return f"it serves the CPU, the gradients are on {grads.device}"
         return _UNSUPPORTED[grads.dtype]
 
+    def unsupported_device(self, device: torch.device) -> str | None:
+        return None if device.type == "cpu" else f"it serves the CPU, not {device}"
+
     def gram(self, grads: Gradients) -> Tensor:
         out = torch.empty(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64, device=grads.device)
         _run(GRAM, grads, None, out.data_ptr(), 0)

@@ -18,7 +18,7 @@ from ..gradients import Gradients, Update
 from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
 from ..momenta import Step
-from . import triton_momentum, withdraw
+from . import serves_instead, triton_momentum, withdraw
 from .base import device_cutoff
 from .momentum import TorchMomentum
 from .pytorch import PyTorchBackend
@@ -58,6 +58,7 @@ def _or_pytorch(step: Callable[..., Any]) -> Callable[..., Any]:
                 if reason is None:
                     raise
                 withdraw(self.name, reason)
+        serves_instead(self._pytorch)
         return getattr(self._pytorch, step.__name__)(grads, *rest)
 
     return run
@@ -83,6 +84,10 @@ class TritonBackend(TorchMomentum):
         if grads.device_type == "cuda" or (INTERPRETED and grads.device_type == "cpu"):
             return None
         return f"it serves CUDA devices, the gradients are on {grads.device}"
+
+    def unsupported_device(self, device: torch.device) -> str | None:
+        served = device.type == "cuda" or (INTERPRETED and device.type == "cpu")
+        return None if served else f"it serves CUDA devices, not {device}"
 
     @_or_pytorch
     def gram(self, grads: Gradients) -> Tensor:
@@ -131,6 +136,7 @@ class TritonBackend(TorchMomentum):
             self._pytorch.momentum_update(step, rule, out)
 
         if step.momenta.m > self.most:
+            serves_instead(self._pytorch)
             instead(step)
             return
         rest = self._launch(step, lambda: triton_momentum.begin(step, rule, out, self.table), instead)
@@ -147,6 +153,7 @@ class TritonBackend(TorchMomentum):
             reason = _why(error)
             if reason is None:
                 raise
+            serves_instead(self._pytorch)
             instead(step)
             withdraw(self.name, reason)
             return None

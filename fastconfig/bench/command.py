@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises:
         SystemExit: with a message for arguments that cannot be served.
+        KeyboardInterrupt: after Ctrl-C, once what was measured is printed and written.
     """
     if arguments.plot and find_spec("matplotlib") is None:
         arguments.fail("argument --plot: needs matplotlib, which is missing: pip install 'fastconfig[bench]'")
@@ -61,9 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         arguments.json.write_text(_text(numbers), encoding="utf-8")
         console.print(f"wrote {arguments.json}", soft_wrap=True, highlight=False)
-    if arguments.plot:
+    if arguments.plot and (plot.drawable(numbers) or "interrupted" not in numbers):
         plot.draw(numbers, arguments.plot)
         console.print(f"wrote {arguments.plot}", soft_wrap=True, highlight=False)
+    if "interrupted" in numbers:
+        raise KeyboardInterrupt(numbers["interrupted"])
     rows = [row for of_setting in numbers["settings"] for row in of_setting.get("results", ())]
     return 0 if all(row["right"] for row in rows) else 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..backends import explain, load
+from ..backends import explain_auto, load
 from .arguments import GROUPS
 from .cases import PASSES, Setting
 
@@ -77,7 +77,7 @@ def backends(options: Options, device_type: str) -> list[str]:
         BackendUnavailable: for one that cannot run here.
     """
     if options.backend is None:
-        return [name for name, reason in explain(device_type) if reason is None]
+        return [name for name, reason in explain_auto(device_type) if reason is None]
     for name in options.backend:
         load(name)
     return list(options.backend)

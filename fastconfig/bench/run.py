@@ -42,6 +42,8 @@ def bench(
 ) -> dict[str, Any]:
     """Run everything and return all figures, ready for JSON.
 
+    After Ctrl-C these are the figures so far, with "interrupted": how far it came.
+
     Args:
         options: what to run.
         command: how the run was started.
@@ -65,15 +67,18 @@ def bench(
         task = progress.add_task("bandwidth", total=len(chosen) + 1 + options.memory)
         redraw = partial(_redraw, progress, [0.0])
         progress.refresh()
-        numbers["bandwidth"] = floor.bandwidths(clock, device, redraw)
-        for setting in chosen:
-            progress.update(task, advance=1, description=str(setting), refresh=True)
-            numbers["settings"].append(run_setting(setting, options, device, clock, order, found, redraw))
-            save(numbers)
-        progress.update(task, advance=1, description="memory", refresh=True)
-        if options.memory:
-            add_memory(numbers["settings"], options, redraw)
-            progress.update(task, advance=1, refresh=True)
+        try:
+            numbers["bandwidth"] = floor.bandwidths(clock, device, redraw)
+            for setting in chosen:
+                progress.update(task, advance=1, description=str(setting), refresh=True)
+                numbers["settings"].append(run_setting(setting, options, device, clock, order, found, redraw))
+                save(numbers)
+            progress.update(task, advance=1, description="memory", refresh=True)
+            if options.memory:
+                add_memory(numbers["settings"], options, redraw)
+                progress.update(task, advance=1, refresh=True)
+        except KeyboardInterrupt:
+            numbers["interrupted"] = f"{len(numbers['settings'])} of {len(chosen)} settings were measured"
     numbers["seconds"] = time.perf_counter() - began
     numbers["machine"]["load_after"] = _load()
     return numbers
@@ -108,6 +113,7 @@ def description(
         },
         "options": asdict(options),
         "peers": {peer.name: peer.missing or "installed" for peer in found},
+        "bandwidth": [],
         "settings": [],
     }
 

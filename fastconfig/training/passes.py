@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
+from ..checks import got
 from ..network import dense, parameters_of, plain_leaves
 from ..ranks.collectives import check_collective
 from ..shards import is_dtensor, reshard
@@ -82,9 +83,8 @@ def leaves(given: Any, argument: str, *, some: bool = True) -> list[Tensor]:
 
 
 def _refuse_parameters(given: Any, argument: str) -> NoReturn:
-    got = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
     advice = ": give the model that it steps" if isinstance(given, torch.optim.Optimizer) else ""
-    raise TypeError(f"{argument}: got {got}, want a torch.nn.Module or a list of parameters{advice}")
+    raise TypeError(f"{argument}: got {got(given)}, want a torch.nn.Module or a list of parameters{advice}")
 
 
 def kept(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> list[bool]:

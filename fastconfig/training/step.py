@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backends import merge_into
+from ..checks import check_operator
 from ..compiling import outside_the_graph
 from ..config_update import merge
 from ..grad_operator import GradientOperator, fixed_rule_of, is_ours, rule_of
@@ -73,7 +74,8 @@ def backward(
         keywords = {"indexes": indexes, "retain_graph": retain_graph, "accumulate": accumulate}
         outside_the_graph(backward, losses, model_or_parameters, operator, none_grad=none_grad, **keywords)
         return
-    check_operator(operator)
+    if not isinstance(operator, MomentumOperator):
+        check_operator(operator, "operator")
     check_none_grad(none_grad)
     model: Any = model_or_parameters
     values = scalars(losses)
@@ -138,7 +140,8 @@ def mtl_backward(
             mtl_backward, losses, features, shared_parameters, task_parameters, operator, **rest
         )
         return
-    check_operator(operator)
+    if not isinstance(operator, MomentumOperator):
+        check_operator(operator, "operator")
     check_none_grad(none_grad)
     values, outputs = scalars(losses), feature_list(features)
     parts = parts_of(values, outputs, shared_parameters, task_parameters)
@@ -272,21 +275,6 @@ def group_of(operator: Operator) -> ProcessGroup | None:
 def _check_no_group(operator: Operator) -> None:
     if group_of(operator) is not None:
         raise ValueError("operator: got one with a process_group, want one without: the model has its own")
-
-
-def check_operator(operator: Any) -> None:
-    """Whether it merges gradients: one of this package, of a user's own, or of conflictfree.
-
-    Raises:
-        TypeError: saying what came and what is wanted.
-    """
-    if isinstance(operator, type) or not callable(getattr(operator, "calculate_gradient", None)):
-        got = f"the class {operator.__name__}" if isinstance(operator, type) else _described(operator)
-        raise TypeError(f"operator: got {got}, want an operator such as ConFIGOperator() or PCGradOperator()")
-
-
-def _described(value: Any) -> str:
-    return f"{value!r}" if isinstance(value, str) else getattr(value, "__name__", f"a {type(value).__name__}")
 
 
 def check_none_grad(none_grad: str) -> None:

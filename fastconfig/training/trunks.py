@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 from torch.nn import ModuleList
 
+from ..checks import got
 from .graphs import Edge, edge_of, edges_of, is_new, leaves_of, nodes_of, note
 from .passes import leaves
 
@@ -94,8 +95,9 @@ def parts_of(values: list[Tensor], features: list[Tensor], shared: Any, tasks: A
 
 def _given_heads(tasks: Any, m: int) -> list[list[Tensor]]:
     if isinstance(tasks, (Tensor, str, type)) or not isinstance(tasks, (Collection, ModuleList)):
-        got = f"the class {tasks.__name__}" if isinstance(tasks, type) else f"a {type(tasks).__name__}"
-        raise TypeError(f"task_parameters: got {got}, want a list of {m}: a module or its parameters a loss")
+        raise TypeError(
+            f"task_parameters: got {got(tasks)}, want a list of {m}: a module or its parameters a loss"
+        )
     if len(tasks) != m:
         raise ValueError(f"task_parameters: got {len(tasks)}, want {m}: one a loss")
     return [leaves(task, f"task_parameters[{i}]", some=False) for i, task in enumerate(tasks)]
