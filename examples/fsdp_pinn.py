@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,7 @@ def main() -> None:
         for name, value in zip(("residual", "start", "ends"), found / dist.get_world_size(), strict=True):
             print(f"{name}: loss {float(value):.10g} after steps {begin} to {given.steps}")
     dist.destroy_process_group()
+    leave()
 
 
 def latest(folder: Path | None) -> int:
@@ -123,6 +125,17 @@ def state_of(net: nn.Module, optimizer: torch.optim.Optimizer, operator: Any) ->
     model_state, optimizer_state = get_state_dict(net, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state}
     return state | ({"operator": operator} if hasattr(operator, "state_dict") else {})
+
+
+def leave() -> None:
+    """End this process with 0 and without Python's shutdown, as the children of multiprocessing end.
+
+    torch's caches of meshes keep Gloo's threads alive after ``destroy_process_group``. One that still holds a
+    tensor while Python (before 3.14) shuts down is ended within a destructor, and C++ aborts the process.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,48 @@ Slow, memory-hungry and readable. Every backend is tested against these function
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .numbers import cutoff
+
+_KEPT_BITS = 76  # of a row and of a product, counted from the largest elements
+
+
+def gram(rows: Tensor) -> Tensor:
+    """G = A A^T to the last bits of float64, whatever multiplies the matrices and in whatever order.
+
+    A row is cut into slices of so few bits, counted from its largest element, that all products and sums of
+    two slices are exact in float64 (Ozaki et al. 2012, "Error-free transformations of matrix
+    multiplication", doi:10.1007/s11075-011-9478-1).
+
+    Args:
+        rows: (m, N) finite gradients, any served dtype.
+
+    Returns:
+        (m, m) float64, symmetric; an entry is off by at most (2^-51 + N 2^-74) |g_i| |g_j|.
+    """
+    rest = rows.detach().to(torch.float64)
+    if not rest.numel():
+        return rest.new_zeros(len(rest), len(rest))
+    exponents = torch.frexp(rest.abs().amax(1)).exponent.tolist()
+    scale = rest.new_tensor([math.ldexp(1.0, exponent) for exponent in exponents])
+    rest = rest / scale[:, None]  # all below one
+    bits = (53 - (rest.shape[1] - 1).bit_length()) // 2
+    slices: list[Tensor] = []
+    while rest.any() and len(slices) * bits < _KEPT_BITS:
+        unit = 2.0 ** (-bits * (len(slices) + 1))
+        slices.append((rest / unit).trunc() * unit)
+        rest = rest - slices[-1]
+    half = rest.new_zeros(len(rest), len(rest))
+    for k in reversed(range(min(2 * len(slices) - 1, -(-_KEPT_BITS // bits)))):  # the smallest products first
+        for i in range(max(k - len(slices) + 1, 0), k // 2 + 1):
+            product = slices[i] @ slices[k - i].T
+            half += product / 2 if 2 * i == k else product
+    return (half + half.T) * scale[:, None] * scale
 
 
 def config(

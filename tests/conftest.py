@@ -1,4 +1,4 @@
-"""What every test shares: a fresh seed, printed where a test fails, and both backends."""
+"""What every test shares: a fresh seed, printed where a test fails, NaN in new memory, and both backends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from poisoned import poison
 
 import fastconfig
 
 if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+poison()
 torch.set_num_threads(1)  # test processes run side by side
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from distributed_inputs import has_fsdp
+from poisoned import poison
 
 Case = Callable[[int, int], None]
 PARTS = ("shards", "dtensors", "fsdp", "ddp", "disguises", "momentum", "wire")
@@ -37,6 +38,7 @@ def run(
     rank: int, parts: list[str], ranks: int, backend: str, meeting: str, seed: int, chosen: str | None
 ) -> None:
     """All cases, one after the other; a failure ends the process, and so all."""
+    poison()
     torch.set_num_threads(1)
     device = torch.device("cuda", 0) if backend == "nccl" else None
     how = {"init_method": f"file://{meeting}", "rank": rank, "world_size": ranks, "device_id": device}

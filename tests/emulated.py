@@ -13,10 +13,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import torch
 from processes import compiler
 
 from fastconfig import backends
@@ -67,19 +65,6 @@ def serve(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
     """Have the CUDA backend serve the CPU."""
     monkeypatch.setitem(sys.modules, NAME, module(float64))
     backends._loaded.pop("cuda", None)
-
-
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every buffer that a kernel is to write holds NaN before."""
-    empty = torch.empty
-
-    def poisoned(*shape: Any, **options: Any) -> torch.Tensor:
-        tensor = empty(*shape, **options)
-        if tensor.dtype == torch.uint8:  # memory for anything: eight of these are a NaN
-            return tensor.fill_(255)
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned)
 
 
 def _build(command: list[str], sources: list[Path], float64: bool, target: Path) -> None:

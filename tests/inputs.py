@@ -132,6 +132,14 @@ def relative_error(update: Tensor, exact: Tensor) -> float:
     return float((update.double() - exact).norm() / exact.norm())
 
 
+def gram_error(gram: Tensor, exact: Tensor) -> float:
+    """The largest error of an entry, relative to the norms of its two rows; ``exact`` by reference.gram."""
+    assert torch.isfinite(gram).all()
+    norms = exact.diagonal().sqrt()
+    sizes = norms * norms[:, None]
+    return float(((gram - exact).abs() / torch.where(sizes > 0, sizes, 1)).max())
+
+
 def half_bound(exact: Tensor, dtype: torch.dtype) -> float:
     """Four times what rounding the exact answer to ``dtype`` costs, relative."""
     rounded = (exact.to(dtype).double() - exact).norm() / exact.norm()

@@ -93,7 +93,10 @@ def test_float64(m: int, method: str) -> None:
         # a solution of C x = w is known to its condition times eps, whatever computes it
         eigenvalues = 1 + (m - 1) * cosine, 1 - cosine
         condition = max(eigenvalues) / min(eigenvalues)
-        bound = max(1e-12, 4 * condition * torch.finfo(torch.float64).eps)
+        error = 4 * condition * torch.finfo(torch.float64).eps
+        if method == "imtlg":  # divides by sum_i x_i / |g_i|, which may hang on one x_i: |x| is sqrt(m) of it
+            error *= m**0.5
+        bound = max(1e-12, error)
         check(scaled(equiangular(m, 3001, cosine), decades=3), [method], bound=bound)
 
 

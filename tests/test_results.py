@@ -23,6 +23,18 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "_blocks", [])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_new_memory_holds_nan_in_tests(dtype: torch.dtype) -> None:
+    for _ in range(2):  # new, and left by the one before
+        result = new_result((KEPT_FROM // dtype.itemsize,), dtype)
+        assert result.isnan().all()
+        result.zero_()
+        del result
+    like = torch.empty(3, 4, dtype=dtype)
+    for tensor in (like, torch.empty_like(like), torch.empty_strided((2, 3), (1, 2), dtype=dtype)):
+        assert tensor.isnan().all()
+
+
 def test_a_result_that_is_dropped_leaves_its_memory() -> None:
     first = new_result((N,), torch.float32)
     address = first.data_ptr()

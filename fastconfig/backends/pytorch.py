@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..gradients import Gradients, Segment, Update
+from ..memory_order import new_tensor
 from ..numbers import float64_device
-from .base import ThreeSteps, block_elements
+from .base import ThreeSteps
 from .momentum import TorchMomentum
+
+_CHUNK = 512  # columns of one matrix product: rounding grows with them, the cost of a call shrinks
+_LEAST = 8 * _CHUNK  # columns of a block, so that its copies are worth their calls
+_ROWS = 24  # of a tile of G on a CPU, which computes little above the diagonal; elsewhere calls cost more
 
 
 class PyTorchBackend(TorchMomentum, ThreeSteps):
-    """Gram and combine by ``torch.matmul`` on float64 blocks of columns."""
+    """Gram and combine on float64 blocks of columns.
+
+    G is symmetric to the bit. Every form of the same gradients, whatever its strides and alignment, fills the
+    same blocks, and so has the same bits in every run; other machines, other numbers of threads and
+    batches may differ in the last ones, where their matrix products do.
+    """
 
     name = "pytorch"
 
@@ -23,33 +34,129 @@ class PyTorchBackend(TorchMomentum, ThreeSteps):
 
     @torch.no_grad()
     def gram(self, grads: Gradients) -> Tensor:
-        work = float64_device(grads.device)
-        total = torch.zeros(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64, device=work)
-        for segment in grads.segments:
-            for _, block in _blocks(segment, grads, work):
-                total += block @ block.mT
-        return total
+        m, work = grads.m, float64_device(grads.device)
+        gram = torch.zeros(grads.problems, m, m, dtype=torch.float64, device=work)
+        for block in _blocks(grads, work):
+            _add_products(gram[block.problems], block.columns)
+        lower = gram.tril()
+        return (lower + lower.tril(-1).mT).view(*grads.batch_shape, m, m)
 
     @torch.no_grad()
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         work = float64_device(grads.device)
-        c = c.to(work).unsqueeze(-2)
-        for segment, flat in zip(grads.segments, grads.split(out), strict=True):
-            for start, block in _blocks(segment, grads, work):
-                flat[..., start : start + block.shape[-1]] = (c @ block).squeeze(-2)
+        c = c.to(work).view(-1, 1, grads.m)
+        targets = grads.split(out)
+        for block in _blocks(grads, work):
+            _multiply(c[block.problems], block.columns, block.sums)
+            start = 0
+            for s, begin, length in block.pieces:
+                target = targets[s] if grads.batch is None else targets[s][block.problems]
+                target[..., begin : begin + length] = block.sums[:, 0, start : start + length]
+                start += length
 
 
-def _blocks(segment: Segment, grads: Gradients, work: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """(first column, (..., m, k) float64) over the columns of a segment, k bounded."""
-    problems = grads.batch or 1
-    width = max(block_elements(work) // (grads.m * problems), 256)
+class _Block(NamedTuple):
+    """Some columns of some problems.
+
+    Attributes:
+        problems: which of B they are.
+        columns: (problems, m, k) float64; overwritten by the next block.
+        sums: (problems, 1, k) float64, uninitialised: room for a combination of the rows.
+        pieces: segment, its first column and number of columns, of what lies in ``columns`` side by side.
+    """
+
+    problems: slice
+    columns: Tensor
+    sums: Tensor
+    pieces: list[tuple[int, int, int]]
+
+
+def _blocks(grads: Gradients, work: torch.device) -> Iterator[_Block]:
+    """All columns, each once; one block takes short segments together."""
+    m, n = grads.m, max(grads.n, 1)
+    elements = 1 << (19 if work.type == "cpu" else 22)  # on a CPU they stay in cache
+    width = min(max(elements // (m * _CHUNK) * _CHUNK, _LEAST), n)
+    together = max(min(elements // (m * width), grads.problems), 1)
+    size = together * (m + 1) * width
+    # a large one has the memory of the last call's
+    memory = new_tensor((size if 2 * size < elements else max(size, elements),), torch.float64, work)
+    buffer = memory[:size].view(together, m + 1, width)
+    for first in range(0, grads.problems, together):
+        problems = slice(first, min(first + together, grads.problems))
+        block = buffer[: problems.stop - first]
+        filled, pieces = 0, []
+        for s, segment in enumerate(grads.segments):
+            begin = 0
+            for rows in _cut(segment, problems, width - filled, width):
+                count = rows.shape[-1] if isinstance(rows, Tensor) else len(_any(rows))
+                _fill(block[:, :m, filled : filled + count], rows)
+                pieces.append((s, begin, count))
+                begin, filled = begin + count, filled + count
+                if filled == width:
+                    yield _Block(problems, block[:, :m], block[:, m:], pieces)
+                    filled, pieces = 0, []
+        if filled:
+            yield _Block(problems, block[:, :m, :filled], block[:, m:, :filled], pieces)
+
+
+def _cut(segment: Segment, problems: slice, first: int, width: int) -> Iterator[Segment]:
+    """The columns of a segment in pieces: one of ``first``, then of ``width``, and what is left."""
     if isinstance(segment, Tensor):
-        for start in range(0, segment.shape[-1], width):
-            yield start, segment[..., start : start + width].to(work, torch.float64)
+        segment = segment if segment.dim() == 2 else segment[problems]
+        yield from segment.split(_sizes(segment.shape[-1], first, width), -1)
         return
-    like = next(row for row in segment if row is not None)
-    for start in range(0, len(like), width):
-        piece = slice(start, start + width)
-        zeros = torch.zeros_like(like[piece])
-        rows = [zeros if row is None else row[piece] for row in segment]
-        yield start, torch.stack(rows).to(work, torch.float64)
+    sizes = _sizes(len(_any(segment)), first, width)
+    none = [None] * len(sizes)
+    yield from map(list, zip(*(none if row is None else row.split(sizes) for row in segment), strict=True))
+
+
+def _sizes(length: int, first: int, width: int) -> list[int]:
+    first = min(first, length)
+    whole, rest = divmod(length - first, width)
+    return [size for size in (first, *[width] * whole, rest) if size]
+
+
+def _fill(target: Tensor, rows: Segment) -> None:
+    """Copy a piece of a segment to ``target`` (problems, m, k)."""
+    if isinstance(rows, Tensor):
+        target.copy_(rows)
+        return
+    if target.device != _any(rows).device:
+        zeros = torch.zeros_like(_any(rows))
+        target.copy_(torch.stack([zeros if row is None else row for row in rows]))  # one transfer
+        return
+    if any(row is None for row in rows):
+        target.zero_()
+    pairs = [(to, row) for to, row in zip(target[0].unbind(), rows, strict=True) if row is not None]
+    torch._foreach_copy_([to for to, _ in pairs], [row for _, row in pairs])
+
+
+def _any(rows: Segment) -> Tensor:
+    return next(row for row in rows if row is not None)
+
+
+def _add_products(gram: Tensor, block: Tensor) -> None:
+    """Add A A^T of every problem (problems, m, k) to the lower triangle of ``gram`` (problems, m, m)."""
+    m = block.shape[1]
+    tile = _ROWS if block.device.type == "cpu" else m
+    if len(block) == 1:
+        whole = block.shape[-1] // _CHUNK * _CHUNK
+        chunks = block[0, :, :whole].view(m, -1, _CHUNK).transpose(0, 1)
+        parts = [chunks, block[:, :, whole:]]
+    else:
+        parts = list(block.split(_CHUNK, -1))
+    for part in parts:
+        if part.numel() == 0:
+            continue
+        for row in range(0, m, tile):
+            end = min(row + tile, m)
+            products = torch.bmm(part[:, row:end], part[:, :end].mT)
+            gram[:, row:end, :end].add_(products if len(products) == len(gram) else products.sum(0))
+
+
+def _multiply(c: Tensor, block: Tensor, sums: Tensor) -> None:
+    """sums <- c A of every problem; of a single one by all threads."""
+    if len(block) == 1:
+        torch.mm(c[0], block[0], out=sums[0])
+    else:
+        torch.bmm(c, block, out=sums)
