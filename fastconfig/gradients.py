@@ -140,7 +140,7 @@ class Gradients:
         if self.m == 0:
             raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
         names = _names(argument, self.m)
-        rows, self.pairs = real_rows(rows)
+        rows, self.pairs = real_rows([_dense(row) for row in rows])
         if isinstance(rows[0], Tensor):
             self._from_vectors(rows, names)
         else:
@@ -399,6 +399,13 @@ def _flat(column: list[Tensor | None]) -> list[Tensor | None]:
     if one_memory_order(column):
         return [None if tensor is None else flat_view(tensor) for tensor in column]
     return [None if tensor is None else tensor.detach().reshape(-1) for tensor in column]
+
+
+def _dense(row: Any) -> Any:
+    """A row without sparse tensors, which embeddings give."""
+    if isinstance(row, Tensor):
+        return row if row.layout is torch.strided else row.to_dense()
+    return tuple(map(_dense, row)) if isinstance(row, (list, tuple)) else row
 
 
 @cache

@@ -12,8 +12,8 @@ from .checks import got
 from .gradients import TYPES, Gradients, Update, scan
 from .memory_order import is_dense
 from .numbers import DTYPES
-from .pairs import as_real, real_numel
-from .shards import is_dtensor
+from .pairs import as_real, real_numel, to_complex
+from .shards import is_dtensor, is_fsdp1
 
 try:
     from . import _C
@@ -48,6 +48,8 @@ def checked_network(network: Any) -> torch.nn.Module:
     """
     if not isinstance(network, torch.nn.Module):
         raise TypeError(f"network: got {got(network)}, want a torch.nn.Module")
+    if is_fsdp1(network):
+        raise TypeError("network: got a FullyShardedDataParallel, want FSDP2: fully_shard(network)")
     return network
 
 
@@ -89,8 +91,9 @@ def pieces_of(
     Raises:
         TypeError, ValueError: if it is no vector, or of another length; naming ``argument``.
     """
-    if not isinstance(vector, Tensor):
-        raise TypeError(f"{argument}: got a {type(vector).__name__}, want a tensor (N,)")
+    if not isinstance(vector, Tensor) or vector.layout is not torch.strided or not vector.is_floating_point():
+        kind = f"a tensor of {vector.layout}, {vector.dtype}" if isinstance(vector, Tensor) else got(vector)
+        raise TypeError(f"{argument}: got {kind}, want a dense tensor (N,) of real numbers")
     sizes = [real_numel(par) for par in parameters]
     if vector.dim() != 1 or len(vector) != sum(sizes):
         raise ValueError(
@@ -98,14 +101,15 @@ def pieces_of(
             f"{len(parameters)} parameters that take part (none_grad_mode 'skip' leaves out those without "
             "gradient, 'zero' takes all)"
         )
+    if vector.is_meta and not all(par.is_meta for par in parameters):
+        raise ValueError(f"{argument}: got one on meta, want one with elements")
     pairs = zip(parameters, vector.detach().split(sizes), strict=True)
     return iter([(par, _shaped(piece, par)) for par, piece in pairs])
 
 
 def _shaped(piece: Tensor, par: Tensor) -> Tensor:
     if par.is_complex():
-        real = piece.reshape(*par.shape, 2).to(par.real.dtype)
-        return torch.view_as_complex(real.contiguous()).to(par.device)
+        return to_complex(piece.reshape(*par.shape, 2).to(par.device, par.dtype.to_real()))
     return piece.view(par.shape).to(par.device, par.dtype)
 
 
@@ -193,35 +197,51 @@ def write(
         elif piece.shape != par.shape:
             raise ValueError(f"update[{p}]: got shape {tuple(piece.shape)}, want {tuple(par.shape)}")
         else:
-            pairs.append((par, piece))
+            pairs.append((par, piece.detach() if piece.requires_grad else piece))
+    hooked = []
     for par, piece in pairs:
-        _write(par, piece.detach(), accumulate)
-    run_hooks([par for par, _ in pairs])
-
-
-def run_hooks(parameters: Sequence[Tensor]) -> None:
-    """The hooks that wait for the gradient of a parameter, now that it is there."""
-    for par in parameters:
+        grad = par.grad
+        if grad is None:
+            par.grad = piece if _fits(piece, par) else _like(par, piece)
+        elif grad is not piece or accumulate:
+            _write_to(grad, par, piece, accumulate)
         if par._post_accumulate_grad_hooks:
-            for hook in list(par._post_accumulate_grad_hooks.values()):
-                hook(par)
+            hooked.append(par)
+    for par in hooked:
+        for hook in list((par._post_accumulate_grad_hooks or {}).values()):
+            hook(par)
 
 
-def _write(par: Tensor, piece: Tensor, accumulate: bool) -> None:
-    grad = par.grad
-    if grad is not None and _writable(grad, par) and is_dtensor(grad) == is_dtensor(piece):
+def _write_to(grad: Tensor, par: Tensor, piece: Tensor, accumulate: bool) -> None:
+    if _writable(grad, par) and is_dtensor(grad) == is_dtensor(piece):
         target, piece = _local(grad, piece)
         if accumulate:
             target.add_(piece)
         elif not _same_memory(target, piece):
             target.copy_(piece)
         return
-    if accumulate and grad is not None:  # sparse, or part of a graph
+    if accumulate:  # sparse, or part of a graph
         piece = piece + grad
-    fits = piece.dtype is par.dtype and piece.device == par.device and _keeps_layout(piece, par)
-    if not fits or piece.is_neg() or piece.is_conj():  # optimizers read memory, not flags
-        piece = torch.empty_like(par).copy_(piece)
-    par.grad = piece
+    par.grad = piece if _fits(piece, par) else _like(par, piece)
+
+
+def _like(par: Tensor, piece: Tensor) -> Tensor:
+    """A copy as a gradient of the parameter has to be."""
+    return torch.empty_like(par, dtype=_grad_dtype(par)).copy_(piece)
+
+
+def _fits(piece: Tensor, par: Tensor) -> bool:
+    """Whether a tensor can be a parameter's gradient as it is: optimizers read memory, not flags."""
+    if piece.dtype is not _grad_dtype(par) or piece.device != par.device:
+        return False
+    if not (piece.is_contiguous() and par.is_contiguous()) and not _keeps_layout(piece, par):
+        return False
+    return not piece.is_neg() and not piece.is_conj()
+
+
+def _grad_dtype(par: Tensor) -> torch.dtype:
+    """What a parameter's gradient has to have: its own, unless it says otherwise (torch 2.10)."""
+    return getattr(par, "grad_dtype", None) or par.dtype
 
 
 def _local(grad: Any, piece: Any) -> tuple[Tensor, Tensor]:
@@ -235,7 +255,7 @@ def _writable(grad: Tensor, par: Tensor) -> bool:
     """Whether a ``.grad`` can be written in place: dense, part of no graph, each element in its own place."""
     if grad.layout is not torch.strided or grad.requires_grad or grad.is_inference():
         return False
-    if grad.dtype is not par.dtype or grad.device != par.device or grad.shape != par.shape:
+    if grad.dtype is not _grad_dtype(par) or grad.device != par.device or grad.shape != par.shape:
         return False
     return all(stride or size < 2 for stride, size in zip(grad.stride(), grad.shape, strict=True))
 

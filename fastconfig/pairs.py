@@ -19,6 +19,13 @@ def real_numel(tensor: Tensor) -> int:
     return tensor.numel() * (1 + tensor.is_complex())
 
 
+def to_complex(real: Tensor) -> Tensor:
+    """Pairs of real numbers (..., 2) as complex ones; copied only where they do not lie as pairs."""
+    strides = real.stride()
+    paired = strides[-1] == 1 and not any(stride % 2 for stride in (*strides[:-1], real.storage_offset()))
+    return torch.view_as_complex(real if paired else real.clone(memory_format=torch.contiguous_format))
+
+
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in a real dtype, or in the complex one of it."""
     return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
@@ -49,10 +56,8 @@ def _is_complex(value: object) -> bool:
 def as_complex(update: Any, pairs: tuple[bool, ...]) -> Any:
     """An update in real numbers with complex tensors where :func:`real_rows` found some."""
     if isinstance(update, Tensor):
-        return torch.view_as_complex(update.view(*update.shape[:-1], -1, 2))
+        return to_complex(update.view(*update.shape[:-1], -1, 2))
     return [
-        torch.view_as_complex(piece if piece.stride(-1) == 1 else piece.contiguous())
-        if pair and piece is not None
-        else piece
+        to_complex(piece) if pair and piece is not None else piece
         for piece, pair in zip(update, pairs, strict=True)
     ]

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .backends import choose
+from .checks import got
 from .config_update import merge
 from .grad_operator import PCGradOperator, PPCGradOperator
 from .gradients import Gradients
@@ -32,10 +33,10 @@ from .methods import REDUCTIONS
 from .network import joined, write
 from .ops import gram_of
 from .pairs import as_real, real_numel
-from .ranks.replicas import replica_group
+from .ranks.replicas import fellow_parameters, replica_group
 from .shards import any_dtensor
-from .training.graphs import edge_of, leaves_of, nodes_of
-from .training.passes import Row, collected, dense_rows, kept, listed, passes, summed
+from .training.graphs import leaves_of, nodes_of
+from .training.passes import Row, checked_parameters, collected, kept, listed, passes, summed
 from .training.step import averaged, exchanged
 from .wrapped_optimizer import WrappedOptimizer
 
@@ -79,8 +80,8 @@ class _Projection(WrappedOptimizer):
         """
         chosen = self._chosen(parameters)
         values = _values(losses)
-        rows = _rows(values, chosen, retain_graph)
         group = replica_group(None, chosen, "parameters")
+        rows = _rows(values, chosen, retain_graph)
         if group is not None:
             rows = [averaged(row, chosen, group, f"losses[{i}]") for i, row in enumerate(rows)]
         _check_connected(rows)
@@ -162,24 +163,18 @@ class _Projection(WrappedOptimizer):
         """
         chosen = self._chosen(parameters)
         values = _values(losses)
-        others = _others(values, chosen) if parameters is None else []
-        rows = _rows(values, [*chosen, *others], retain_graph)
-        count = len(chosen)
-        sums: Row = [summed(column) for column in zip(*[row[count:] for row in rows], strict=True)]
-        rows = [row[:count] for row in rows]
+        own = parameters is None
         group = replica_group(None, chosen, "parameters")
-        if group is None:
-            _check_connected(rows)
-            merged = self._merge(dense_rows(rows), chosen, **given)
+        if group is not None:
+            merged = self._exchanged(values, chosen, group, own, retain_graph, **given)
         else:
-            merged = self._exchange(rows, chosen, group, **given)
-        if parameters is not None:
+            # around an optimizer by torch's own passes, which write to all other parameters
+            rows = _rows(values, chosen, retain_graph, collect=own)
+            _check_connected(rows)
+            merged = self._merge(rows, chosen, **given)
+        if not own:
             return merged
-        of_others = replica_group(None, others, "parameters that the losses reach")
-        if of_others is not None:
-            sums = averaged(sums, others, of_others, "other parameters")
         write(chosen, merged)
-        write(others, sums, accumulate=True)
         return None
 
     def _chosen(self, parameters: Iterable[Tensor] | None) -> list[Tensor]:
@@ -189,12 +184,23 @@ class _Projection(WrappedOptimizer):
             parameters = [par for group in groups for par in group["params"] if par.requires_grad]
         return _parameters(parameters)
 
-    def _exchange(self, rows: list[Row], parameters: list[Tensor], group: Any, **given: Any) -> list[Tensor]:
-        """The same for replicas: gradients averaged over the ranks, a mean over those that all tasks have."""
+    def _exchanged(
+        self, values: list[Tensor], chosen: list[Tensor], group: Any, own: bool, retain: bool, **given: Any
+    ) -> list[Tensor]:
+        """The same for replicas, averaged over the ranks; with other parameters' gradients, if ``own``."""
         operator = self._operators["sum"]
+        known = {id(par) for par in chosen}
+        reached = leaves_of(nodes_of(values)) if own else []
+        # all that the model has, in its order: ranks may reach others
+        fellows = fellow_parameters([*chosen, *reached]) if own else []
+        fellows = [par for par in fellows if id(par) not in known]
+        known.update(id(par) for par in fellows)
+        alone = [leaf for leaf in reached if id(leaf) not in known]
+        rows = _rows(values, [*chosen, *fellows, *alone], retain)
+        count = len(chosen)
         update, everywhere = exchanged(
-            rows,
-            parameters,
+            [row[:count] for row in rows],
+            chosen,
             group,
             lambda grads, room: merge(grads, operator.rule_for(grads, **given), room()),
         )
@@ -202,7 +208,10 @@ class _Projection(WrappedOptimizer):
             for piece, shared in zip(update, everywhere, strict=True):
                 if piece is not None and shared:
                     piece.div_(len(rows))
-        return _filled(update, parameters)
+        sums: Row = [summed(column) for column in zip(*[row[count:] for row in rows], strict=True)]
+        of_fellows = averaged(sums[: len(fellows)], fellows, group, "other parameters")
+        write(fellows + alone, [*of_fellows, *sums[len(fellows) :]], accumulate=True)
+        return _filled(update, chosen)
 
     def _merge(self, rows: list[Row], parameters: list[Tensor], **given: Any) -> list[Tensor]:
         """One tensor a parameter; parameters of different kinds share the coefficients."""
@@ -303,24 +312,19 @@ def _values(losses: Any) -> list[Tensor]:
     for i, loss in enumerate(found):
         if not isinstance(loss, Tensor):
             raise TypeError(f"losses[{i}]: got a {type(loss).__name__}, want a tensor")
+        if loss.is_complex():
+            raise TypeError(f"losses[{i}]: got {loss.dtype}, want a real number: its real part, or its size")
     return [loss if loss.dim() == 0 else loss.sum() for loss in found]
 
 
-def _rows(values: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> list[Row]:
+def _rows(
+    values: list[Tensor], parameters: list[Tensor], retain: bool, *, collect: bool = False
+) -> list[Row]:
     """The gradients of every loss; None where a parameter is unconnected."""
-    keep = kept(values, parameters, retain_graph)
-    if any_dtensor(parameters):
+    keep = kept(values, parameters, retain)
+    if collect or any_dtensor(parameters):
         return collected(values, parameters, keep)
     return list(passes(values, parameters, keep))
-
-
-def _others(values: list[Tensor], parameters: list[Tensor]) -> list[Tensor]:
-    """What losses reach beside these parameters; nothing of DTensors, whose own passes write it."""
-    if any_dtensor(parameters):
-        return []
-    known = {id(par) for par in parameters}
-    reached = leaves_of(nodes_of([edge_of(value) for value in values if value.requires_grad]))
-    return [par for par in reached if id(par) not in known]
 
 
 def _check_connected(rows: Sequence[Row]) -> None:
@@ -341,11 +345,13 @@ def _all_there(masks: Sequence[Tensor]) -> bool:
     )
 
 
-def _parameters(parameters: Iterable[Tensor]) -> list[Tensor]:
-    listed = list(parameters)
+def _parameters(parameters: Any) -> list[Tensor]:
+    listed = checked_parameters(parameters, "parameters")
     if not listed:
         raise ValueError("parameters: got an empty list, want at least one")
     for i, parameter in enumerate(listed):
         if not isinstance(parameter, Tensor):
-            raise TypeError(f"parameters[{i}]: got a {type(parameter).__name__}, want a tensor")
+            raise TypeError(f"parameters[{i}]: got {got(parameter)}, want a tensor")
+        if not parameter.requires_grad:
+            raise ValueError(f"parameters[{i}]: got one that needs no gradient, want those that do")
     return listed

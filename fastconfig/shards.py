@@ -220,6 +220,12 @@ def is_dtensor(value: object) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
+def is_fsdp1(module: object) -> bool:
+    """Whether a module is a FullyShardedDataParallel."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel)
+
+
 def any_dtensor(rows: Any) -> bool:
     """Whether a tensor, a sequence of tensors, or a sequence of such, has DTensors in it."""
     if "torch.distributed.tensor" not in sys.modules:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .gradients import TYPES
 from .network import checked_network, joined, joined_gradients, overwritten, parameters_of, pieces_of, write
 
 __all__ = [
@@ -123,15 +124,12 @@ def apply_gradient_vector(
 
 def _apart(vector: Tensor, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
     """A vector that shares no memory with the gradients that it is written to."""
-    if not isinstance(vector, Tensor):
-        return vector  # refused where it is cut
+    if type(vector) not in TYPES or vector.layout is not torch.strided:
+        return vector  # refused where it is cut, or without memory to share
+    grads = [par.grad for par in parameters if type(par.grad) in TYPES]
     memory = vector.untyped_storage().data_ptr()
-    shared = any(
-        par.grad.layout is torch.strided and par.grad.untyped_storage().data_ptr() == memory
-        for par in parameters
-        if par.grad is not None
-    )
-    return vector.clone() if shared else vector
+    shared = [g.layout is torch.strided and g.untyped_storage().data_ptr() == memory for g in grads]  # type: ignore[union-attr]
+    return vector.clone() if any(shared) else vector
 
 
 @torch.no_grad()

@@ -9,6 +9,10 @@ from torch.optim import Optimizer
 from .checks import got
 
 
+class _NoOptimizer(TypeError, AttributeError):
+    """There is no optimizer to ask; ``hasattr`` says so too."""
+
+
 class WrappedOptimizer(Optimizer):
     """All that an optimizer has is the wrapped one's: groups, state, defaults, hooks, steps.
 
@@ -34,7 +38,7 @@ class WrappedOptimizer(Optimizer):
             TypeError: if there is none.
         """
         if self._optimizer is None:
-            raise TypeError(f"optimizer: got none, want {_kind(self)}(optimizer)")
+            raise _NoOptimizer(f"optimizer: got none, want {_kind(self)}(optimizer)")
         return self._optimizer
 
     @property
@@ -43,13 +47,21 @@ class WrappedOptimizer(Optimizer):
         return self.optimizer
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The wrapped optimizer's, as all below."""
         return self.optimizer.param_groups
 
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = groups
+
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         return self.optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.optimizer.state = state
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
@@ -72,6 +84,8 @@ class WrappedOptimizer(Optimizer):
 
     def __getattr__(self, name: str) -> Any:
         inner = vars(self).get("_optimizer")
+        if inner is None and isinstance(getattr(type(self), name, None), property):
+            raise _NoOptimizer(f"optimizer: got none, want {_kind(self)}(optimizer)")
         if inner is None or name.startswith("__"):
             raise AttributeError(f"{_kind(self)!r} object has no attribute {name!r}")
         return getattr(inner, name)

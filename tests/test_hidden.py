@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import fastconfig
-from fastconfig.pcgrad import PCGrad
+from fastconfig.pcgrad import PPCGrad
 from fastconfig.training import graphs
 
 BLOCK = nn.Linear(8, 8)  # also as a global of a function that is checkpointed
@@ -109,7 +110,6 @@ def into_features(net: Net, x: Tensor) -> None:
 WAYS: dict[str, Callable[[Net, Tensor], None]] = {
     "backward": lambda net, x: fastconfig.backward(net.losses(x), net),
     "of the block alone": lambda net, x: fastconfig.backward(net.losses(x), net.block),
-    "pc_backward": lambda net, x: PCGrad(torch.optim.SGD(net.parameters())).pc_backward(net.losses(x)),  # type: ignore[func-returns-value]
     "mtl_backward": into_features,
 }
 
@@ -129,7 +129,7 @@ def test_a_parameter_without_gradient_that_a_function_holds(hiding: str, way: st
 
 def test_the_error_names_the_function_and_the_way_out() -> None:
     net = Net(HIDING["checkpoint of a module"])
-    with pytest.raises(ValueError, match=re.escape("(8, 8), which CheckpointFunction holds")) as raised:
+    with pytest.raises(ValueError, match=re.escape("(8, 8), which CheckpointFunction hides")) as raised:
         fastconfig.backward(net.losses(torch.randn(6, 4)), net)
     assert "use_reentrant=False" in str(raised.value)
 
@@ -147,6 +147,24 @@ def test_checkpoints_that_are_part_of_the_graph_train() -> None:
             torch.testing.assert_close(par.grad, like.grad)
 
 
+@pytest.mark.parametrize("hiding", HIDING)
+def test_torchs_own_passes_see_all(hiding: str) -> None:
+    """Around an optimizer losses go backward by themselves."""
+    net = Net(HIDING[hiding], copy.deepcopy(BLOCK))
+    if "global" in hiding:
+        net.block = BLOCK
+    twin = Net(lambda block, h: torch.tanh(block(h)) if "sequential" in hiding else block(h))
+    twin.load_state_dict(net.state_dict())
+    x = torch.randn(6, 4)
+    for one in (net, twin):
+        PPCGrad(torch.optim.SGD(one.parameters())).pc_backward(one.losses(x))
+    for par, like in zip(net.parameters(), twin.parameters(), strict=True):
+        assert (par.grad is None) == (like.grad is None)
+        if par.grad is not None:
+            assert like.grad is not None
+            torch.testing.assert_close(par.grad, like.grad)
+
+
 def test_checkpointing_that_is_turned_on_later_and_for_one_loss() -> None:
     net, x = Net(lambda block, h: block(h)), torch.randn(6, 4)
     for _ in range(3):
@@ -156,6 +174,62 @@ def test_checkpointing_that_is_turned_on_later_and_for_one_loss() -> None:
     net.through = lambda block, h: block(h)
     with pytest.raises(ValueError, match=r"losses\[1\]: got no gradient of a parameter"):
         fastconfig.backward([net.losses(x)[0], hidden], net)
+
+
+def test_checkpointing_of_a_block_that_was_not_used_before() -> None:
+    """The same gradients are missing as in the steps before."""
+    net, x = Net(lambda block, h: h), torch.randn(6, 4)
+    for _ in range(3):
+        fastconfig.backward(net.losses(x), net)
+    net.through = HIDING["checkpoint of a module"]
+    with pytest.raises(ValueError, match="goes backward on its own"):
+        fastconfig.backward(net.losses(x), net)
+
+
+def test_a_parameter_within_a_checkpoint_and_outside() -> None:
+    net, x = Net(HIDING["checkpoint of a module"]), torch.randn(6, 4)
+    values = net.losses(x)
+    with pytest.raises(ValueError, match="goes backward on its own"):
+        fastconfig.backward([value + net.block.weight.square().sum() for value in values], net)
+
+
+class Owned(torch.autograd.Function):
+    """Reverses gradients; knows the whole model, and goes backward through none of it."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, owner: list[nn.Module]) -> Tensor:  # type: ignore[override]
+        ctx.owner = owner
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return -grad, None
+
+
+def test_functions_that_hold_a_model_without_going_through_it() -> None:
+    net, x = Net(lambda block, h: Owned.apply(block(h), [block])), torch.randn(6, 4)
+    net.through = lambda block, h: Owned.apply(block(h), [net])
+    net.register_parameter("unused", nn.Parameter(torch.ones(3)))
+    other = nn.Linear(8, 1)
+    net.add_module("other", other)
+    h = net.features(x)
+    fastconfig.backward([net.head(h).square().mean(), other(h).square().mean()], net)
+    assert net.block.weight.grad is not None
+    assert net.unused.grad is None
+
+
+def test_a_function_that_writes_within_the_pass() -> None:
+    net, x = Net(HIDING["a function of one's own"]), torch.randn(6, 4)
+    net.embedding.requires_grad_(True)
+    net.through = lambda block, h: Reversible.apply(h, block)
+
+    def losses() -> list[Tensor]:
+        y = net.head(torch.tanh(net.through(net.block, net.embedding(x))))
+        return [y[:, 0].square().mean(), (y[:, 1] - 1).square().mean()]
+
+    with pytest.raises(ValueError, match="goes backward on its own"):
+        fastconfig.backward(losses(), net)
+    assert all(par.grad is None for par in net.parameters())
 
 
 def test_unused_parameters_beside_functions_that_hide_none() -> None:
@@ -169,14 +243,12 @@ def test_unused_parameters_beside_functions_that_hide_none() -> None:
     assert net.block.weight.grad is not None
 
 
-def test_a_graph_is_walked_once_for_every_way_to_miss_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_misses_no_gradient_walks_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     walks: list[Any] = []
     monkeypatch.setattr(
-        "fastconfig.training.passes.nodes_of",
-        lambda edges: walks.append(edges) or graphs.nodes_of(edges),  # type: ignore[func-returns-value]
+        "fastconfig.training.hidden.nodes_of", lambda ends: walks.append(ends) or graphs.nodes_of(ends)
     )
     net, x = Net(lambda block, h: block(h)), torch.randn(6, 4)
-    net.register_parameter("unused", nn.Parameter(torch.ones(3)))
     for _ in range(4):
         fastconfig.backward(net.losses(x), net)
-    assert len(walks) == 2  # of each loss's graph
+    assert len(walks) == 2  # the first step's, one a loss

@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard
 from ..gradients import Gradients, Update
 from ..memory_order import new_tensor
 from ..network import dense
-from ..pairs import as_real, real_numel
+from ..pairs import as_real, real_numel, to_complex
 from ..shards import Place, Shards
 from .collectives import Pending, begin_any, gather_parts, scatter_sum, summed
 
@@ -165,9 +165,19 @@ class Exchange:
         return found
 
 
+def united(found: list[list[Tensor]], parameters: list[Tensor], group: ProcessGroup) -> list[list[Tensor]]:
+    """Lists of parameters, of which each rank may have found others: what any rank has, alike on all."""
+    ids = [{id(par) for par in some} for some in found]
+    owned = [[id(par) in some for par in parameters] for some in ids]
+    flags = torch.tensor(owned, dtype=torch.uint8, device="cpu")
+    anywhere = flags.to(parameters[0].device)
+    begin_any(anywhere, group, "which parameters are whose").wait()
+    return [[par for par, there in zip(parameters, row, strict=True) if there] for row in anywhere.tolist()]
+
+
 def _shaped(piece: Tensor, par: Tensor) -> Tensor:
     if par.is_complex():
-        return torch.view_as_complex(piece.view(*par.shape, 2))
+        return to_complex(piece.view(*par.shape, 2))
     return piece.view(par.shape)
 
 

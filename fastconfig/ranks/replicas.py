@@ -11,7 +11,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,11 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
-_models: list[weakref.ref[Any]] | None = None  # None until the first question
+from ..shards import is_fsdp1
+
+_models: list[weakref.ref[Any]] = []
+_asked: dict[int, weakref.ref[Tensor]] = {}  # first parameters for which all objects were looked through
+_watching = False
 _owners: dict[int, Any] = {}  # references by the ids of the parameters, which live as long as their model
 _changed = False
 
@@ -39,10 +43,12 @@ def replica_group(
         ValueError: if only some are those of replicas, or of replicas over different ranks, or of a model
             with ``static_graph=True``.
     """
+    if is_fsdp1(model):
+        _refuse_fsdp1(argument)
     given = isinstance(model, DistributedDataParallel)
     if not (given or (dist.is_available() and dist.is_initialized())):
         return None
-    owners = _known_owners()
+    owners = _known_owners(model if given else None, parameters)
     if not owners:
         return None
     groups: dict[Any, Any] = {}
@@ -57,10 +63,7 @@ def replica_group(
         return None
     for group, owner in groups.items():
         if not isinstance(owner, DistributedDataParallel):
-            raise TypeError(
-                f"{argument}: got parameters of FullyShardedDataParallel, want FSDP2: "
-                "torch.distributed.fsdp.fully_shard(model)"
-            )
+            _refuse_fsdp1(argument)
         if not given and dist.get_world_size(group) == 1:
             return None
         if owner.static_graph:
@@ -77,22 +80,54 @@ def replica_group(
     return next(iter(groups))
 
 
-def learned(model: DistributedDataParallel) -> list[Tensor]:
-    """What a DistributedDataParallel averages: all parameters but those that it was told to ignore."""
+def _refuse_fsdp1(argument: str) -> NoReturn:
+    raise TypeError(
+        f"{argument}: got parameters of FullyShardedDataParallel, want FSDP2: "
+        "torch.distributed.fsdp.fully_shard(model)"
+    )
+
+
+def learned(model: DistributedDataParallel, argument: str | None = None) -> list[Tensor]:
+    """What a DistributedDataParallel averages: all parameters but those that it was told to ignore.
+
+    Raises:
+        ValueError: if one of these is to be trained and ``argument`` is given, which errors name.
+    """
     ignored = set(model.parameters_to_ignore)
-    return [par for name, par in model.module.named_parameters() if name not in ignored]
+    named = list(model.module.named_parameters())
+    apart = [name for name, par in named if name in ignored and par.requires_grad]
+    if apart and argument is not None:
+        raise ValueError(
+            f"{argument}: got a DistributedDataParallel that is told to ignore {apart[0]!r}, want a list "
+            "of the parameters to merge, all of them averaged: its ranks would train apart"
+        )
+    return [par for name, par in named if name not in ignored]
 
 
-def _known_owners() -> dict[int, Any]:
+def fellow_parameters(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """All that is learned by the replicated models that have some of these, in the models' order."""
+    references = [_owners[id(par)] for par in parameters if id(par) in _owners]
+    models = [reference() for reference in dict.fromkeys(references)]
+    return [par for model in models if model is not None for par in learned(model) if par.requires_grad]
+
+
+def _known_owners(given: Any, parameters: Sequence[Tensor]) -> dict[int, Any]:
     """References to all models of replicas, by the ids of their parameters."""
-    global _models, _changed
-    if _models is None:
-        # those that are there already; later ones are seen as they take in what they replicate
-        _models = [weakref.ref(value) for value in gc.get_objects() if _is_replicated(type(value))]
+    global _models, _changed, _watching
+    if not _watching:
         register_module_module_registration_hook(_see)
+        _watching = True
+    first = parameters[0]
+    if id(first) not in _asked or _asked[id(first)]() is not first:
+        # models that are there, or were copied; later ones are seen when they are made
+        _asked[id(first)] = weakref.ref(first)
+        _models += [weakref.ref(value) for value in _all_objects() if _is_replicated(type(value))]
+        _changed = True
+    if given is not None and not any(model() is given for model in _models):
+        _models.append(weakref.ref(given))
         _changed = True
     if _changed or any(model() is None for model in _models):
-        _models = [model for model in _models if model() is not None]
+        _models = list({id(model()): model for model in _models if model() is not None}.values())
         _changed = False
         _owners.clear()
         for model in _models:
@@ -104,9 +139,20 @@ def _known_owners() -> dict[int, Any]:
     return _owners
 
 
+def _all_objects() -> list[Any]:
+    """All that the garbage collector knows, also what ``gc.freeze`` has set aside."""
+    frozen = gc.get_freeze_count()
+    if frozen:
+        gc.unfreeze()
+    found = gc.get_objects()
+    if frozen:
+        gc.freeze()
+    return found
+
+
 def _see(module: torch.nn.Module, name: str, part: Any) -> None:
     global _changed
-    if _is_replicated(type(module)) and _models is not None:
+    if _is_replicated(type(module)):
         _models.append(weakref.ref(module))
         _changed = True
 

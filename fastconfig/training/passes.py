@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from ..checks import got
 from ..network import dense, parameters_of, plain_leaves
 from ..ranks.collectives import check_collective
 from ..shards import is_dtensor, reshard
-from .graphs import edge_of, hidden_parameter, inner, is_new, nodes_of, note
+from .graphs import inner, nodes_of
+from .hidden import REENTRANT, check_hidden, state_of
 
 #: one gradient a parameter; None where a loss is not connected to it
 Row: TypeAlias = Sequence[Tensor | None]
@@ -53,6 +55,8 @@ def scalars(losses: Any) -> list[Tensor]:
             )
         if not value.requires_grad:
             raise ValueError(f"losses[{i}]: got one that needs no gradient, want one with a graph")
+        if value.is_complex():
+            raise TypeError(f"losses[{i}]: got {value.dtype}, want a real number: its real part, or its size")
     return found
 
 
@@ -62,12 +66,7 @@ def leaves(given: Any, argument: str, *, some: bool = True) -> list[Tensor]:
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
-    if isinstance(given, torch.nn.Module):
-        reshard(given)
-        given = parameters_of(given)
-    elif isinstance(given, (torch.optim.Optimizer, type, str, Tensor)) or not isinstance(given, Iterable):
-        _refuse_parameters(given, argument)
-    parameters: list[Any] = list(given)
+    parameters = checked_parameters(given, argument)
     found = plain_leaves(parameters)
     if found is not None and (found or not some):
         return found
@@ -82,9 +81,21 @@ def leaves(given: Any, argument: str, *, some: bool = True) -> list[Tensor]:
     return wanted
 
 
-def _refuse_parameters(given: Any, argument: str) -> NoReturn:
-    advice = ": give the model that it steps" if isinstance(given, torch.optim.Optimizer) else ""
-    raise TypeError(f"{argument}: got {got(given)}, want a torch.nn.Module or a list of parameters{advice}")
+def checked_parameters(given: Any, argument: str) -> list[Any]:
+    """What a module or an iterable has.
+
+    Raises:
+        TypeError: for what is neither, naming the argument.
+    """
+    if isinstance(given, torch.nn.Module):
+        reshard(given)
+        return parameters_of(given)
+    if isinstance(given, (torch.optim.Optimizer, type, str, Tensor)) or not isinstance(given, Iterable):
+        advice = ": give the model that it steps" if isinstance(given, torch.optim.Optimizer) else ""
+        raise TypeError(
+            f"{argument}: got {got(given)}, want a torch.nn.Module or a list of parameters{advice}"
+        )
+    return list(given)
 
 
 def kept(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> list[bool]:
@@ -94,7 +105,7 @@ def kept(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> 
         return keep
     later: set[Any] = set()
     for i in reversed(range(len(losses))):
-        nodes = inner(nodes_of([edge_of(losses[i])])) if losses[i].requires_grad else set()
+        nodes = inner(nodes_of([losses[i]]))
         keep[i] = not later.isdisjoint(nodes)
         later |= nodes
     return keep
@@ -106,14 +117,16 @@ def passes(values: Sequence[Tensor], parameters: list[Tensor], keep: Sequence[bo
     Raises:
         ValueError: for a graph that is freed already, or one that hides a parameter.
     """
+    state = state_of(parameters)
+    absent: list[list[bool | None]] = []
     for i, value in enumerate(values):
-        if not value.requires_grad:  # of nothing that is learned
-            yield (None,) * len(parameters)
-            continue
-        name = f"losses[{i}]"
-        row = taken(name, [value], parameters, keep[i])
-        check_seen(row, [value], parameters, name)
+        if value.requires_grad:
+            row = taken(f"losses[{i}]", [value], parameters, keep[i])
+        else:  # of nothing that is learned
+            row = (None,) * len(parameters)
+        absent.append([gradient is None for gradient in row])
         yield row
+    check_hidden(absent, values, parameters, state)
 
 
 def taken(
@@ -133,40 +146,17 @@ def taken(
         raise
 
 
-_REENTRANT = "want torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-
-
 def check_freed(name: str, error: RuntimeError) -> None:
     """Raise ValueError if an error of a backward pass has a cause that the caller can mend."""
     if "second time" in str(error):
         raise ValueError(f"{name}: its graph is freed already, want retain_graph=True before") from error
     if "use_reentrant" in str(error):
-        raise ValueError(f"{name}: got reentrant checkpointing in its graph, {_REENTRANT}") from error
+        raise ValueError(f"{name}: got reentrant checkpointing in its graph, {REENTRANT}") from error
     if "donated buffer" in str(error):
         raise ValueError(
             f"{name}: a compiled part of its graph frees its buffers in the first pass, want "
             "torch._functorch.config.donated_buffer = False before the model is compiled"
         ) from error
-
-
-def check_seen(row: Row, ends: Sequence[Tensor], parameters: list[Tensor], name: str) -> None:
-    """Look for functions that go backward on their own, where a parameter has no gradient.
-
-    Raises:
-        ValueError: if one holds such a parameter: its gradient would be missing without a word.
-    """
-    absent = [gradient is None for gradient in row]
-    if True not in absent or not is_new(parameters[0], (name, bytes(absent))):
-        return
-    missing = [par for par, none in zip(parameters, absent, strict=True) if none]
-    found = hidden_parameter(nodes_of([edge_of(end) for end in ends]), missing)
-    if found is not None:
-        function, par = found
-        raise ValueError(
-            f"{name}: got no gradient of a parameter of shape {tuple(par.shape)}, which {function} holds: it "
-            f"goes backward on its own, unseen by this pass; for checkpoints {_REENTRANT}"
-        )
-    note(parameters[0], (name, bytes(absent)))
 
 
 def collected(values: list[Tensor], parameters: list[Tensor], keep: list[bool]) -> list[Row]:
@@ -210,15 +200,12 @@ def _set(parameters: list[Tensor], grads: Row) -> None:
         par.grad = grad
 
 
-def dense_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows without sparse gradients, which embeddings give."""
-    return [[None if gradient is None else dense(gradient) for gradient in row] for row in rows]
-
-
 def summed(gradients: Iterable[Tensor | None]) -> Tensor | None:
-    """The sum of the gradients of one parameter, dense; None if there are none."""
-    total: Tensor | None = None
-    for gradient in gradients:
-        if gradient is not None:
-            total = dense(gradient) if total is None else total + dense(gradient)
-    return total
+    """The sum of the gradients of one parameter, dense; None if there are none.
+
+    In memory of its own: the engine may have given one gradient to several parameters.
+    """
+    present = [dense(gradient) for gradient in gradients if gradient is not None]
+    if len(present) == 1:
+        return present[0].clone()
+    return functools.reduce(torch.add, present) if present else None

@@ -11,17 +11,18 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..backends import merge_into
-from ..checks import check_operator
+from ..checks import check_operator, got
 from ..compiling import outside_the_graph
 from ..config_update import merge
 from ..grad_operator import GradientOperator, fixed_rule_of, is_ours, rule_of
 from ..gradients import Gradients, Update
 from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
-from ..ranks.replicas import learned, replica_group
+from ..ranks.replicas import fellow_parameters, learned, replica_group
 from ..shards import any_dtensor, reshard
-from .passes import Row, check_seen, collected, dense_rows, kept, leaves, passes, scalars, summed, taken
-from .trunks import feature_list, parts_of
+from .hidden import check_hidden, state_of
+from .passes import Row, collected, kept, leaves, passes, scalars, summed, taken
+from .trunks import Parts, feature_list, parts_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -79,7 +80,7 @@ def backward(
     check_none_grad(none_grad)
     model: Any = model_or_parameters
     values = scalars(losses)
-    given = learned(model) if isinstance(model, DistributedDataParallel) else model
+    given = learned(model, "model_or_parameters") if isinstance(model, DistributedDataParallel) else model
     parameters = leaves(given, "model_or_parameters")
     keep = kept(values, parameters, retain_graph)
     merging = _Merging(operator, indexes, values)
@@ -145,12 +146,14 @@ def mtl_backward(
     check_none_grad(none_grad)
     values, outputs = scalars(losses), feature_list(features)
     parts = parts_of(values, outputs, shared_parameters, task_parameters)
-    shared = parts.shared
-    together = list({id(par): par for head in parts.heads for par in head}.values())
-    group = replica_group(None, [*shared, *together], "shared_parameters")
+    group = replica_group(None, parts.all(), "shared_parameters")
+    if group is not None:
+        parts = _agreed(parts, shared_parameters is None, task_parameters is None, group)
+    shared, together, everything = parts.shared, parts.together(), parts.all()
+    state = state_of(everything)
     own: list[Row] = []
     rows: list[Row] = []
-    ends: list[Sequence[Tensor]] = []
+    absent: list[list[bool | None]] = []
     for i, (value, head) in enumerate(zip(values, parts.heads, strict=True)):
         keep = retain_graph or i < len(values) - 1  # heads may share what lies behind the features
         found = taken(f"losses[{i}]", [value], [*outputs, *head], keep)
@@ -159,12 +162,12 @@ def mtl_backward(
         if not reached:
             raise ValueError(f"losses[{i}]: got one that no feature is connected to")
         some, at_ends = zip(*reached, strict=True)
-        ends.append(some)
         rows.append(taken("features", some, shared, keep, at_ends))
-    for i, value in enumerate(values):
-        check_seen(own[i], [value], parts.heads[i], f"losses[{i}]")
-        check_seen(rows[i], ends[i], shared, f"the features of losses[{i}]")
-    parts.check_reached(own)
+        of_head = {id(par): g is None for par, g in zip(head, own[i], strict=True)}
+        absent.append([*(g is None for g in rows[i]), *(of_head.get(id(par)) for par in together)])
+    if group is None:  # a rank may have no part in what another reaches
+        parts.check_reached(own)
+    check_hidden(absent, values, everything, state)
     columns: dict[int, list[Tensor | None]] = {id(par): [] for par in together}
     for head, gradients in zip(parts.heads, own, strict=True):
         for par, gradient in zip(head, gradients, strict=True):
@@ -175,10 +178,20 @@ def mtl_backward(
     if group is not None:
         _check_no_group(operator)
         merged, _ = exchanged(rows, shared, group, merging)
-        parameters, update = [*shared, *together], [*merged, *averaged(sums, together, group, "the heads")]
+        parameters, update = everything, [*merged, *averaged(sums, together, group, "the heads")]
     elif accumulate or not _merged_at_once(shared, rows, merging, none_grad):
-        parameters, update = [*shared, *together], [*_update(shared, rows, merging, accumulate), *sums]
+        parameters, update = everything, [*_update(shared, rows, merging, accumulate), *sums]
     write(parameters, update, accumulate=accumulate, none_grad=none_grad)
+
+
+def _agreed(parts: Parts, shared: bool, heads: bool, group: ProcessGroup) -> Parts:
+    """Parts that were found from the graph, the same on all ranks: what any of them has found."""
+    from ..ranks.exchange import united
+
+    if not shared and not heads:
+        return parts
+    trunk, *others = united([parts.shared, *parts.heads], fellow_parameters(parts.all()), group)
+    return Parts(trunk if shared else parts.shared, others if heads else parts.heads)
 
 
 @dataclass
@@ -202,20 +215,30 @@ class _Merging:
         if (rule := rule_of(operator, grads)) is not None:
             return merge(grads, rule, None if room is None else room())
         rows = grads.given_rows if is_ours(operator) else grads.stacked()
-        update = operator.calculate_gradient(rows, values)
-        # a user's own expects, and gives, tensors without parameters
-        return grads.as_given(grads.restored(update)) if isinstance(update, Tensor) else update
+        return _fitting(operator.calculate_gradient(rows, values), operator, grads)
+
+
+def _fitting(update: Any, operator: Operator, grads: Gradients) -> Update:
+    """What a user's own operator gave, which expects and gives vectors, in the form of the gradients.
+
+    Raises:
+        TypeError, ValueError: for what is no update of these gradients.
+    """
+    name = f"{type(operator).__name__}.calculate_gradient"
+    if isinstance(update, Tensor):
+        if update.shape != (grads.n,):
+            raise ValueError(f"operator: got shape {tuple(update.shape)} from {name}, want ({grads.n},)")
+        return grads.as_given(grads.restored(update))
+    if not isinstance(update, (list, tuple)) or len(update) != len(grads.shapes):
+        raise TypeError(f"operator: got {got(update)} from {name}, want a tensor ({grads.n},)")
+    return list(update)
 
 
 def _update(
     parameters: list[Tensor], rows: list[Row], merging: _Merging, accumulate: bool
 ) -> Sequence[Tensor | None]:
     """The update of every parameter; in the ``.grad`` that is there, if nobody needs that any more."""
-    group = group_of(merging.operator)
-    try:
-        grads = Gradients(rows, group=group)
-    except TypeError:  # sparse ones, of an embedding
-        grads = Gradients(dense_rows(rows), group=group)
+    grads = Gradients(rows, group=group_of(merging.operator))
     update = merging(grads, None if accumulate else lambda: room_for(grads, parameters))
     assert isinstance(update, list)
     return update

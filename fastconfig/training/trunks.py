@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 from torch.nn import ModuleList
 
 from ..checks import got
-from .graphs import Edge, edge_of, edges_of, is_new, leaves_of, nodes_of, note
+from .graphs import Edge, before, behind, edge_of, leaves_of
 from .passes import leaves
 
 _WHOLE = "want fastconfig.backward(losses, model), which merges whole gradients"
@@ -22,6 +23,14 @@ class Parts:
 
     shared: list[Tensor]
     heads: list[list[Tensor]]
+
+    def together(self) -> list[Tensor]:
+        """The parameters of all heads, each once."""
+        return list({id(par): par for head in self.heads for par in head}.values())
+
+    def all(self) -> list[Tensor]:
+        """All parameters, each once."""
+        return [*self.shared, *self.together()]
 
     def check_reached(self, own: Sequence[Sequence[Tensor | None]]) -> None:
         """Whether every head has a gradient of its own loss.
@@ -55,6 +64,8 @@ def feature_list(features: Any) -> list[Tensor]:
     for i, feature in enumerate(found):
         if not isinstance(feature, Tensor) or not feature.requires_grad:
             raise ValueError(f"features[{i}]: got one that needs no gradient, want the trunk's outputs")
+        if feature.is_leaf:
+            raise ValueError(f"features[{i}]: got a leaf, want what the trunk computes")
     return found
 
 
@@ -66,31 +77,41 @@ def parts_of(values: list[Tensor], features: list[Tensor], shared: Any, tasks: A
             two roles, so that a loss's pull on it would be lost.
     """
     ends = [edge_of(feature) for feature in features]
+    _check_apart(ends)
     trunk = None if shared is None else leaves(shared, "shared_parameters")
     heads = None if tasks is None else _given_heads(tasks, len(values))
-    way = None
-    if trunk is not None and heads is not None:
-        kinds = [(type(node), output) for node, output in [*ends, *map(edge_of, values)]]
-        way = (*kinds, *(tuple(map(id, some)) for some in (trunk, *heads)))
-        if not is_new(trunk[0], way):
-            return Parts(trunk, heads)
-    _check_apart(ends)
-    behind = _trained(leaves_of(nodes_of(ends)))
-    before = []
+    in_trunk = leaves_of(behind([node for node, _ in ends]))
+    in_heads = []
     for i, value in enumerate(values):
-        if set(ends).isdisjoint(edges_of([edge_of(value)])):
+        nodes, reached = before([edge_of(value)], ends)
+        if not reached:
             raise ValueError(f"losses[{i}]: got one that no feature is connected to")
-        before.append(_trained(leaves_of(nodes_of([edge_of(value)], ends))))
+        in_heads.append(leaves_of(nodes))
     if trunk is None:
-        trunk = behind
+        trunk = _found(in_trunk, "shared_parameters")
         if not trunk:
             raise ValueError("features: got none that a parameter is behind, want the trunk's outputs")
     if heads is None:
-        heads = before
-    _check_roles(trunk, heads, behind, before)
-    if way is not None:
-        note(trunk[0], way)
+        heads = [_found(reached, "task_parameters") for reached in in_heads]
+    _check_roles(trunk, heads, in_trunk, in_heads)
     return Parts(trunk, heads)
+
+
+def _found(leaves: list[Tensor], argument: str) -> list[Tensor]:
+    """The parameters among leaves.
+
+    Raises:
+        ValueError: where some leaves are none: they may be inputs, or weights of somebody's own.
+    """
+    own = [leaf for leaf in leaves if leaf.requires_grad]
+    parameters = [leaf for leaf in own if isinstance(leaf, torch.nn.Parameter)]
+    if parameters and len(parameters) < len(own):
+        other = next(leaf for leaf in own if not isinstance(leaf, torch.nn.Parameter))
+        raise ValueError(
+            f"{argument}: got none, and found a tensor of shape {tuple(other.shape)} that requires a "
+            "gradient, beside parameters: want them given, because it may be an input"
+        )
+    return own
 
 
 def _given_heads(tasks: Any, m: int) -> list[list[Tensor]]:
@@ -103,35 +124,30 @@ def _given_heads(tasks: Any, m: int) -> list[list[Tensor]]:
     return [leaves(task, f"task_parameters[{i}]", some=False) for i, task in enumerate(tasks)]
 
 
-def _trained(parameters: list[Tensor]) -> list[Tensor]:
-    return [par for par in parameters if par.requires_grad]
-
-
 def _check_apart(ends: list[Edge]) -> None:
     for k, (node, _) in enumerate(ends):
         if ends[k] in ends[:k]:
             raise ValueError(f"features[{k}]: got features[{ends.index(ends[k])}] again, want each once")
-        reached = set(edges_of(node.next_functions))
-        for j, other in enumerate(ends):
-            if other in reached:
-                raise ValueError(
-                    f"features[{k}]: got one that is computed from features[{j}], want outputs of the trunk "
-                    "that do not depend on each other: their gradients would count twice"
-                )
+        _, reached = before(node.next_functions, [end for end in ends if end != ends[k]])
+        if reached:
+            raise ValueError(
+                f"features[{k}]: got one that is computed from features[{ends.index(reached.pop())}], want "
+                "outputs of the trunk that do not depend on each other: their gradients would count twice"
+            )
 
 
 def _check_roles(
-    trunk: list[Tensor], heads: list[list[Tensor]], behind: list[Tensor], before: list[list[Tensor]]
+    trunk: list[Tensor], heads: list[list[Tensor]], in_trunk: list[Tensor], in_heads: list[list[Tensor]]
 ) -> None:
     places = {id(par): f"shared_parameters[{k}]" for k, par in enumerate(trunk)}
-    in_trunk = {id(par) for par in behind}
-    for i, (head, reached) in enumerate(zip(heads, before, strict=True)):
-        if head and {id(par) for par in head}.isdisjoint(id(par) for par in (*reached, *behind)):
+    behind_features = {id(par) for par in in_trunk}
+    for i, (head, reached) in enumerate(zip(heads, in_heads, strict=True)):
+        if head and {id(par) for par in head}.isdisjoint(id(par) for par in (*reached, *in_trunk)):
             _refuse_head(i)
-    for i, (head, reached) in enumerate(zip(heads, before, strict=True)):
+    for i, (head, reached) in enumerate(zip(heads, in_heads, strict=True)):
         own = {id(par) for par in head}
         for k, par in enumerate(head):
-            if id(par) in places or id(par) in in_trunk:
+            if id(par) in places or id(par) in behind_features:
                 other = places.get(id(par), "the trunk behind the features")
                 raise ValueError(
                     f"task_parameters[{i}][{k}]: got a parameter of shape {tuple(par.shape)} that is in "
