@@ -318,7 +318,9 @@ class PCGradOperator(_GramOperator):
         """How coefficients of these gradients follow from G; in a new random order with ``shuffle``."""
         if order is None and not self.shuffle:
             return self._rule
-        if order is None:
+        if order is not None:
+            order = as_order(order)
+        else:
             if self.generator is None and grads.shards is not None:
                 self.generator = torch.Generator("cpu").manual_seed(0)
             shape = (*grads.batch_shape, grads.m, grads.m)

@@ -236,7 +236,7 @@ def _fits(piece: Tensor, par: Tensor) -> bool:
         return False
     if not (piece.is_contiguous() and par.is_contiguous()) and not _keeps_layout(piece, par):
         return False
-    return not piece.is_neg() and not piece.is_conj()
+    return not (piece.is_neg() or piece.is_conj() or piece.is_inference())
 
 
 def _grad_dtype(par: Tensor) -> torch.dtype:

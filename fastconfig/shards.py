@@ -6,6 +6,7 @@ rank's part of every gradient, and the parts of all ranks together are the gradi
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -235,17 +236,32 @@ def any_dtensor(rows: Any) -> bool:
     return any(any_dtensor(row) for row in rows if isinstance(row, (Tensor, list, tuple)))
 
 
+def has_fsdp2() -> bool:
+    """Whether this process has ever sharded a module by FSDP2."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    return module is not None and bool(module.FSDPModule.__subclasses__())
+
+
+def is_whole_copy(parameter: Tensor) -> bool:
+    """Whether FSDP2 has made it for the passes between two gatherings."""
+    if not has_fsdp2():
+        return False
+    names = ("_unsharded_param", "unsharded_param")
+    holders = [vars(value) if hasattr(value, "__dict__") else value for value in gc.get_referrers(parameter)]
+    return any(value.get(name) is parameter for value in holders if isinstance(value, dict) for name in names)
+
+
 def reshard(model: torch.nn.Module) -> None:
     """Let FSDP2's modules show their sharded parameters.
 
     Between forward and backward pass the root's ``parameters()`` are whole, plain copies by default, whose
     gradients are this rank's own.
     """
-    module = sys.modules.get("torch.distributed.fsdp")
-    if module is None or not module.FSDPModule.__subclasses__():  # none was ever made
+    if not has_fsdp2():
         return
+    kind = sys.modules["torch.distributed.fsdp"].FSDPModule
     for part in model.modules():
-        if isinstance(part, module.FSDPModule):
+        if isinstance(part, kind):
             part.reshard()
 
 

@@ -209,3 +209,56 @@ def case_models_that_are_no_replicas_any_more(rank: int, ranks: int) -> None:
             backward(losses_of(one, my_batch()), one)
             exact = rows_of(losses_of(one, my_batch()), list(one.parameters()))
             assert_close(grads_of(one), exact, reference.config)
+
+
+def case_models_that_were_copied_or_set_aside(rank: int, ranks: int) -> None:
+    """Nobody sees a copy being made, and ``gc.freeze`` hides what is there."""
+    net = replica()
+    backward(losses_of(net, my_batch()), net.module)
+    copied = copy.deepcopy(net)
+    gc.freeze()
+    hidden = copy.deepcopy(net)
+    try:
+        for one in (copied, hidden):
+            one.zero_grad()
+            backward(losses_of(one, my_batch()), list(one.parameters()))
+            assert_close(grads_of(one), averaged_rows(ranks), reference.config)
+    finally:
+        gc.unfreeze()
+
+
+class Experts(nn.Module):
+    """A trunk and a head a loss; each rank's data go through an expert of its own."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(4, 3).double()
+        self.experts = nn.ModuleList([nn.Linear(3, 3).double() for _ in range(ranks)])
+        self.heads = nn.ModuleList([nn.Linear(3, 1).double() for _ in range(2)])
+        generator = torch.Generator().manual_seed(2)
+        for par in self.parameters():
+            nn.init.normal_(par, generator=generator)
+
+    def forward(self, x: Tensor, expert: int) -> tuple[Tensor, list[Tensor]]:
+        h = torch.tanh(self.experts[expert](torch.tanh(self.trunk(x))))
+        return h, [(head(h) - k).square().mean() for k, head in enumerate(self.heads)]
+
+
+def expert_rows(ranks: int, of: Callable[[Experts], list[Tensor]]) -> Tensor:
+    one = Experts(ranks)
+    return sum(rows_of(one(batch_of(r), r)[1], of(one)) for r in range(ranks)) / ranks  # type: ignore[return-value]
+
+
+def case_experts_that_only_one_rank_reaches(rank: int, ranks: int) -> None:
+    net = replica(Experts(ranks))
+    h, losses = net.module(my_batch(), rank)
+    mtl_backward(losses, h)
+    inside = expert_rows(ranks, lambda one: [*one.trunk.parameters(), *one.experts.parameters()])
+    assert_close(torch.cat([flat(net.module.trunk), flat(net.module.experts)]), inside, reference.config)
+    net.zero_grad()
+    optimizer = PPCGrad(torch.optim.SGD(net.module.trunk.parameters(), lr=0.1), "sum")
+    optimizer.pc_backward(net.module(my_batch(), rank)[1])
+    others = expert_rows(ranks, lambda one: [*one.experts.parameters(), *one.heads.parameters()]).sum(0)
+    found = torch.cat([flat(net.module.experts), flat(net.module.heads)]).cpu()
+    assert (found - others).norm() <= 1e-12 * others.norm()
+    assert_same_bits(found)

@@ -209,3 +209,39 @@ def test_what_takes_one_dtype_says_so() -> None:
     rows = [[torch.ones(2), torch.ones(2, device="meta")] for _ in range(2)]
     with pytest.raises(TypeError, match=r"grads: got float32 on cpu and float32 on meta for an operator"):
         PseudoMomentumOperator(2).calculate_gradient([0, 1], rows)
+
+
+def test_complex_parameters_behind_an_odd_number_of_real_ones(backend: str) -> None:
+    net = nn.Module()
+    net.scale = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    net.weight = nn.Parameter(torch.randn(2, 2, dtype=torch.complex128))
+    vector = torch.arange(11.0, dtype=torch.float64)
+    apply_para_vector(net, vector)
+    assert torch.equal(get_para_vector(net), vector)
+    apply_gradient_vector(net, vector, "zero")
+    assert torch.equal(get_gradient_vector(net), vector)
+    values = [net.scale.sum() * (net.weight * k).abs().square().sum() + net.scale[k] for k in range(1, 3)]
+    exact = reference.config(
+        torch.stack(
+            [
+                torch.cat(
+                    [real(g) for g in torch.autograd.grad(v, list(net.parameters()), retain_graph=True)]
+                )
+                for v in values
+            ]
+        )
+    )
+    fastconfig.backward(values, net)
+    assert relative_error(written(net), exact) <= 1e-11
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch before 2.10")
+def test_a_parameter_that_wants_its_gradient_in_another_dtype() -> None:
+    net = nn.Linear(3, 2).bfloat16()
+    for par in net.parameters():
+        par.grad_dtype = torch.float32
+    x = torch.randn(4, 3).bfloat16()
+    for _ in range(2):
+        y = net(x)
+        fastconfig.backward([y[:, 0].square().mean(), (y[:, 1] - 1).square().mean()], net)
+        assert all(par.grad is not None and par.grad.dtype is torch.float32 for par in net.parameters())

@@ -297,3 +297,18 @@ def test_an_optimizer_step_in_the_hooks() -> None:
     for par, like in zip(net.parameters(), twin.parameters(), strict=True):
         assert par.grad is None
         torch.testing.assert_close(par, like, rtol=1e-4, atol=1e-6)
+
+
+def test_a_vector_of_another_kind_is_refused() -> None:
+    net = Heads()
+    size = sum(par.numel() for par in net.parameters())
+    for vector, error in (
+        (torch.ones(size, dtype=torch.complex64), TypeError),
+        (torch.ones(size, dtype=torch.int64), TypeError),
+        (torch.ones(size).to_sparse(), TypeError),
+        (torch.ones(size, device="meta"), ValueError),
+        ([1.0] * size, TypeError),
+    ):
+        with pytest.raises(error, match="grad_vec: got"):
+            apply_gradient_vector_para_based(net, vector)  # type: ignore[arg-type]
+    assert all(par.grad is None for par in net.parameters())

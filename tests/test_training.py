@@ -282,3 +282,15 @@ def test_refused_parameters() -> None:
     with pytest.raises(ValueError, match=r"losses\[0\]: got one that no feature is connected to"):
         mtl_backward(losses, net.trunk(images()), net.trunk.parameters(), [[], []])
     assert all(par.grad is None for par in net.parameters())
+
+
+@pytest.mark.parametrize("result", [None, "update", 3.0, torch.ones(3), [torch.ones(3)]])
+def test_an_operator_of_ones_own_that_gives_something_else(result: Any) -> None:
+    class Own(ConFIGOperator):
+        def calculate_gradient(self, grads: Any, losses: Any = None) -> Any:
+            return result
+
+    net = Trunk()
+    with pytest.raises((TypeError, ValueError), match=r"operator: got .* from Own.calculate_gradient, want"):
+        backward(net.losses(images()), net, Own())
+    assert all(par.grad is None for par in net.parameters())

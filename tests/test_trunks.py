@@ -187,3 +187,54 @@ def test_a_weight_of_both_heads_gets_the_sum() -> None:
     mtl_backward(net.losses(h), h)
     found = torch.cat([par.grad.reshape(-1) for par in net.heads[0].parameters()])  # type: ignore[union-attr]
     assert relative_error(found, exact) <= 1e-12
+
+
+def test_heads_that_add_two_tables_do_not_share_their_gradients() -> None:
+    """The engine gives one tensor for both sides of a sum."""
+    net, x = Tasks(), inputs()
+    tables = [nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2)]
+    h = net.trunk(x)
+    values = [(net.heads[0](h) + (tables[0] + tables[1])).square().mean(), net.heads[1](h).mean()]
+    mtl_backward(values, h)
+    first, second = (table.grad for table in tables)
+    assert first is not None
+    assert second is not None
+    before = second.clone()
+    first.mul_(7)
+    assert torch.equal(second, before)
+
+
+LATER: dict[str, Callable[[Tasks, Tensor], tuple[Any, ...]]] = {
+    "a penalty on the trunk": lambda net, h: (
+        [value + net.trunk[0].weight.square().sum() for value in net.losses(h)],
+        h,
+        net.trunk,
+        net.heads,
+    ),
+    "a tied weight": tied_and_in_the_trunk,
+    "a feature twice": lambda net, h: (net.losses(h), [h, h], net.trunk, net.heads),
+    "losses in another order": lambda net, h: (net.losses(h)[::-1], h, net.trunk, net.heads),
+}
+
+
+@pytest.mark.parametrize("later", LATER)
+def test_what_changes_after_the_first_step_is_seen(later: str) -> None:
+    net, x = Tasks(), inputs()
+    for _ in range(2):
+        h = net.trunk(x)
+        mtl_backward(net.losses(h), h, net.trunk, net.heads)
+    with pytest.raises(ValueError, match=r"past the features|again|reaches too|does not reach"):
+        mtl_backward(*LATER[later](net, net.trunk(x)))
+
+
+def test_inputs_that_require_a_gradient_are_not_taken_for_parameters() -> None:
+    net, x = Tasks(), inputs().requires_grad_()
+    h = net.trunk(x)
+    with pytest.raises(
+        ValueError, match=r"shared_parameters: got none, and found a tensor of shape \(7, 4\)"
+    ):
+        mtl_backward(net.losses(h), h)
+    mtl_backward(net.losses(h), h, net.trunk)
+    assert x.grad is None
+    with pytest.raises(ValueError, match=r"features\[0\]: got a leaf"):
+        mtl_backward(net.losses(leaf := h.detach().requires_grad_()), leaf)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 
 from ..checks import got
+from ..shards import is_whole_copy
 from .graphs import Edge, before, behind, edge_of, leaves_of
 from .passes import leaves
 
@@ -103,6 +104,11 @@ def _found(leaves: list[Tensor], argument: str) -> list[Tensor]:
     Raises:
         ValueError: where some leaves are none: they may be inputs, or weights of somebody's own.
     """
+    if any(is_whole_copy(leaf) for leaf in leaves[:1]):
+        raise ValueError(
+            f"{argument}: got none, and found the whole copies that FSDP2 makes of a module's parameters, "
+            "want fastconfig.backward(losses, model)"
+        )
     own = [leaf for leaf in leaves if leaf.requires_grad]
     parameters = [leaf for leaf in own if isinstance(leaf, torch.nn.Parameter)]
     if parameters and len(parameters) < len(own):
