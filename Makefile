@@ -19,13 +19,14 @@ READY := $(VENV)/.ready
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/* kernels/*.cu kernels/*.cuh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test lint format clean gpu gpu-wheel
+.PHONY: help demo bench test test-all lint format clean gpu gpu-wheel
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo    train a network with ConFIG and draw the result (DEMO_ARGS='--steps 500')"
 	@echo "make bench   time everything beside a memory floor and the peers (BENCH_ARGS='--quick --plot bench.png')"
 	@echo "make test    lint, then the tests (PYTEST_ARGS='-k gram -x', JOBS=2)"
+	@echo "make test-all  the tests that make test leaves out, and the compiled code under sanitizers"
 	@echo "make gpu     build, test and measure on a CUDA GPU in nine minutes, without network (GPU_OUT=folder,"
 	@echo "             GPU_ARGS=--dry-run for all that needs no GPU)"
 	@echo "make gpu-wheel  build the wheel that make gpu installs and fetch the peers, where there is a network, into"
@@ -42,7 +43,10 @@ bench: $(VENV)/.bench-ready
 	@"$(PY)" -m fastconfig bench $(BENCH_ARGS)
 
 test: lint
-	@"$(PY)" -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	@"$(PY)" -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(READY)
+	@"$(PY)" -m pytest -n $(JOBS) --dist worksteal -m slow $(PYTEST_ARGS)
 
 lint: $(READY)
 	@"$(VENV)/bin/ruff" check .

@@ -1,6 +1,6 @@
 """Compile the Triton kernels ahead of time, without a GPU, and report what came out.
 
-    python compile_triton.py ARCH PART [SIZES]    (80, 90 or 120; a dtype, shared or momentum; as 3,8)
+    python compile_triton.py ARCH PART [SIZES]    (80, 90 or 120; a dtype, shared, momentum or kinds; as 3,8)
 
 Prints one JSON object a variant that the launch table can choose: registers, bytes spilled, and the widths in
 bits of its loads from global memory.
@@ -139,6 +139,18 @@ def shared(float64: bool) -> Iterator[Variant]:
             yield small.coefficients, solve, {"MP": rows, "ORDERED": flag, "CORRECT": flag}, shape.warps[2]
 
 
+def kinds(usable: bool, sizes: Sequence[int]) -> Iterator[Variant]:
+    """Every kernel once for each way of loading and of multiplying that it has, in float32."""
+    seen: set[tuple[Any, ...]] = set()
+    steps = momentum("float32", usable, sizes, [rows_triton.TABLE])
+    for variant in chain(of_dtype("float32", usable, sizes), steps, shared(usable)):
+        kernel, _, constants, _ = variant
+        kind = kernel, constants.get("MODE") in WHOLE, constants.get("REPAIR")
+        if kind not in seen:
+            seen.add(kind)
+            yield variant
+
+
 def compiled(variant: Variant, arch: int) -> dict[str, Any]:
     """What ptxas made of a variant."""
     function, types, constants, warps = variant
@@ -187,6 +199,8 @@ if __name__ == "__main__":
     few = [int(m) for m in sys.argv[3].split(",")] if len(sys.argv) > 3 else None
     if sys.argv[2] == "shared":
         chosen = shared(usable)
+    elif sys.argv[2] == "kinds":
+        chosen = kinds(usable, few or (3, 20))
     elif sys.argv[2] == "momentum":
         dtypes, modes = (["float32"], [rows_triton.TABLE]) if few else (list(POINTERS), MODES[2:])
         sizes = few or range(1, shapes.SMALL + 1)

@@ -17,6 +17,7 @@ if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not N
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
 poison()
 torch.set_num_threads(1)  # test processes run side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and the processes that they start
 
 
 @pytest.fixture(autouse=True)

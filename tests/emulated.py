@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
-import hashlib
 import importlib.util
 import os
 import subprocess
@@ -14,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+import built
 import pytest
 from processes import compiler
 
@@ -22,6 +21,7 @@ from fastconfig import backends
 NAME = "fastconfig._cuda"
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+SOURCES = (*sorted((ROOT / "kernels").glob("*.cu")), *sorted((ROOT / "csrc").glob("cuda*.cpp")))
 INCLUDED = (HERE / "emulator", ROOT / "csrc", ROOT / "kernels")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas")
 
@@ -36,19 +36,13 @@ def module(float64: bool) -> ModuleType:
     command = compiler()
     if command is None:
         pytest.skip("no C++ compiler: CXX is not set, and there is no c++, g++ or clang++")
-    sources = [*sorted((ROOT / "kernels").glob("*.cu")), *sorted((ROOT / "csrc").glob("cuda*.cpp"))]
-    included = [path for folder in INCLUDED for path in sorted(folder.iterdir())]
-    state = hashlib.sha256(repr((FLAGS, sysconfig.get_platform(), sysconfig.get_python_version())).encode())
-    for path in included:
-        if path.suffix in (".cu", ".cuh", ".hpp", ".h", ".cpp"):
-            state.update(path.read_bytes())
-    folder = ROOT / "build" / "emulated"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"_cuda-{state.hexdigest()[:16]}-{int(float64)}.so"
-    with open(target.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of test processes side by side one builds
-        if not target.exists():
-            _build(command, sources, float64, target)
+    options = (*FLAGS, f"-DFASTCONFIG_EMULATED_FLOAT64={int(float64)}")
+    target = built.once(
+        f"_cuda-{int(float64)}.so",
+        built.sources(*INCLUDED),
+        (options, sysconfig.get_platform(), sysconfig.get_python_version()),
+        lambda target: _build(command, options, target),
+    )
     before = sys.modules.get(NAME)
     spec = importlib.util.spec_from_file_location(NAME, target)
     assert spec is not None
@@ -67,20 +61,17 @@ def serve(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
     backends._loaded.pop("cuda", None)
 
 
-def _build(command: list[str], sources: list[Path], float64: bool, target: Path) -> None:
+def _build(command: list[str], options: tuple[str, ...], target: Path) -> None:
     include = [f"-I{path}" for path in (*INCLUDED, sysconfig.get_path("include"))]
-    define = f"-DFASTCONFIG_EMULATED_FLOAT64={int(float64)}"
 
     def compile_one(source: Path) -> str:
         made = str(target.with_suffix(f".{source.stem}.o"))
-        run = [*command, *FLAGS, *include, define, "-include", "cuda_runtime.h", "-x", "c++"]
+        run = [*command, *options, *include, "-include", "cuda_runtime.h", "-x", "c++"]
         subprocess.run([*run, "-c", str(source), "-o", made], check=True)
         return made
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
-    unfinished = target.with_suffix(".part")
-    subprocess.run([*command, "-shared", "-pthread", *objects, "-o", unfinished], check=True)
-    unfinished.rename(target)
+        objects = list(pool.map(compile_one, SOURCES))
+    subprocess.run([*command, "-shared", "-pthread", *objects, "-o", target], check=True)
     for made in objects:
         os.unlink(made)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from inputs import conflicting, projected, relative_error
+from pairs import cases
 from processes import python
 from torch import Tensor
 
@@ -42,9 +43,9 @@ def tensors(rows: Tensor) -> list[Any]:
     return [tf.constant(row.numpy()) for row in rows]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("m", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize(
+    ("m", "reduction", "mode"), cases([1, 2, 3, 5, 16], ["mean", "sum"], [*MODES], together=1)
+)
 def test_project_conflicting(m: int, reduction: str, mode: str) -> None:
     n = 1003
     rows = conflicting(m, n)
@@ -63,8 +64,7 @@ def test_project_conflicting(m: int, reduction: str, mode: str) -> None:
         assert error(run(tensors(rows), has), projected(rows, given, reduction, None)) <= LIMIT
 
 
-@pytest.mark.parametrize("compiler", [True, False])
-@pytest.mark.parametrize("m", [1, 2, 3, 8])
+@pytest.mark.parametrize(("m", "compiler"), cases([1, 2, 3, 8], [True, False], together=1))
 def test_many_elements(m: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # chains of products, and a rest; blocks of tasks; without XLA too, which not every build has
     if not compiler:
@@ -114,9 +114,7 @@ def test_norms_that_float32_products_do_not_hold(m: int, n: int) -> None:
     assert error(PPCGrad("sum").project_conflicting(tensors(rows)), wanted) <= LIMIT
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("n", [50, 20_003])
-@pytest.mark.parametrize("m", [2, 3])
+@pytest.mark.parametrize(("m", "n", "mode"), cases([2, 3], [50, 20_003], [*MODES], together=1))
 def test_zero_and_broken_gradients(m: int, n: int, mode: str) -> None:
     rows = conflicting(m, n)
     rows[1] = 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from pairs import cases
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(
@@ -40,9 +41,9 @@ def check_cases(parts: tuple[str, ...], ranks: int, backend: str = "gloo", **env
         )
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(
-    "parts", [("shards", "dtensors"), ("fsdp", "ddp", "disguises", "wire")], ids=" ".join
+    ("parts", "ranks"),
+    cases([("shards", "dtensors"), ("fsdp", "ddp", "disguises", "wire")], [2, 4], together=1),
 )
 def test_ranks(parts: tuple[str, ...], ranks: int) -> None:
     check_cases(parts, ranks)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from inputs import conflicting, relative_error
+from pairs import cases, some
 from schedules import (
     ELEMENTS,
     OPERATORS,
@@ -76,8 +77,12 @@ def found(operator: PseudoMomentumOperator, n: int, count: int = 3, **settings: 
 
 
 # of chunks of 1024 columns: below one, at its end, above, and several for a program
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 1024), (3, 2051), (5, 1025), (8, 301), (12, 1031)])
-def test_every_number_of_gradients(m: int, n: int) -> None:
+@pytest.mark.parametrize(
+    "size",
+    some([(1, 1), (2, 1024), (3, 2051), (5, 1025), (8, 301), (12, 1031)], [(1, 1), (3, 2051), (12, 1031)]),
+)
+def test_every_number_of_gradients(size: tuple[int, int]) -> None:
+    m, n = size
     assert found(PseudoMomentumOperator(m), n) <= 1e-5
 
 
@@ -95,8 +100,10 @@ def test_products_that_float32_cannot_hold_are_taken_again(float32_products: Non
     assert relative_error(update, exact.step([0, 1, 2], rows)) <= 1e-5
 
 
-@pytest.mark.parametrize("held", [torch.float32, torch.float64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize(("dtype", "held"), cases(DTYPES, DTYPES[:2], together=1))
 def test_dtypes(dtype: torch.dtype, held: torch.dtype) -> None:
     bound = max(1e-5 if held == torch.float32 else 1e-9, torch.finfo(dtype).eps)
     assert found(PseudoMomentumOperator(2, dtype=held), 515, dtype=dtype) <= bound
@@ -119,8 +126,9 @@ def test_an_order_for_pcgrad(m: int) -> None:
     assert found(momentum, 131, dtype=torch.float64, merge=merge) <= 1e-9
 
 
-@pytest.mark.parametrize("method", ["config-minimum", "own"])
-@pytest.mark.parametrize("give", [strided, odd_addresses, per_parameter])
+@pytest.mark.parametrize(
+    ("give", "method"), cases([strided, odd_addresses, per_parameter], ["config-minimum", "own"], together=1)
+)
 def test_forms(give: Callable[[Tensor], Any], method: str) -> None:
     operator, merge = OPERATORS[method]
     take = joined if give is per_parameter else lambda update: update
@@ -151,8 +159,7 @@ def test_parameters_that_a_loss_never_has(m: int) -> None:
         assert momentum_error(torch.cat(update).cpu(), wanted, exact) <= 1e-9
 
 
-@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
-@pytest.mark.parametrize("m", [2, 9])
+@pytest.mark.parametrize(("m", "broken"), cases([2, 9], [torch.nan, torch.inf], together=1))
 def test_a_broken_gradient_gives_nan(m: int, broken: float) -> None:
     momentum = PseudoMomentumOperator(m)
     rows = torch.randn(m, 50)
@@ -166,8 +173,7 @@ def state_of(operator: PseudoMomentumOperator) -> list[Tensor]:
     return [tensor for row in rows for tensor in row]
 
 
-@pytest.mark.parametrize("m", [3, 9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("dtype", "m"), cases(DTYPES[:2], [3, 9], together=1))
 def test_the_state_stays_where_it_is_and_is_pytorchs(dtype: torch.dtype, m: int) -> None:
     ours, theirs, exact = PseudoMomentumOperator(m), PseudoMomentumOperator(m), reference.Momentum(m)
     for indexes in ([*range(m)], [1], [2, 0]):

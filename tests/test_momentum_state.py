@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import conflicting, relative_error
+from inputs import BACKENDS, conflicting, relative_error
+from pairs import cases
 from processes import python
 from schedules import momentum_error, several
 from torch import Tensor
@@ -53,10 +54,12 @@ torch.save([operator.calculate_gradient(indexes, rows) for indexes, rows in step
 """
 
 
-@pytest.mark.parametrize(
-    ("kind", "m"), [(PseudoMomentumOperator, 3), (PseudoMomentumOperator, 9), (SeparateMomentumOperator, 3)]
-)
-def test_resumed_in_a_new_process_to_the_same_bits(backend: str, kind: Any, m: int, tmp_path: Path) -> None:
+RESUMED = [(PseudoMomentumOperator, 9), (PseudoMomentumOperator, 3), (SeparateMomentumOperator, 3)]
+
+
+@pytest.mark.parametrize(("backend", "resumed"), cases(BACKENDS, RESUMED, together=1), indirect=["backend"])
+def test_resumed_in_a_new_process_to_the_same_bits(backend: str, resumed: Any, tmp_path: Path) -> None:
+    kind, m = resumed
     steps = steps_of(m, 1003, 200)
     operator = kind(m)
     whole = run(operator, steps)

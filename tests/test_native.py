@@ -6,10 +6,12 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import built
 import processes
 import pytest
 
 HERE = Path(__file__).parent
+CSRC = HERE.parent / "csrc"
 PROGRAMS = sorted((HERE / "native").glob("*.cpp"))
 SANITIZED = ("-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
@@ -27,11 +29,16 @@ def succeed(*command: str) -> None:
         raise RuntimeError(f"exit {ended.returncode} of {shlex.join(command)}\n{ended.stderr}")
 
 
-def compile_and_run(compiler: list[str], source: Path, folder: Path, *flags: str, seed: int) -> None:
-    """Make a program of one source file, sanitized, in ``folder``, and run it on a seed."""
-    program = str(folder / source.stem)
-    succeed(*compiler, *SANITIZED, *flags, str(source), "-o", program)
-    succeed(program, str(seed))
+def compile_and_run(compiler: list[str], source: Path, *flags: str, seed: int) -> None:
+    """Make a program of one source file, sanitized, and run it on a seed."""
+    command = [*compiler, *SANITIZED, *flags]
+    program = built.once(
+        source.stem,
+        [source, *built.sources(HERE / "native", CSRC)],
+        command,
+        lambda target: succeed(*command, str(source), "-o", str(target)),
+    )
+    succeed(str(program), str(seed))
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +47,15 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     found = processes.compiler()
     if found is None:
         pytest.skip("no C++ compiler: CXX is not set, and there is no c++, g++ or clang++")
-    folder = tmp_path_factory.mktemp("sanitizers")
-    trivial = folder / "trivial.cpp"
+    trivial = tmp_path_factory.mktemp("sanitizers") / "trivial.cpp"
     trivial.write_text("int main() { return 0; }\n")
     try:
-        compile_and_run(found, trivial, folder, seed=0)
+        compile_and_run(found, trivial, seed=0)
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"address and undefined sanitizers do not work here: {error}")
     return found
 
 
 @pytest.mark.parametrize("source", PROGRAMS, ids=lambda source: source.stem)
-def test_sanitized(source: Path, compiler: list[str], tmp_path: Path, seed: int) -> None:
-    compile_and_run(compiler, source, tmp_path, *WARNINGS, "-I", str(HERE.parent / "csrc"), seed=seed)
+def test_sanitized(source: Path, compiler: list[str], seed: int) -> None:
+    compile_and_run(compiler, source, *WARNINGS, "-I", str(CSRC), seed=seed)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from inputs import conflicting, projected, relative_error, rounding_bound
+from pairs import cases
 from torch import Tensor
 
 from fastconfig import reference
@@ -174,8 +175,9 @@ def test_errors(method: Any) -> None:
         method().project_conflicting([])
 
 
-@pytest.mark.parametrize("method", ["pcgrad", "ppcgrad"])
-@pytest.mark.parametrize("example", ["torch_pcgrad.py", "keras_ppcgrad.py"])
+@pytest.mark.parametrize(
+    ("example", "method"), cases(["torch_pcgrad.py", "keras_ppcgrad.py"], ["pcgrad", "ppcgrad"], together=1)
+)
 def test_examples(example: str, method: str) -> None:
     if example.startswith("keras"):
         pytest.importorskip("tensorflow")
