@@ -205,8 +205,13 @@ def as_tensor(argument: str, value: Any, wanted: str, dtype: torch.dtype | None 
         TypeError: for anything else.
     """
     if isinstance(value, Tensor):
+        if value.layout is not torch.strided or value.is_meta:
+            kind = "on meta" if value.is_meta else f"of {value.layout}"
+            raise TypeError(f"{argument}: got a tensor {kind}, want {wanted}")
         return value
     try:
+        if value is None:
+            raise TypeError
         return torch.as_tensor(value, dtype=dtype, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{argument}: got {got(value)}, want {wanted}") from None

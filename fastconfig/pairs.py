@@ -56,7 +56,7 @@ def _is_complex(value: object) -> bool:
 def as_complex(update: Any, pairs: tuple[bool, ...]) -> Any:
     """An update in real numbers with complex tensors where :func:`real_rows` found some."""
     if isinstance(update, Tensor):
-        return to_complex(update.view(*update.shape[:-1], -1, 2))
+        return to_complex(update.view(*update.shape[:-1], update.shape[-1] // 2, 2))
     return [
         to_complex(piece) if pair and piece is not None else piece
         for piece, pair in zip(update, pairs, strict=True)

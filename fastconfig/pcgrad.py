@@ -113,6 +113,10 @@ class _Projection(WrappedOptimizer):
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
         rows = Gradients(grads)
+        if rows.form == "parameters" or rows.batch is not None:
+            raise ValueError(
+                "grads: got no vectors, want m flattened gradients (N,): see pc_backward for others"
+            )
         m, n = rows.m, rows.n
         if has_grads is not None:
             if len(has_grads) != m:

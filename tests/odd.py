@@ -16,8 +16,6 @@ from fastconfig.numbers import DTYPES, cutoff
 
 COMPLEX = (torch.complex64, torch.complex128)
 NAMED = (TypeError, ValueError, BackendUnavailable)
-#: of junk beside the gradients, which is looked at only where it is used: torch's own errors, but no crash
-ANY = (Exception,)
 LENGTHS = (0, 1, 2, 3, 7, 16, 33, 130, 1031)
 SHAPES = ((), (1,), (7,), (3, 5), (0,), (2, 3, 4), (40,), (1100,))
 COUNTS = (1, 2, 3, 4, 5, 9, 17)
