@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .memory_order import flat_view, new_like_all, new_tensor, one_memory_order
-from .numbers import DTYPES, cutoff, dtype_names
+from .numbers import DTYPES, cutoff
 from .pairs import as_complex, as_real, real_rows
 from .results import KEPT_FROM, ON_CPU, new_result
+from .row_checks import check_dense, check_no_group, dense, kind_of, names_of, refuse, refuse_mixed
 from .shards import Shards, any_dtensor, local_rows, local_tensor
-from .transforms import refuse_transforms
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -118,15 +118,15 @@ class Gradients:
         try:
             rows = list(grads)  # ours, also below: the caller's may change while a kernel reads
         except TypeError:
-            _refuse(str(argument), f"a {type(grads).__name__}", "a tensor or a sequence of gradients")
+            refuse(str(argument), f"a {type(grads).__name__}", "a tensor or a sequence of gradients")
         self.batch = None
         self.m = len(rows)
         if rows and isinstance(rows[0], list):
             rows = [tuple(row) if isinstance(row, list) else row for row in rows]
         found = scan(rows, TYPES)
         if found is None and any_dtensor(rows):
-            _check_no_group(self.shards, argument)
-            rows, self.shards = local_rows(rows, _names(argument, len(rows)))
+            check_no_group(self.shards, argument)
+            rows, self.shards = local_rows(rows, names_of(argument, len(rows)))
             found = scan(rows, TYPES)
         if found is not None:
             kind, self.n, shapes, index = found
@@ -139,8 +139,8 @@ class Gradients:
             return
         if self.m == 0:
             raise ValueError(f"{argument}: got no gradient (m = 0), want at least one")
-        names = _names(argument, self.m)
-        rows, self.pairs = real_rows([_dense(row) for row in rows])
+        names = names_of(argument, self.m)
+        rows, self.pairs = real_rows([dense(row) for row in rows])
         if isinstance(rows[0], Tensor):
             self._from_vectors(rows, names)
         else:
@@ -158,7 +158,7 @@ class Gradients:
     def _from_tensor(self, grads: Tensor, argument: str | Sequence[str]) -> None:
         found = describe(grads, TYPES)
         if found is None and any_dtensor(grads) and grads.dim() in (2, 3):
-            _check_no_group(self.shards, argument)
+            check_no_group(self.shards, argument)
             grads, self.shards = local_tensor(grads, str(argument))  # type: ignore[arg-type]
             found = describe(grads, TYPES)
         if found is not None:
@@ -173,7 +173,7 @@ class Gradients:
             raise ValueError(f"{argument}: got shape {tuple(shape)} (m = 0), want at least one gradient")
         if grads.is_complex():
             grads, self.pairs = as_real(grads).flatten(-2), (True,)
-        _check_dense(grads, str(argument))
+        check_dense(grads, str(argument))
         self.form, self.rows = "tensor", grads.resolve_neg()  # kernels read memory, not flags
         self.batch = shape[0] if len(shape) == 3 else None
         self.m, self.n = grads.shape[-2:]
@@ -185,15 +185,15 @@ class Gradients:
         shape = first.shape
         if len(shape) != 1:
             raise ValueError(f"{names[0]}: got shape {tuple(shape)}, want a vector (N,)")
-        _check_dense(first, names[0])
+        check_dense(first, names[0])
         dtype, device = first.dtype, first.device
         for name, row in zip(names, grads, strict=True):
             if not isinstance(row, Tensor):
-                _refuse(name, _name(row), "a tensor (N,) like the others")
+                refuse(name, kind_of(row), "a tensor (N,) like the others")
             if row.shape != shape:
                 raise ValueError(f"{name}: got shape {tuple(row.shape)}, want {tuple(shape)} like {names[0]}")
             if row.dtype is not dtype or row.device != device or row.layout is not torch.strided:
-                _refuse_mixed(row, first, name, names[0])
+                refuse_mixed(row, first, name, names[0])
         self.form, self.rows = "vectors", [row.resolve_neg() for row in grads]
         self.n = shape[0]
         self.dtype, self.device = dtype, device
@@ -204,7 +204,7 @@ class Gradients:
                 wanted = (
                     "a sequence of tensors, one a parameter" if i else "a tensor or a sequence of tensors"
                 )
-                _refuse(name, _name(row), wanted)
+                refuse(name, kind_of(row), wanted)
             if len(row) != len(grads[0]):
                 raise ValueError(f"{name}: got {len(row)} parameters, want {len(grads[0])} like {names[0]}")
         first: Tensor | None = None
@@ -217,9 +217,9 @@ class Gradients:
                     continue
                 name = f"{names[i]}[{p}]"
                 if not isinstance(tensor, Tensor):
-                    _refuse(name, _name(tensor), "a tensor or None")
+                    refuse(name, kind_of(tensor), "a tensor or None")
                 if like is None:
-                    _check_dense(tensor, name)
+                    check_dense(tensor, name)
                     like, like_name = tensor, name
                 if tensor.shape != like.shape:
                     raise ValueError(
@@ -227,7 +227,7 @@ class Gradients:
                         f"{p} of the other gradients"
                     )
                 if (tensor.dtype, tensor.device, tensor.layout) != (like.dtype, like.device, torch.strided):
-                    _refuse_mixed(tensor, like, name, like_name)
+                    refuse_mixed(tensor, like, name, like_name)
             self.shapes.append(None if like is None else like.shape)
             if like is not None:
                 first = like if first is None else first
@@ -384,53 +384,12 @@ class Gradients:
         return [None if shape is None else next(pieces).view(shape) for shape in self.shapes]
 
 
-def _names(argument: str | Sequence[str], m: int) -> Sequence[str]:
-    return [f"{argument}[{i}]" for i in range(m)] if isinstance(argument, str) else argument
-
-
-def _check_no_group(shards: Shards | None, argument: str | Sequence[str]) -> None:
-    if shards is not None and shards.group is not None:
-        raise ValueError(
-            f"{argument}: got DTensors and a process_group, want one: DTensors say how they are spread"
-        )
-
-
 def _flat(column: list[Tensor | None]) -> list[Tensor | None]:
     if one_memory_order(column):
         return [None if tensor is None else flat_view(tensor) for tensor in column]
     return [None if tensor is None else tensor.detach().reshape(-1) for tensor in column]
 
 
-def _dense(row: Any) -> Any:
-    """A row without sparse tensors, which embeddings give."""
-    if isinstance(row, Tensor):
-        return row if row.layout is torch.strided else row.to_dense()
-    return tuple(map(_dense, row)) if isinstance(row, (list, tuple)) else row
-
-
 @cache
 def _cuda(index: int) -> torch.device:
     return torch.device("cuda", index)
-
-
-def _check_dense(tensor: Tensor, name: str) -> None:
-    refuse_transforms(name)
-    if tensor.layout is not torch.strided:
-        _refuse(name, f"a sparse tensor ({tensor.layout})", "a dense one: call .to_dense() first")
-    if tensor.dtype not in DTYPES:
-        _refuse(name, f"dtype {tensor.dtype}", f"one of {dtype_names()}")
-
-
-def _refuse_mixed(tensor: Tensor, first: Tensor, name: str, first_name: str) -> NoReturn:
-    _check_dense(tensor, name)
-    if tensor.dtype != first.dtype:
-        _refuse(name, f"dtype {tensor.dtype}", f"{first.dtype} like {first_name}")
-    raise ValueError(f"{name}: got device {tensor.device}, want {first.device} like {first_name}")
-
-
-def _refuse(name: str, got: str, wanted: str) -> NoReturn:
-    raise TypeError(f"{name}: got {got}, want {wanted}")
-
-
-def _name(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

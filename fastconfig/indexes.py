@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def is_one(indexes: Any) -> bool:
@@ -48,3 +49,14 @@ def index_list(indexes: Any, count: int, argument: str) -> list[int]:
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"{argument}: got {chosen}, want every index once")
     return chosen
+
+
+def as_rows(grads: Any, one: bool) -> Any:
+    """The gradients as a tensor (k, N) or a sequence of k."""
+    if isinstance(grads, Tensor):
+        return [grads] if grads.dim() == 1 else grads
+    if not one or not isinstance(grads, Sequence):
+        return grads
+    first = grads[0] if len(grads) == 1 else None
+    wrapped = (isinstance(first, Tensor) and first.dim() == 1) or isinstance(first, Sequence)
+    return grads if wrapped else [grads]

@@ -55,6 +55,11 @@ def zeros_in_order(like: Tensor, dtype: torch.dtype | None) -> Tensor:
     return torch.zeros_like(like, dtype=dtype, memory_format=order)
 
 
+def like_in(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uninitialised, in the memory order of ``like`` if that is dense."""
+    return new_in_order(like, dtype, not like.is_contiguous() and is_dense(like))
+
+
 def new_like_all(column: Sequence[Tensor | None]) -> Tensor:
     """Uninitialised, of the shape and dtype of the tensors that are there, in the order that they share."""
     first = next(tensor for tensor in column if tensor is not None)

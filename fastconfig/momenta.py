@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .clock import Clock
 from .gradients import Gradients, Update
-from .memory_order import flat_view, in_order_of, is_dense, new_in_order, zeros_in_order
+from .memory_order import flat_view, in_order_of, like_in, zeros_in_order
 from .shards import Shards, joined_shards, local_state
 
 EPSILON = 1e-8  # beside the root of a second moment
@@ -266,7 +266,7 @@ class Momenta:
 
     def new_update(self, dtype: torch.dtype, *, zeros: bool = False) -> Update:
         """A result in the form of the gradients: uninitialised, or zeros."""
-        update = [None if column is None else _new_like(column, dtype) for column in self.columns]
+        update = [None if column is None else like_in(column, dtype) for column in self.columns]
         if zeros:
             for tensor in update:
                 if tensor is not None:
@@ -396,8 +396,3 @@ def _flat(tensor: Tensor | None, column: Tensor) -> Tensor | None:
     if tensor is None:
         return None
     return tensor.detach() if tensor.dim() == 1 else flat_view(in_order_of(tensor, column))
-
-
-def _new_like(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uninitialised, in the memory order of ``like`` if that is dense."""
-    return new_in_order(like, dtype, not like.is_contiguous() and is_dense(like))

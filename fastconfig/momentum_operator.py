@@ -30,7 +30,7 @@ from .grad_operator import *  # noqa: F403  # as conflictfree's module offers th
 from .grad_operator import ConFIGOperator, GradientOperator, rule_of
 from .grad_operator import __all__ as _operator_all
 from .gradients import Gradients, Update
-from .indexes import index_list, is_one
+from .indexes import as_rows, index_list, is_one
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
 from .momenta import EPSILON, Momenta
 from .network import parameters_of
@@ -184,7 +184,7 @@ class MomentumOperator(Grouped):
     def _checked(self, indexes: Any, grads: Any, losses: Any) -> tuple[list[int], Gradients]:
         """Which gradients come, and these, checked."""
         chosen = index_list(indexes, self.num_vectors, "indexes")
-        rows = Gradients(_as_rows(grads, is_one(indexes)), group=self.process_group)
+        rows = Gradients(as_rows(grads, is_one(indexes)), group=self.process_group)
         rows.check_one_kind("an operator with a state")
         if rows.batch is not None:
             raise ValueError(f"grads: got shape {tuple(grads.shape)}, want (N,) or (k, N)")
@@ -193,17 +193,6 @@ class MomentumOperator(Grouped):
         if losses is not None and self.loss_recorder is None:
             raise ValueError("losses: got some without a loss_recorder, want one given to the operator")
         return chosen, rows
-
-
-def _as_rows(grads: Any, one: bool) -> Any:
-    """The gradients as a tensor (k, N) or a sequence of k."""
-    if isinstance(grads, Tensor):
-        return [grads] if grads.dim() == 1 else grads
-    if not one or not isinstance(grads, Sequence):
-        return grads
-    first = grads[0] if len(grads) == 1 else None
-    wrapped = (isinstance(first, Tensor) and first.dim() == 1) or isinstance(first, Sequence)
-    return grads if wrapped else [grads]
 
 
 class _Resumable(Adopting, MomentumOperator):

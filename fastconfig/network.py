@@ -13,6 +13,7 @@ from .gradients import TYPES, Gradients, Update, scan
 from .memory_order import is_dense
 from .numbers import DTYPES
 from .pairs import as_real, real_numel, to_complex
+from .row_checks import dense
 from .shards import is_dtensor, is_fsdp1
 
 try:
@@ -59,11 +60,6 @@ def plain_leaves(tensors: list[Tensor]) -> list[Tensor] | None:
 
 
 # Vectors
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """A sparse gradient, of an embedding, with all its zeros; any other as it is."""
-    return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def joined(tensors: list[Tensor]) -> Tensor:

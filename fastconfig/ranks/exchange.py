@@ -15,8 +15,8 @@ from torch.distributed.tensor import Shard
 
 from ..gradients import Gradients, Update
 from ..memory_order import new_tensor
-from ..network import dense
 from ..pairs import as_real, real_numel, to_complex
+from ..row_checks import dense
 from ..shards import Place, Shards
 from .collectives import Pending, begin_any, gather_parts, scatter_sum, summed
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..checks import got
-from ..network import dense, parameters_of, plain_leaves
+from ..network import parameters_of, plain_leaves
 from ..ranks.collectives import check_collective
+from ..row_checks import dense
 from ..shards import is_dtensor, reshard
 from .graphs import inner, nodes_of
 from .hidden import REENTRANT, check_hidden, state_of
