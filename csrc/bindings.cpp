@@ -38,6 +38,9 @@ PYBIND11_MODULE(_C, module) {
   py::class_<fastconfig::Rule>(module, "Rule")
       .def(py::init([](int method, int length, int64_t track_id, bool mean, uintptr_t weights, int64_t weights_step,
                        uintptr_t order, int64_t order_step) {
+             if (method < 0 || method > static_cast<int>(fastconfig::Method::imtlg) || length < 0 ||
+                 length > static_cast<int>(fastconfig::Length::none))
+               throw py::value_error("Rule: got a method or length that is unknown here");
              return fastconfig::Rule{static_cast<fastconfig::Method>(method),
                                      static_cast<fastconfig::Length>(length),
                                      track_id,

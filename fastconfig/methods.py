@@ -148,8 +148,10 @@ def coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
             x = _pcgrad(cosines, norms, rule)
         case "ppcgrad":
             x = _ppcgrad(cosines, norms, rule)
-        case _:
+        case "imtlg":
             x = _imtlg(cosines, inverse, rule.cutoff(dtype))
+        case _:
+            raise ValueError(f"method: got {rule.method!r}, want one of {', '.join(map(repr, METHODS))}")
     return torch.where(norms.isfinite().all(-1, keepdim=True), x * inverse, torch.nan)
 
 
@@ -203,8 +205,10 @@ def tracked(norms: Tensor, length: str, track_id: int = 0) -> Tensor:
             value = count / torch.where(alive, 1 / norms, 0).sum(-1, keepdim=True)
         case "arithmetic":
             value = norms.sum(-1, keepdim=True) / count
-        case _:
+        case "geometric":
             value = (torch.where(alive, norms.log(), 0).sum(-1, keepdim=True) / count).exp()
+        case _:
+            raise ValueError(f"length: got {length!r}, want one of {', '.join(map(repr, LENGTHS))}")
     return torch.where(count > 0, value, 0)
 
 

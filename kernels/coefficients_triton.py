@@ -12,7 +12,7 @@ import triton.language as tl
 from .clock_triton import corrections, number
 
 # in the order of METHODS and LENGTHS of fastconfig/methods.py
-_CONFIG, _PCGRAD, _PPCGRAD = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+_CONFIG, _PCGRAD, _PPCGRAD, _IMTLG = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 _PROJECTION, _MINIMUM, _MAXIMUM, _HARMONIC = (
     tl.constexpr(0),
     tl.constexpr(1),
@@ -272,8 +272,10 @@ def coefficients_of(
         x = ppcgrad(cosines, norms)
         if mean != 0:
             x /= m
-    else:
+    elif method == _IMTLG:
         x = imtlg(cosines, inverse, rcond, m, MP)
+    else:  # unknown here: never another method's answer
+        x = norms * float("nan")
     return tl.where(broken, float("nan"), x * inverse)
 
 

@@ -10,10 +10,21 @@ import torch
 from inputs import BACKENDS, equiangular, gram_error, low_rank, scaled
 from torch import Tensor
 
-from fastconfig import methods, ops, reference, use_backend
+from fastconfig import _C, methods, ops, reference, use_backend
 from fastconfig.methods import LENGTHS, compiled_coefficients, make_rule
 
 CPU = torch.device("cpu")
+
+
+def test_an_unknown_rule_is_no_other_method() -> None:
+    with pytest.raises(ValueError, match="method: got 'sum', want one of 'config'"):
+        methods.coefficients(torch.eye(2).double(), methods.Rule("sum"), torch.float64)
+    with pytest.raises(ValueError, match="length: got 'long', want one of 'projection'"):
+        methods.coefficients(torch.eye(2).double(), methods.Rule(length="long"), torch.float64)
+    given: Any = {"track_id": 0, "mean": False, "weights": 0, "weights_step": 0, "order": 0, "order_step": 0}
+    for method, length in ((4, 0), (-1, 0), (0, 8)):
+        with pytest.raises(ValueError, match="unknown here"):
+            _C.Rule(method=method, length=length, **given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -58,8 +58,10 @@ class Exact:
                     update = reference.imtlg(rows, rcond=rcond)
                 case "pcgrad":
                     update = reference.pcgrad(rows)
-                case _:
+                case "ppcgrad":
                     update = reference.ppcgrad(rows)
+                case _:
+                    raise ValueError(f"method: got {method!r}, want one whose oracle is known here")
             self._coefficients[method] = torch.linalg.pinv(self.r) @ update
         return self._coefficients[method]
 
