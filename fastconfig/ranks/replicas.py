@@ -132,10 +132,10 @@ def _known_owners(given: Any, parameters: Sequence[Tensor]) -> dict[int, Any]:
         _owners.clear()
         for model in _models:
             owner = model()
-            if isinstance(owner, DistributedDataParallel):
-                _owners.update((id(par), model) for par in learned(owner))
-            elif owner is not None:
-                _owners.update((id(par), model) for par in owner.parameters())
+            if owner is None or not hasattr(owner, "process_group"):  # gone, or its constructor has failed
+                continue
+            replicated = isinstance(owner, DistributedDataParallel)
+            _owners.update((id(par), model) for par in (learned(owner) if replicated else owner.parameters()))
     return _owners
 
 

@@ -205,17 +205,21 @@ class _Merging:
     def __call__(self, grads: Gradients, room: Callable[[], Update] | None = None) -> Update:
         """The update; in ``room()``, where the operator is a rule."""
         operator = self.operator
-        values = [value.detach() for value in self.losses]
         if isinstance(operator, MomentumOperator):
             chosen = range(grads.m) if self.indexes is None else self.indexes
             rows = grads.in_one_dtype().given_rows
-            return operator.calculate_gradient(chosen, rows, values if operator.loss_recorder else None)
+            return operator.calculate_gradient(
+                chosen, rows, self._values() if operator.loss_recorder else None
+            )
         if self.indexes is not None:
             raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
         if (rule := rule_of(operator, grads)) is not None:
             return merge(grads, rule, None if room is None else room())
         rows = grads.given_rows if is_ours(operator) else grads.stacked()
-        return _fitting(operator.calculate_gradient(rows, values), operator, grads)
+        return _fitting(operator.calculate_gradient(rows, self._values()), operator, grads)
+
+    def _values(self) -> list[Tensor]:
+        return [value.detach() for value in self.losses]
 
 
 def _fitting(update: Any, operator: Operator, grads: Gradients) -> Update:
