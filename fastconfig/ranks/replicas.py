@@ -132,9 +132,9 @@ def _known_owners(given: Any, parameters: Sequence[Tensor]) -> dict[int, Any]:
         _owners.clear()
         for model in _models:
             owner = model()
-            if owner is None or not hasattr(owner, "process_group"):  # gone, or its constructor has failed
-                continue
             replicated = isinstance(owner, DistributedDataParallel)
+            if not hasattr(owner, "reducer" if replicated else "process_group"):
+                continue  # gone, or its constructor has failed
             _owners.update((id(par), model) for par in (learned(owner) if replicated else owner.parameters()))
     return _owners
 
