@@ -131,7 +131,7 @@ def _known_owners(given: Any, parameters: Sequence[Tensor]) -> dict[int, Any]:
         _changed = False
         _owners.clear()
         for model in _models:
-            owner = model()
+            owner: Any = model()
             replicated = isinstance(owner, DistributedDataParallel)
             if not hasattr(owner, "reducer" if replicated else "process_group"):
                 continue  # gone, or its constructor has failed
