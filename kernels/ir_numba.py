@@ -7,7 +7,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core import cgutils
+from numba.core import cgutils, config
 
 F32, F64, BF16, F16 = 0, 1, 2, 3  # kinds of element
 ITEMSIZE = (4, 8, 2, 2)
@@ -28,9 +28,27 @@ _STORED = (ir.FloatType(), DOUBLE, ir.IntType(16), ir.HalfType())
 
 def unsupported(kind: int) -> str | None:
     """Why elements of this kind cannot be converted on this processor, or None."""
-    if kind == F16 and llvm.get_process_triple().startswith("x86_64") and not _FEATURES.get("f16c"):
-        return "float16 needs a processor with F16C"
+    if kind == F16 and "__extendhfsf2" in _widening_half():
+        return "float16 needs a processor with F16C, and NUMBA_CPU_NAME that says so"
     return None
+
+
+def _widening_half() -> str:
+    """Assembly of a float16 on its way to float32, for the processor that Numba compiles for.
+
+    Without an instruction for it, a function of the C compiler's library is called, which is not there.
+    """
+    module = ir.Module()
+    half = ir.FunctionType(ir.FloatType(), [ir.HalfType()])
+    function = ir.Function(module, half, "widened")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(builder.fpext(function.args[0], ir.FloatType()))
+    cpu, features = config.CPU_NAME, config.CPU_FEATURES  # of NUMBA_CPU_NAME, ..., or None
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name() if cpu is None else cpu,
+        features=_FEATURES.flatten() if features is None else features,
+    )
+    return str(machine.emit_assembly(llvm.parse_assembly(str(module))))
 
 
 def call(builder: Any, name: str, result: Any, arguments: Sequence[Any]) -> Any:
