@@ -109,5 +109,7 @@ def test_undo_is_done_once_and_leaves_what_was_set_meanwhile() -> None:
         assert theirs.ConFIGOperator is before[1]
     finally:
         theirs.ConFIG_update = before[0]  # type: ignore[attr-defined]
-    acceleration.undo()
+    with accelerate():  # a later one is not undone by an earlier one
+        acceleration.undo()
+        assert theirs.ConFIG_update is OURS["grad_operator"].ConFIG_update
     assert theirs.ConFIG_update is before[0]

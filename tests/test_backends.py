@@ -166,6 +166,8 @@ def test_a_choice_that_was_withdrawn_is_not_made_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(backends, "_told", set())
     with use_backend("numba"):
         with use_backend("auto"):
+            ConFIG_update(GRADS)
+            assert fastconfig.last_backend() == "numba"
             backends.withdraw("numba", "it broke")
             ConFIG_update(GRADS)
             assert fastconfig.last_backend() == "pytorch"

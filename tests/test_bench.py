@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from fastconfig import cli
 from fastconfig.bench import cases, floor, peers, plan, report, run, timing
 from fastconfig.bench.cases import METHOD_OF, Setting, make_inputs
 from fastconfig.bench.plan import Options
+from fastconfig.bench.timing import Contestant
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -128,6 +129,15 @@ def test_a_result_that_goes_wrong_later_counts(tmp_path: Path, monkeypatch: pyte
     row = next(row for row in rows_of(numbers) if row["operation"] == "ConFIG_update")
     assert not row["right"]
     assert row["error"] is None  # not finite
+
+
+def test_the_worst_of_all_errors_counts() -> None:
+    contestant = Contestant("ConFIG_update", "fastconfig", lambda: None)
+    judge: Any = SimpleNamespace(error=lambda operation, result: result)
+    errors: dict[int, float] = {}
+    for error in (1e-9, 1e-3, 1e-7):
+        run.check(contestant, judge, error, errors)
+    assert errors == {id(contestant): 1e-3}
 
 
 def fake_peers(**merges: Callable[[Any], Any]) -> Callable[[], list[peers.Peer]]:

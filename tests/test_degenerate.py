@@ -69,6 +69,15 @@ def test_opposed_rows_cancel(scale: float, dtype: torch.dtype, backend: str) -> 
         assert not update.any(), name
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_opposed_rows_cancel_beside_a_zero_row(scale: float, backend: str) -> None:
+    """Whose weight counts for nothing."""
+    row = torch.randn(3001)
+    for rows in (torch.stack([row, -scale * row, 0 * row]), torch.stack([0 * row, row, -scale * row])):
+        for name in ("config-projection", "config-minimum", "imtlg"):
+            assert not METHODS[name].ours(rows).any(), name
+
+
 def test_opposed_rows_beside_others() -> None:
     rows = torch.randn(4, 10_007)
     rows[3] = -0.4 * rows[1]

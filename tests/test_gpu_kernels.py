@@ -263,6 +263,37 @@ def test_weights(name: str) -> None:
     close(alone, out)
 
 
+def by_rule(name: str, rows: Tensor, weights: Tensor, rcond: float) -> Tensor:
+    grads = Gradients(list(on_device(rows)))
+    out = grads.new_update()
+    made = make_rule("config", len(rows), DEVICE, weights=weights, rcond=rcond)
+    backends.load(name).update(grads, made, out)
+    return out.cpu()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("share", [0.45, 1.1])
+def test_rcond_cuts_the_eigenvalues_that_the_reference_cuts(name: str, share: float) -> None:
+    """As in test_ops.py."""
+    rcond, weights = 1e-3, torch.tensor([1.0, 2.0], dtype=torch.float64)
+    rows = equiangular(2, 300, (1 - share * rcond) / (1 + share * rcond))
+    exact = reference.config(rows, weights, rcond=rcond)
+    assert relative_error(by_rule(name, rows, weights, rcond), exact) <= 5 * rcond
+
+
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_weights_count_as_unsupported_where_the_reference_says_so(name: str, share: float) -> None:
+    rcond, row = 1e-3, torch.randn(300, dtype=torch.float64)
+    rows = torch.stack([row, -0.25 * row])
+    weights = torch.tensor([1 + share * rcond, 1 - share * rcond], dtype=torch.float64)
+    exact = reference.config(rows, weights, rcond=rcond)
+    assert bool(exact.any()) == (share > 1)
+    update = by_rule(name, rows, weights, rcond)
+    if share > 1:
+        assert relative_error(update, exact) <= 1e-10
+    else:
+        assert not update.any()
+
+
 @pytest.mark.parametrize("m", [3, 8, 17])
 def test_pcgrad_takes_the_order_it_is_given(m: int) -> None:
     rows = torch.randn(4, m, 300).double()

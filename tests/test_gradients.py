@@ -12,6 +12,7 @@ from inputs import METHODS
 from torch import Tensor, nn
 
 from fastconfig import ConFIG_update, ops, use_backend
+from fastconfig.config_update import PLAIN, merge
 from fastconfig.grad_operator import (
     ConFIG_update_double,
     ConFIGOperator,
@@ -107,6 +108,18 @@ def test_memory_orders(mixed: bool, backend: str) -> None:
     update = ConFIG_update([[g] for g in other])[0]
     close(update.reshape(-1), wanted)
     assert update.is_contiguous(memory_format=torch.channels_last) is not mixed
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_parameters_whose_memory_has_gaps(small: bool, backend: str) -> None:
+    """All in one order, which is not that of a dense tensor."""
+    rows = [[t[:, ::2], t[::2], t[1:, 1:9]] for t in torch.randn(3, 6, 10)]
+    if small:
+        rows = [[t[:2, :2].T, t[0, :4:2]] for t in torch.randn(3, 6, 10)]
+    plain = [[tensor.contiguous() for tensor in row] for row in rows]
+    for piece, wanted in zip(ConFIG_update(rows), ConFIG_update(plain), strict=True):  # type: ignore[arg-type]
+        assert torch.isfinite(wanted).all()
+        assert torch.equal(piece, wanted)
 
 
 def test_expanded_gradients(backend: str) -> None:
@@ -310,6 +323,17 @@ def test_per_parameter_gradients_reach_the_network(backend: str) -> None:
     vectors = [torch.cat([g.reshape(-1) for g in row]) for row in grads]
     written = torch.cat([p.grad.reshape(-1) for p in network.parameters()])  # type: ignore[union-attr]
     close(written, ConFIG_update(vectors))
+
+
+def test_large_results_at_any_address() -> None:
+    """Those that are written past the caches may begin between two cache lines."""
+    n = 600_000
+    rows = [torch.randn(n) for _ in range(2)]
+    with use_backend("numba"):
+        wanted = ConFIG_update(rows)
+        for first in (1, 4, 8):
+            out = torch.full((n + first,), torch.nan)[first:]
+            assert torch.equal(merge(Gradients(rows), PLAIN, out), wanted)  # type: ignore[arg-type]
 
 
 def test_columns_are_seen_without_a_copy() -> None:

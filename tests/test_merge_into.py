@@ -143,6 +143,21 @@ def test_gradients_that_cannot_be_written_to() -> None:
         assert all(par.grad is None or par.grad.isnan().all() for par in there)
 
 
+def test_what_is_there_is_looked_at_as_closely_as_what_comes() -> None:
+    for dtype in DTYPES[1:]:
+        there = parameters(dtype)
+        assert backends.merge_into(some(2), there, PLAIN) is None  # type: ignore[arg-type]
+        assert all(par.grad is not None and par.grad.isnan().all() for par in there)
+    there = parameters()
+    there[3] = nn.Parameter(torch.zeros(30))  # another shape than the gradients that come
+    there[3].grad = torch.full((30,), torch.nan)
+    assert backends.merge_into(some(2), there, PLAIN) is None  # type: ignore[arg-type]
+    there = parameters()
+    there[3].register_post_accumulate_grad_hook(lambda par: None)
+    assert backends.merge_into(some(2), there, PLAIN) is None  # type: ignore[arg-type]
+    assert all(par.grad is not None and par.grad.isnan().all() for par in there)
+
+
 def test_up_to_results_that_are_kept() -> None:
     for n, taken in ((KEPT_FROM // 4 - 1, True), (KEPT_FROM // 4, False)):
         par = nn.Parameter(torch.zeros(n))

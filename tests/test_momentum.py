@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from fastconfig import (
 )
 from fastconfig.clock import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
+from fastconfig.numbers import cutoff
 
 
 @pytest.mark.parametrize("m", [2, 3, 8])
@@ -152,6 +154,42 @@ def test_few_of_many_losses_a_step(backend: str, m: int, n: int) -> None:
         assert momentum_error(joined_update, wanted, exact) <= 1e-5, step
 
 
+def test_the_operator_may_change_between_steps(backend: str) -> None:
+    """Products of momenta that a user's own operator has merged are not known in the next step."""
+    momentum, exact = PseudoMomentumOperator(9), reference.Momentum(9)
+    for indexes, name in [([*range(9)], "config"), ([3], "config"), ([1], "own"), ([2], "config")]:
+        momentum.gradient_operator, exact.merge = OPERATORS[name]
+        rows = conflicting(9, 300)[indexes]
+        wanted = exact.step(indexes, rows)
+        update = momentum.calculate_gradient(indexes, rows)
+        assert momentum_error(update, wanted, exact) <= 1e-5  # type: ignore[arg-type]
+
+
+def test_large_updates_at_any_address(backend: str) -> None:
+    """Chunks of the second parameter begin between two cache lines."""
+    found = errors(
+        PseudoMomentumOperator(2),
+        cyclic(2, 4),
+        600_003,
+        give=lambda rows: [[row[:3], row[3:]] for row in rows],
+        take=torch.cat,
+    )
+    assert max(found) <= 1e-5
+
+
+def test_half_precision_that_cannot_tell_rows_apart(backend: str) -> None:
+    """The cut-off is the gradients' own, though the state is in float32."""
+    rows = conflicting(3, 2000).bfloat16()
+    rows[1] = rows[0]
+    rows[1, :40] *= 1 + 2**-7  # one unit in the last place
+    cut = partial(reference.config, rcond=cutoff(torch.bfloat16))
+    operator, exact = PseudoMomentumOperator(3), reference.Momentum(3, cut)
+    wanted = exact.step([0, 1, 2], rows)
+    update = operator.calculate_gradient([0, 1, 2], rows)
+    assert isinstance(update, Tensor)
+    assert momentum_error(update, wanted, exact) <= torch.finfo(torch.bfloat16).eps
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_zero_gradients_give_finite_updates(backend: str, name: str) -> None:
     momentum = PseudoMomentumOperator(3)
@@ -218,3 +256,23 @@ def test_separate_moments(backend: str) -> None:
         second = torch.tensor([1 - 0.99**k for k in t], dtype=torch.float64)[:, None]
         wanted = reference.ppcgrad(m / first / ((s / second).sqrt() + 1e-8))
         assert relative_error(update, wanted) <= 1e-10
+
+
+def test_separate_moments_of_missing_gradients(backend: str) -> None:
+    """Both moments decay as by zeros."""
+    operator = SeparateMomentumOperator(2, 0.9, 0.99, PPCGradOperator(), dtype=torch.float64)
+    m, s = torch.zeros(2, 2, 30).double(), torch.zeros(2, 2, 30).double()
+    for t in range(1, 12):
+        rows = conflicting(2, 60).double().view(2, 2, 30)
+        there = torch.rand(2, 2) < (2 if t == 1 else 0.6)
+        there[0, 0] = True
+        given = [
+            [row if has else None for row, has in zip(*pair, strict=True)]
+            for pair in zip(rows, there, strict=True)
+        ]
+        update = operator.calculate_gradient([0, 1], given)
+        rows = rows * there[..., None]
+        m, s = 0.9 * m + 0.1 * rows, 0.99 * s + 0.01 * rows**2
+        rescaled = m / (1 - 0.9**t) / ((s / (1 - 0.99**t)).sqrt() + 1e-8)
+        wanted = reference.ppcgrad(rescaled.view(2, 60))
+        assert relative_error(torch.cat(update), wanted) <= 1e-10  # type: ignore[arg-type]

@@ -188,6 +188,8 @@ def test_losses_that_do_not_fit_change_nothing() -> None:
     before = copy.deepcopy(operator.state_dict())
     with pytest.raises(ValueError, match="losses: got 2, want 1"):
         operator.calculate_gradient(0, torch.randn(10), losses=[1.0, 2.0])
+    with pytest.raises(ValueError, match="grads: got shape"):
+        operator.calculate_gradient(0, torch.randn(11), losses=[7.0])
     assert str(before) == str(operator.state_dict())
 
 

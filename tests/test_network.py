@@ -215,16 +215,63 @@ def test_backward_leaves_gradients_of_another_kind(backend: str) -> None:
     assert torch.equal(own.detach(), values)
 
 
-@in_one_call
-def test_a_graph_that_has_saved_a_gradient_notices() -> None:
+def by_losses(net: nn.Module, x: Tensor) -> None:
+    fastconfig.backward(losses_of(net, x), net)
+
+
+def by_vectors(net: nn.Module, x: Tensor) -> None:
+    apply_gradient_vector(net, torch.randn_like(get_gradient_vector(net)))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("way", [by_losses, by_vectors])
+@pytest.mark.parametrize("large", [False, True])  # too large for the short way
+def test_a_graph_that_has_saved_a_gradient_notices(
+    way: Any, missing: bool, large: bool, backend: str
+) -> None:
     net, x = network()
+    if large:
+        net, x = nn.Sequential(nn.Linear(3, 100_000)), torch.randn(2, 3)
     fastconfig.backward(losses_of(net, x), net)
     weight = net[0].weight
     assert weight.grad is not None
     product = (weight * weight.grad).sum()
-    fastconfig.backward(losses_of(net, x), net)
+    if missing:  # which is made again, beside the others that are written to
+        net[-1].bias.grad = None
+    way(net, x)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+@pytest.mark.parametrize("way", [by_losses, by_vectors])
+def test_hooks_run_where_gradients_are_written_over(way: Any, backend: str) -> None:
+    net, x = network()
+    fastconfig.backward(losses_of(net, x), net)
+    seen: list[Tensor] = []
+    for par in net.parameters():
+        par.register_post_accumulate_grad_hook(seen.append)
+    way(net, x)
+    assert same(seen, net.parameters())
+
+
+def test_a_vector_of_inference_mode_becomes_gradients_that_can_be_written() -> None:
+    net, _ = network()
+    with torch.inference_mode():
+        vector = torch.ones(sum(par.numel() for par in net.parameters()))
+    apply_gradient_vector(net, vector, none_grad_mode="zero")
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    assert all(par.grad is not None and 0 < par.grad.max() < 1 for par in net.parameters())
+
+
+def test_hooks_see_all_new_gradients(backend: str) -> None:
+    net, x = network()
+    seen: list[bool] = []
+    for par in net.parameters():
+        par.register_post_accumulate_grad_hook(
+            lambda _: seen.append(all(par.grad is not None for par in net.parameters()))
+        )
+    by_losses(net, x)
+    assert seen == [True] * len(list(net.parameters()))
 
 
 @in_one_call

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import BACKENDS, equiangular, gram_error, low_rank, scaled
+from inputs import BACKENDS, equiangular, gram_error, low_rank, relative_error, scaled
 from torch import Tensor
 
 from fastconfig import _C, methods, ops, reference, use_backend
@@ -102,6 +102,14 @@ def test_combine(m: int, dtype: torch.dtype, backend: str) -> None:
         assert (error <= bound + smallest).all()
 
 
+def test_a_coefficient_that_is_nan_breaks_what_its_gradient_lacks(backend: str) -> None:
+    """A missing gradient counts as zeros, and zero times NaN is NaN."""
+    rows = [[torch.ones(5), None], [torch.ones(5), torch.ones(70)]]
+    for piece in ops.combine(rows, [torch.nan, 1.0]):  # type: ignore[arg-type]
+        assert piece is not None
+        assert piece.isnan().all()
+
+
 def test_combine_of_a_batch(backend: str) -> None:
     rows, c = torch.randn(4, 3, 501), torch.randn(4, 3)
     wanted = torch.stack([ops.combine(r, weights) for r, weights in zip(rows, c, strict=True)])
@@ -116,6 +124,7 @@ def test_combine_of_a_batch(backend: str) -> None:
 GRAMS = {
     "independent": lambda m: low_rank(m, m + 5, m),
     "dependent": lambda m: low_rank(m, m + 5, (m + 1) // 2),
+    "duplicates": lambda m: torch.randn((m + 1) // 2, m + 5).double().repeat_interleave(2, 0)[:m],
     "conflicting": lambda m: equiangular(m, m + 3, -0.8 / max(m - 1, 1)),
     "scales": lambda m: scaled(equiangular(m, m + 3, 0.2), 20),
     "zero row": lambda m: torch.randn(m, m + 3).double() * (torch.arange(m) > 0).double().unsqueeze(1),
@@ -171,6 +180,41 @@ def test_rcond_merges_nearby_rows() -> None:
     torch.testing.assert_close(apart, torch.linalg.solve(gram, weights))
     assert (merged > 0).all()
     assert merged.norm() < apart.norm() / 100
+
+
+def by_both(rows: Tensor, weights: Tensor, rcond: float) -> list[Tensor]:
+    """ConFIG's update by compiled and by plain coefficients."""
+    rule = make_rule("config", len(rows), CPU, weights=weights, rcond=rcond)
+    gram = rows @ rows.T
+    return [run(gram, rule, torch.float64) @ rows for run in (methods.coefficients, compiled_coefficients)]
+
+
+@pytest.mark.parametrize("rcond", [1e-5, 1e-3])
+@pytest.mark.parametrize("share", [0.45, 1.1])
+def test_rcond_cuts_the_eigenvalues_that_the_reference_cuts(share: float, rcond: float) -> None:
+    """Under uneven weights the update turns where one of two near rows drops out."""
+    cosine = (1 - share * rcond) / (1 + share * rcond)
+    rows, weights = equiangular(2, 9, cosine), torch.tensor([1.0, 2.0])
+    exact = reference.config(rows, weights, rcond=rcond)
+    for update in by_both(rows, weights, rcond):
+        # of two rows at sin^2 < 5 rcond, one stands for both
+        assert relative_error(update, exact) <= 5 * rcond
+
+
+@pytest.mark.parametrize("rcond", [1e-5, 1e-3])
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_weights_count_as_unsupported_where_the_reference_says_so(share: float, rcond: float) -> None:
+    """Opposed rows support the difference of their weights, however small beside these, down to rcond."""
+    row = torch.randn(9, dtype=torch.float64)
+    rows = torch.stack([row, -0.25 * row])
+    weights = torch.tensor([1 + share * rcond, 1 - share * rcond], dtype=torch.float64)
+    exact = reference.config(rows, weights, rcond=rcond)
+    assert bool(exact.any()) == (share > 1)
+    for update in by_both(rows, weights, rcond):
+        if share > 1:
+            assert relative_error(update, exact) <= 1e-14 / rcond
+        else:
+            assert not update.any()
 
 
 @pytest.mark.parametrize("spread", [1, 2])

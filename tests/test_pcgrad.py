@@ -92,6 +92,17 @@ def test_pc_backward(m: int, reduction: str, half: bool, backend: str) -> None:
             assert relative_error(again, wanted) <= LIMIT
 
 
+def test_all_kinds_of_parameters_say_what_conflicts(backend: str) -> None:
+    """Gradients that conflict in float64 parameters agree in all."""
+    first, second = torch.zeros(2, dtype=torch.float64), torch.zeros(2)
+    parameters = [tensor.requires_grad_() for tensor in (first, second)]
+    losses = [first[0] + 10 * second[0], first[1] - first[0] + 10 * second[0]]
+    for method in (PCGrad(reduction="sum"), PPCGrad(reduction="sum")):
+        merged = method.pc_backward(losses, parameters)
+        assert merged is not None
+        assert [piece.tolist() for piece in merged] == [[0, 1], [20, 0]]
+
+
 def test_pack_grad() -> None:
     tasks = Tasks(2)
     grads, _, has = PPCGrad().pack_grad(tasks.losses(), tasks.parameters)

@@ -83,6 +83,49 @@ def test_every_chunk_is_taken_once_whoever_comes(backwards: bool) -> None:
         assert take(shares - 1) == -1
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_share_whose_last_chunk_another_thread_takes_meanwhile(
+    backwards: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the counter and the atomic addition; step by step, in Python."""
+    update_numba = pytest.importorskip("fastconfig.kernels.update_numba")
+    chunks, shares = 6, 2
+    words = {update_numba.CHUNKS: chunks, update_numba.SHARED: shares}
+    words |= {update_numba.TAKEN: 2, update_numba.TAKEN + 1: 0}
+    others = [update_numba.TAKEN]  # where another thread comes first, once
+
+    def fetch_add(address: int, value: int) -> int:
+        if address // 8 in others:
+            others.remove(address // 8)
+            words[address // 8] += 1
+        words[address // 8] += value
+        return words[address // 8] - value
+
+    monkeypatch.setattr(update_numba, "peek_int", lambda address: words[address // 8])
+    monkeypatch.setattr(update_numba, "fetch_add", fetch_add)
+    taken = [update_numba.take_chunk.py_func(0, 0, backwards) for _ in range(4)]
+    assert not others
+    assert taken == ([5, 4, 3, -1] if backwards else [3, 4, 5, -1])
+
+
+def test_the_counter_that_threads_share_is_atomic() -> None:
+    """As it is compiled: a race that shows it may take a million calls."""
+    calls_numba = pytest.importorskip("fastconfig.kernels.calls_numba")
+    from numba import njit
+
+    fetch_add = calls_numba.fetch_add
+
+    @njit("int64(int64, int64)")
+    def add(address: int, value: int) -> int:
+        return fetch_add(address, value)
+
+    total = np.array([5], np.int64)
+    assert add(total.ctypes.data, 3) == 5
+    assert total[0] == 8
+    (code,) = add.inspect_llvm().values()
+    assert "atomicrmw add" in code
+
+
 def test_what_threads_run_is_found_on_disk_again(tmp_path: Path) -> None:
     """Numba caches nothing that keeps an address of this process, and says so."""
     pytest.importorskip("fastconfig.kernels.update_numba")

@@ -223,6 +223,18 @@ def test_a_graph_is_freed_as_soon_as_nobody_needs_it(
         assert relative_error(written(net), exact) <= 1e-9
 
 
+def test_a_graph_that_is_shared_past_a_loss_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By losses 0 and 2, but not by 1."""
+    monkeypatch.setattr(passes, "_LARGE", 1)
+    net = Trunk()
+    first, second = net.heads
+    h, other = net.trunk(images()), net.trunk(images())
+    losses = [first(h).exp().mean(), second(other).exp().mean(), second(h).exp().mean()]
+    exact = reference.config(rows_of(losses, list(net.parameters())))
+    backward(losses, net)
+    assert relative_error(written(net), exact) <= 1e-9
+
+
 def unreduced(net: Trunk) -> Any:
     return [net.heads[0](net.trunk(images()))]
 

@@ -238,3 +238,44 @@ def test_inputs_that_require_a_gradient_are_not_taken_for_parameters() -> None:
     assert x.grad is None
     with pytest.raises(ValueError, match=r"features\[0\]: got a leaf"):
         mtl_backward(net.losses(leaf := h.detach().requires_grad_()), leaf)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_sparse_embedding_of_a_head_gets_a_dense_gradient(there: bool) -> None:
+    net, tables = Tasks(), [nn.Embedding(11, 6, sparse=True).double() for _ in range(2)]
+    h = net.trunk(inputs())
+    places = torch.tensor([1, 4, 4, 7, 0, 2, 2])
+    losses = [(h * table(places)).square().mean() for table in tables]
+    exact = [
+        torch.autograd.grad(v, t.weight, retain_graph=True)[0].to_dense()
+        for v, t in zip(losses, tables, strict=True)
+    ]
+    if there:
+        for table in tables:
+            table.weight.grad = torch.full_like(table.weight, torch.nan)
+    mtl_backward(losses, h, net.trunk, tables)
+    for table, wanted in zip(tables, exact, strict=True):
+        assert table.weight.grad is not None
+        assert table.weight.grad.layout is torch.strided
+        torch.testing.assert_close(table.weight.grad, wanted)
+
+
+class WithoutWeight(torch.autograd.Function):
+    """A function of two tensors that gives a gradient of the first only."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, weight: Tensor) -> Tensor:
+        return h * weight.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def test_a_head_in_the_graph_that_gets_no_gradient() -> None:
+    net, weight = Tasks(), nn.Parameter(torch.ones(6, dtype=torch.float64))
+    h = net.trunk(inputs())
+    losses = [WithoutWeight.apply(h, weight).sum(), net.heads[1](h).mean()]
+    with pytest.raises(ValueError, match=r"task_parameters\[0\]: got parameters that losses\[0\] does not"):
+        mtl_backward(losses, h, net.trunk, [[weight], net.heads[1]])
+    assert all(par.grad is None for par in (weight, *net.parameters()))

@@ -205,6 +205,17 @@ def test_defaults_pad_the_value() -> None:
     assert parameters["none_grad_mode"].default == "skip"
 
 
+def test_a_long_vector_that_the_gradients_are_parts_of() -> None:
+    """In another order than the parameters': it is read as it was."""
+    network = torch.nn.Linear(300, 300)
+    vector = torch.randn(90_300)
+    before = vector.clone()
+    network.weight.grad, network.bias.grad = vector[300:].view(300, 300), vector[:300]
+    apply_gradient_vector(network, vector)
+    assert torch.equal(network.weight.grad.reshape(-1), before[:90_000])
+    assert torch.equal(network.bias.grad, before[90_000:])
+
+
 def test_frozen_parameters_are_left_out() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     network[0].requires_grad_(False)

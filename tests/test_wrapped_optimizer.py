@@ -113,7 +113,10 @@ def test_the_wrapped_one_and_its_hooks_are_reached(kind: Any) -> None:
     optimizer.register_step_post_hook(lambda *given: seen.append(given[0]))
     extra = nn.Parameter(torch.ones(2, dtype=torch.float64))
     optimizer.add_param_group({"params": [extra], "lr": 0.5})
+    extra.grad = torch.ones_like(extra)
     optimizer.zero_grad(set_to_none=False)
+    assert extra.grad is not None
+    assert not extra.grad.any()
     values = losses_of(net)
     optimizer.pc_backward([values[0] + extra.sum(), values[1]])
     optimizer.step()
