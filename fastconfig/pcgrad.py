@@ -31,6 +31,7 @@ from .grad_operator import PCGradOperator, PPCGradOperator
 from .gradients import Gradients
 from .methods import REDUCTIONS
 from .network import joined, write
+from .numbers import DTYPES, dtype_names
 from .ops import gram_of
 from .pairs import as_real, real_numel
 from .ranks.replicas import fellow_parameters, replica_group
@@ -316,8 +317,8 @@ def _values(losses: Any) -> list[Tensor]:
     for i, loss in enumerate(found):
         if not isinstance(loss, Tensor):
             raise TypeError(f"losses[{i}]: got a {type(loss).__name__}, want a tensor")
-        if loss.is_complex():
-            raise TypeError(f"losses[{i}]: got {loss.dtype}, want a real number: its real part, or its size")
+        if loss.dtype not in DTYPES:
+            raise TypeError(f"losses[{i}]: got {loss.dtype}, want one of {dtype_names()}")
     return [loss if loss.dim() == 0 else loss.sum() for loss in found]
 
 

@@ -7,7 +7,6 @@ import importlib
 import inspect
 import io
 import pickle
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,12 +133,9 @@ def public_classes() -> set[Any]:
     """All that an __all__ names, without TensorFlow's (tensorflow_cases.py)."""
     found = set()
     modules = ["fastconfig", "fastconfig.backends"]
-    for info in pkgutil.iter_modules(fastconfig.__path__):
-        source = Path(fastconfig.__path__[0], f"{info.name}.py")
-        if info.name.startswith("tensorflow"):
-            continue
-        if source.exists() and "\n__all__ = " in source.read_text():
-            modules.append(f"fastconfig.{info.name}")
+    for source in Path(str(fastconfig.__file__)).parent.glob("*.py"):
+        if not source.stem.startswith(("tensorflow", "__")) and "\n__all__ = " in source.read_text():
+            modules.append(f"fastconfig.{source.stem}")
     for module in map(importlib.import_module, modules):
         objects = [getattr(module, name) for name in module.__all__]
         found |= {o for o in objects if inspect.isclass(o) and o.__module__.startswith("fastconfig")}
