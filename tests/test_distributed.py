@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from pairs import cases
+from pairs import slow, some
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.skipif(
@@ -41,9 +41,9 @@ def check_cases(parts: tuple[str, ...], ranks: int, backend: str = "gloo", **env
         )
 
 
+@pytest.mark.parametrize("ranks", some([2, 4], quick=[2]))
 @pytest.mark.parametrize(
-    ("parts", "ranks"),
-    cases([("shards", "dtensors"), ("fsdp", "ddp", "disguises", "wire")], [2, 4], together=1),
+    "parts", [("shards", "dtensors"), ("fsdp", "ddp", "disguises", "wire")], ids=" ".join
 )
 def test_ranks(parts: tuple[str, ...], ranks: int) -> None:
     check_cases(parts, ranks)
@@ -55,6 +55,7 @@ def test_momentum_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
         assert (tmp_path / "expected.pt").exists()
 
 
+@slow
 @needs_fsdp
 def test_the_example_resumes_on_other_ranks(tmp_path: Path) -> None:
     """As its docstring says; the losses are those of the run that went through."""
@@ -76,6 +77,6 @@ def test_the_example_resumes_on_other_ranks(tmp_path: Path) -> None:
     assert losses(4, 30, 60, "resumed") == pytest.approx(through, rel=1e-8)
 
 
-@pytest.mark.parametrize("way", ["plain", "ddp", pytest.param("fsdp", marks=needs_fsdp)])
+@pytest.mark.parametrize("way", ["plain", "ddp", pytest.param("fsdp", marks=[needs_fsdp, slow])])
 def test_a_lost_rank_is_an_error_of_the_others(way: str) -> None:
     run("distributed_killed.py", way)

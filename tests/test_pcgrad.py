@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from inputs import conflicting, projected, relative_error, rounding_bound
-from pairs import cases
+from pairs import some
 from torch import Tensor
 
 from fastconfig import reference
@@ -186,9 +186,8 @@ def test_errors(method: Any) -> None:
         method().project_conflicting([])
 
 
-@pytest.mark.parametrize(
-    ("example", "method"), cases(["torch_pcgrad.py", "keras_ppcgrad.py"], ["pcgrad", "ppcgrad"], together=1)
-)
+@pytest.mark.parametrize("method", some(["pcgrad", "ppcgrad"], quick=["pcgrad"]))
+@pytest.mark.parametrize("example", some(["torch_pcgrad.py", "keras_ppcgrad.py"], quick=["torch_pcgrad.py"]))
 def test_examples(example: str, method: str) -> None:
     if example.startswith("keras"):
         pytest.importorskip("tensorflow")
