@@ -133,6 +133,21 @@ def test_parameters_that_a_loss_never_has(backend: str) -> None:
             assert momentum_error(torch.cat(update), wanted, exact) <= 1e-10
 
 
+def test_gradients_that_come_in_some_steps_only(backend: str) -> None:
+    """A momentum decays as by zeros where its loss has no gradient of a tensor this time."""
+    momentum, exact = PseudoMomentumOperator(3, dtype=torch.float64), reference.Momentum(3)
+    for step, indexes in enumerate([[0, 1, 2], *several(3, 20)]):
+        rows = conflicting(3, 137)[: len(indexes)].double()
+        given: list[list[Tensor | None]] = []
+        for i, row in zip(indexes, rows, strict=True):
+            head = row[100:].clone() if (step + i) % 2 == 0 or step == 0 else None
+            row[100:] *= head is not None
+            given.append([row[:100].clone(), head])
+        update = momentum.calculate_gradient(indexes, given)
+        wanted = exact.step(indexes, rows)
+        assert momentum_error(torch.cat(update), wanted, exact) <= 1e-10, step  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("m", "n"), [(7, 19), (9, 3001), (16, 40_003)])
 def test_few_of_many_losses_a_step(backend: str, m: int, n: int) -> None:
     """Only the products of these change; each loss has a head that no other has, and one has no trunk."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..gradients import Gradients, Segment, Update
 from ..memory_order import new_tensor
+from ..methods import Rule
 from ..numbers import float64_device
 from .base import ThreeSteps
 from .momentum import TorchMomentum
@@ -34,25 +35,20 @@ class PyTorchBackend(TorchMomentum, ThreeSteps):
 
     @torch.no_grad()
     def gram(self, grads: Gradients) -> Tensor:
-        m, work = grads.m, float64_device(grads.device)
-        gram = torch.zeros(grads.problems, m, m, dtype=torch.float64, device=work)
-        for block in _blocks(grads, work):
-            _add_products(gram[block.problems], block.columns)
-        lower = gram.tril()
-        return (lower + lower.tril(-1).mT).view(*grads.batch_shape, m, m)
+        return _gram(grads, _blocks(grads))
 
     @torch.no_grad()
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
-        work = float64_device(grads.device)
-        c = c.to(work).view(-1, 1, grads.m)
-        targets = grads.split(out)
-        for block in _blocks(grads, work):
-            _multiply(c[block.problems], block.columns, block.sums)
-            start = 0
-            for s, begin, length in block.pieces:
-                target = targets[s] if grads.batch is None else targets[s][block.problems]
-                target[..., begin : begin + length] = block.sums[:, 0, start : start + length]
-                start += length
+        _combine(grads, _blocks(grads), c, out)
+
+    @torch.no_grad()
+    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+        blocks: Iterable[_Block] = _blocks(grads)
+        one = _width(grads) >= grads.n and _together(grads) >= grads.problems
+        if one:  # is widened once
+            blocks = list(blocks)
+        c = self.coefficients(_gram(grads, blocks), rule, grads)
+        _combine(grads, blocks if one else _blocks(grads), c, out)
 
 
 class _Block(NamedTuple):
@@ -71,15 +67,49 @@ class _Block(NamedTuple):
     pieces: list[tuple[int, int, int]]
 
 
-def _blocks(grads: Gradients, work: torch.device) -> Iterator[_Block]:
+def _gram(grads: Gradients, blocks: Iterable[_Block]) -> Tensor:
+    m = grads.m
+    gram = torch.zeros(grads.problems, m, m, dtype=torch.float64, device=float64_device(grads.device))
+    for block in blocks:
+        _add_products(gram[block.problems], block.columns)
+    lower = gram.tril()
+    return (lower + lower.tril(-1).mT).view(*grads.batch_shape, m, m)
+
+
+def _combine(grads: Gradients, blocks: Iterable[_Block], c: Tensor, out: Update) -> None:
+    c = c.to(float64_device(grads.device)).view(-1, 1, grads.m)
+    targets = grads.split(out)
+    for block in blocks:
+        _multiply(c[block.problems], block.columns, block.sums)
+        start = 0
+        for s, begin, length in block.pieces:
+            target = targets[s] if grads.batch is None else targets[s][block.problems]
+            target[..., begin : begin + length] = block.sums[:, 0, start : start + length]
+            start += length
+
+
+def _elements(grads: Gradients) -> int:
+    """Of the rows of a block: on a CPU they stay in cache."""
+    return 1 << (19 if float64_device(grads.device).type == "cpu" else 22)
+
+
+def _width(grads: Gradients) -> int:
+    """Columns of a block."""
+    return min(max(_elements(grads) // (grads.m * _CHUNK) * _CHUNK, _LEAST), max(grads.n, 1))
+
+
+def _together(grads: Gradients) -> int:
+    """Problems of a block."""
+    return max(min(_elements(grads) // (grads.m * _width(grads)), grads.problems), 1)
+
+
+def _blocks(grads: Gradients) -> Iterator[_Block]:
     """All columns, each once; one block takes short segments together."""
-    m, n = grads.m, max(grads.n, 1)
-    elements = 1 << (19 if work.type == "cpu" else 22)  # on a CPU they stay in cache
-    width = min(max(elements // (m * _CHUNK) * _CHUNK, _LEAST), n)
-    together = max(min(elements // (m * width), grads.problems), 1)
+    m, width, together, elements = grads.m, _width(grads), _together(grads), _elements(grads)
     size = together * (m + 1) * width
     # a large one has the memory of the last call's
-    memory = new_tensor((size if 2 * size < elements else max(size, elements),), torch.float64, work)
+    room = size if 2 * size < elements else max(size, elements)
+    memory = new_tensor((room,), torch.float64, float64_device(grads.device))
     buffer = memory[:size].view(together, m + 1, width)
     for first in range(0, grads.problems, together):
         problems = slice(first, min(first + together, grads.problems))
@@ -139,19 +169,24 @@ def _add_products(gram: Tensor, block: Tensor) -> None:
     """Add A A^T of every problem (problems, m, k) to the lower triangle of ``gram`` (problems, m, m)."""
     m = block.shape[1]
     tile = _ROWS if block.device.type == "cpu" else m
-    if len(block) == 1:
-        whole = block.shape[-1] // _CHUNK * _CHUNK
-        chunks = block[0, :, :whole].view(m, -1, _CHUNK).transpose(0, 1)
-        parts = [chunks, block[:, :, whole:]]
-    else:
-        parts = list(block.split(_CHUNK, -1))
-    for part in parts:
-        if part.numel() == 0:
-            continue
+    for part in _chunks(block):
         for row in range(0, m, tile):
             end = min(row + tile, m)
             products = torch.bmm(part[:, row:end], part[:, :end].mT)
             gram[:, row:end, :end].add_(products if len(products) == len(gram) else products.sum(0))
+
+
+def _chunks(block: Tensor) -> Iterator[Tensor]:
+    """All columns of a block, as (problems, m, k); of a single problem as (chunks, m, k)."""
+    m, k = block.shape[1:]
+    if len(block) > 1:
+        yield from block.split(_CHUNK, -1)
+        return
+    whole = k // _CHUNK * _CHUNK if k >= 2 * _CHUNK else 0  # one product of what is short
+    if whole:
+        yield block[0, :, :whole].view(m, -1, _CHUNK).transpose(0, 1)
+    if whole < k:
+        yield block[:, :, whole:]
 
 
 def _multiply(c: Tensor, block: Tensor, sums: Tensor) -> None:

@@ -25,6 +25,14 @@ FAULTS = (
         _OPS,
     ),
     Fault(
+        "plain-sure-rank",
+        _METHODS,
+        "determinant > 6 * rcond",
+        "determinant > rcond",
+        "gradients that count as dependent are taken for independent on a CPU",
+        _OPS,
+    ),
+    Fault(
         "plain-support-cutoff",
         _METHODS,
         "> (rcond * rcond) * w.square()",

@@ -12,8 +12,8 @@ _PCGRAD = "fastconfig/pcgrad.py"
 _UTILS = "fastconfig/utils.py"
 _EXCHANGE = "fastconfig/ranks/exchange.py"
 _COLLECTIVES = "fastconfig/ranks/collectives.py"
-_RANKS = ("test_distributed.py::test_ranks[parts3-4]",)
-_SHARDS = ("test_distributed.py::test_ranks[parts0-2]",)
+_RANKS = ("test_distributed.py::test_ranks[fsdp ddp disguises wire-2]",)
+_SHARDS = ("test_distributed.py::test_ranks[shards dtensors-2]",)
 
 FAULTS = (
     Fault(
