@@ -57,6 +57,8 @@ GPU = Place(
     "in the cold time, beside what a device-to-device copy reads and writes; more than 100 % where an update "
     "reads its gradients once. Eager: with the host's call, as are those that × compares with.",
 )
+GPU_ALL = GPU._replace(document="docs/gpu.md")
+GPU_TRAINING = TRAINING._replace(marker="training-gpu")
 PLACES = (
     Place(
         "README.md",
@@ -150,16 +152,19 @@ def gpu_table(numbers: dict[str, Any], source: str, place: Place) -> str:
     ]
     for of_setting in numbers["settings"]:
         setting = of_setting["setting"]
+        main = (setting["dtype"], setting["form"], setting["m"] in (3, 8, 32)) == ("float32", "vectors", True)
         for row in of_setting["results"]:
-            if row["operation"] != place.operation:
+            if row["operation"] != place.operation or (
+                place is GPU and not (main and row["backend"] == "cuda")
+            ):
                 continue
             what = f"{setting['dtype']}, {setting['form']}" + (
                 ", Triton" if row["backend"] == "triton" else ""
             )
             cells = [str(setting["m"]), f"{setting['n']:,}", what, *gpu_cells(row, copy)]
-            cells += [ratio_of(row, of_setting, name)[0] if "eager_us" in row else "" for name in names]
+            cells += ["".join(ratio_of(row, of_setting, name)) if "eager_us" in row else "" for name in names]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", place.floor])
+    return "\n".join([*lines, "", f"{place.floor} –: fails at this size."])
 
 
 def gpu_cells(row: dict[str, Any], copy: float) -> list[str]:
@@ -183,6 +188,15 @@ def training_table(numbers: dict[str, Any], source: str, place: Place) -> str:
     ]
     lines += [f"| {' | '.join(cells)} |" for result in numbers["results"] for cells in training_cells(result)]
     return "\n".join([*lines, "", place.floor])
+
+
+def gpu_training_table(numbers: dict[str, Any], source: str, place: Place) -> str:
+    """The training steps of one card's run of ``make gpu``, as Markdown."""
+    machine, points = numbers["machine"], numbers["training"]["points"]
+    card = f"{machine['device']} ({machine['processor']})"
+    origin = {"processor": card, "threads": machine["threads"], "versions": numbers["versions"]}
+    results = [point["step"] for point in points.values() if "step" in point]
+    return training_table({"origin": origin, "results": results}, source, place)
 
 
 def versions_of(origin: dict[str, Any]) -> str:
@@ -254,12 +268,21 @@ def generated(place: Place, *paths: Path) -> str:
     """The document of a place as it must be for the results in ``paths``."""
     document = ROOT / place.document
     up = "../" * (len(Path(place.document).parts) - 1)
-    make = gpu_table if place is GPU else training_table if place is TRAINING else table
+    make = MAKERS.get(place, table)
     texts = []
     for path in paths:
         source = f"{up}benchmarks/results/{path.relative_to(RESULTS).as_posix()}"
         texts.append(make(json.loads(path.read_text(encoding="utf-8")), source, place))
     return inserted(document.read_text(encoding="utf-8"), "\n\n".join(texts), place.marker)
+
+
+GPUS = (GPU, GPU_ALL, GPU_TRAINING)
+MAKERS = {
+    GPU: gpu_table,
+    GPU_ALL: gpu_table,
+    TRAINING: training_table,
+    GPU_TRAINING: gpu_training_table,
+}
 
 
 def cards() -> list[Path]:
@@ -275,9 +298,9 @@ def main() -> int:
             return 1
         (ROOT / place.document).write_text(generated(place, path), encoding="utf-8")
         print(f"{place.document}: table from {path.name}")
-    if cards():
-        (ROOT / GPU.document).write_text(generated(GPU, *cards()), encoding="utf-8")
-        print(f"{GPU.document}: tables from {', '.join(path.name for path in cards())}")
+    for place in GPUS if cards() else ():
+        (ROOT / place.document).write_text(generated(place, *cards()), encoding="utf-8")
+        print(f"{place.document}: tables from {', '.join(path.name for path in cards())}")
     return 0
 
 

@@ -260,7 +260,7 @@ def pinv_apply(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
     if cosines.device.type == "cpu":  # elsewhere the look at the rank would wait for the device
         factor, broken = torch.linalg.cholesky_ex(cosines)
         determinant = factor.diagonal(dim1=-2, dim2=-1).prod(-1).square()
-        # every Schur diagonal is > 2 rcond then: eigenvalues that add up to m have a product < e times the least
+        # every Schur diagonal is > 2 rcond: eigenvalues that add up to m have a product < e times the least
         if not broken.any() and bool((determinant > 6 * rcond).all()):
             return torch.cholesky_solve(column, factor).squeeze(-1)
     lower, order, rank = _pivoted_cholesky(cosines, 2 * rcond)  # on Schur diagonals: twice

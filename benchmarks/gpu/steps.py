@@ -40,7 +40,7 @@ def run(steps: list[plan.Step], out: Path, work: Path, wheels: Path, card: str) 
     failed = json.loads(folder.merged.read_text(encoding="utf-8"))["failed"]
     print(f"\n{folder.merged} and {folder.zipped.name} after {time.time() - began:.0f} s")
     for name, how in folder.ended.items():
-        print(f"  {name:10} {how['seconds']:6.1f} s of {how['planned']:3}  {how['ended']}")
+        print(f"  {name:12} {how['seconds']:6.1f} s of {how['planned']:3}  {how['ended']}")
     print(*(line[:300] for line in failed[:20]), sep="\n")
     return int(bool(failed) or any(how["ended"] != "done" for how in folder.ended.values()))
 

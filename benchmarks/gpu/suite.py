@@ -20,14 +20,21 @@ WORKERS = 12
 HANGS = 60  # seconds after which a test that is still running shows where it is
 
 
-def run(points: Points, machine: Machine) -> None:
-    """CUDA's tests before Triton's, which compile."""
-    files = [TESTS / name for name in DRY]
-    if not machine.dry:
-        files = sorted(path for path in TESTS.glob("test_gpu*.py") if path.name != "test_gpu_script.py")
-        files += [TESTS / name for name in MORE if (TESTS / name).exists()]
-    for name in ("not triton", "triton"):
-        points.run(name, lambda name=name: pytest(name, files, machine))
+def cuda(points: Points, machine: Machine) -> None:
+    """All but Triton's."""
+    points.run("not triton", lambda: pytest("not triton", files(machine), machine))
+
+
+def triton(points: Points, machine: Machine) -> None:
+    """Triton's, which compile."""
+    points.run("triton", lambda: pytest("triton", files(machine), machine))
+
+
+def files(machine: Machine) -> list[Path]:
+    if machine.dry:
+        return [TESTS / name for name in DRY]
+    found = sorted(path for path in TESTS.glob("test_gpu*.py") if path.name != "test_gpu_script.py")
+    return found + [TESTS / name for name in MORE if (TESTS / name).exists()]
 
 
 def pytest(chosen: str, files: list[Path], machine: Machine) -> dict[str, Any]:

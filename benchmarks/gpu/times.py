@@ -27,6 +27,7 @@ MAIN = ("ConFIG_update", "gram", "combine")
 LARGEST_QR = 1_000_000  # elements up to which the oracle orthogonalises the rows themselves
 SHARE = 0.1  # seconds a contestant
 LEAST = 15  # samples of ours
+BEYOND = 171_798_203  # elements at which others' 3 N or stacked copies exceed 32-bit sizes
 
 
 class ByGram(Exact):
@@ -64,6 +65,7 @@ def of_ours(machine: Machine) -> Iterator[tuple[Setting, tuple[str, ...]]]:
     for m in (2, 4, 5, 6, 7, 12, 16, 24, 48, 64):
         for n in (10_000, 10_000_000):
             yield Setting(m, n), ("ConFIG_update",)
+    yield Setting(3, BEYOND), MAIN[:1]
     for m in (3, 8):
         yield Setting(m, 10_000_000, "float64"), MAIN
         yield Setting(m, 10_000_000, "float16"), MAIN
@@ -125,13 +127,12 @@ def peers(points: Points, machine: Machine) -> None:
     found = find_peers()
     points.note("versions", {peer.name: peer.version for peer in found})
     points.note("peers", {peer.name: peer.missing or "installed" for peer in found})
-    for n in (1000,) if machine.dry else N[:4]:
-        for m in M[:1] if machine.dry else M:
-            setting = Setting(m, n)
-            told = points.run(str(setting), lambda setting=setting: beside_peers(setting, machine))
-            for row in told.get("peers", ()):
-                theirs, us = row["median_us"], told["eager_us"]
-                print(f"{setting}: {row['name']} {theirs:,.1f} us, ours {us:,.1f} us, all eager", flush=True)
+    settings = [Setting(m, n) for n in N[:4] for m in M] + [Setting(3, BEYOND)]
+    for setting in [Setting(3, 1000)] if machine.dry else settings:
+        told = points.run(str(setting), lambda setting=setting: beside_peers(setting, machine))
+        for row in told.get("peers", ()):
+            theirs, us = row["median_us"], told["eager_us"]
+            print(f"{setting}: {row['name']} {theirs:,.1f} us, ours {us:,.1f} us, all eager", flush=True)
 
 
 def beside_peers(setting: Setting, machine: Machine) -> dict[str, Any]:
@@ -185,6 +186,14 @@ def copy_speed(machine: Machine) -> float | None:
     return max(speeds, default=None)
 
 
+def goal(setting: Setting, row: dict[str, Any]) -> list[str]:
+    """What an update of three float32 vectors shall reach."""
+    asked = (setting.m, setting.dtype, setting.form) == (3, "float32", "vectors")
+    if not asked or row["operation"] != MAIN[0] or row["backend"] != "cuda":
+        return []
+    return ["goal 6 us"] if setting.n <= 100_000 else ["goal 95 %"] if setting.n >= 10_000_000 else []
+
+
 def line(setting: Setting, row: dict[str, Any], copy: float | None) -> str:
     """A point for people."""
     parts = [f"{setting}: {row['operation']} {row['median_us']:,.1f} us"]
@@ -192,6 +201,7 @@ def line(setting: Setting, row: dict[str, Any], copy: float | None) -> str:
         parts.append(f"warm {row['warm_us']:,.1f} us")
     if copy and row["gb_s"]:
         parts.append(f"{row['gb_s']:,.0f} GB/s, {100 * row['gb_s'] / copy:.0f} % of copy")
+    parts += goal(setting, row)
     if not row["right"]:
         parts.append(f"WRONG: error {row['error']}, bound {row['bound']:.1e}")
     return ", ".join([*parts, row["note"]] if row["note"] not in ("", GRAPH) else parts)

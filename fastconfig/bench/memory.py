@@ -94,7 +94,7 @@ def _calls(request: dict[str, Any], device: torch.device) -> Callable[[Setting, 
 
 def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     """Median over a few calls of the peak beyond what was there before and the result; None if unknown."""
-    measure = _device_bytes if device.type == "cuda" else host_bytes
+    measure = device_bytes if device.type == "cuda" else host_bytes
     found: list[int] = []
     began = time.perf_counter()
     while not found or (len(found) < REPEATS and time.perf_counter() - began < REPEAT_SECONDS):
@@ -105,7 +105,8 @@ def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     return sorted(found)[len(found) // 2]
 
 
-def _device_bytes(call: Callable[[], Any]) -> int:
+def device_bytes(call: Callable[[], Any]) -> int:
+    """The same of the current CUDA device's memory, as PyTorch allocates it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -315,7 +315,7 @@ FAULTS = (
         "torch.mul(real, 1 / self._ranks, out=target.view(real.shape))",
         "torch.mul(real, 0.5, out=target.view(real.shape))",
         "gradients of any number of ranks are halved",
-        _RANKS,
+        ("test_distributed.py::test_ranks[fsdp ddp disguises wire-4]",),
     ),
     Fault(
         "flags-of-this-rank",
