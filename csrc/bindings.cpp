@@ -1,8 +1,10 @@
 // fastconfig._C: the m x m stage on the host. Arrays come as addresses and sizes; the Python side has checked them.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "coefficients.hpp"
 #include "vectors.hpp"
@@ -34,11 +36,18 @@ extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t b
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The m x m stage of fastconfig, compiled.";
+#define FASTCONFIG_RULE(name) #name,
+  const std::vector<const char*> methods{
+#include "rules.def"
+  };
+#undef FASTCONFIG_RULE
+  const int known = static_cast<int>(methods.size());
+  module.attr("METHODS") = py::tuple(py::cast(methods));
 
   py::class_<fastconfig::Rule>(module, "Rule")
-      .def(py::init([](int method, int length, int64_t track_id, bool mean, uintptr_t weights, int64_t weights_step,
+      .def(py::init([known](int method, int length, int64_t track_id, bool mean, uintptr_t weights, int64_t weights_step,
                        uintptr_t order, int64_t order_step) {
-             if (method < 0 || method > static_cast<int>(fastconfig::Method::imtlg) || length < 0 ||
+             if (method < 0 || method >= known || length < 0 ||
                  length > static_cast<int>(fastconfig::Length::none))
                throw py::value_error("Rule: got a method or length that is unknown here");
              return fastconfig::Rule{static_cast<fastconfig::Method>(method),

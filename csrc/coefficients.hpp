@@ -2,7 +2,7 @@
 //
 // A team works on one m x m problem: a single thread, or one warp on the device. All methods work
 // on C = D^-1 G D^-1 and on coefficients of the unit gradients, so that row norms from 1e-30 to 1e30 meet
-// no overflow; the division by d comes last. fastconfig/methods.py is the same in plain torch.
+// no overflow; the division by d comes last. fastconfig/methods is the same in plain torch.
 #pragma once
 
 #include <cfloat>
@@ -13,8 +13,13 @@
 
 namespace fastconfig {
 
-// In the order of METHODS and LENGTHS of fastconfig/methods.py.
-enum class Method : int32_t { config, pcgrad, ppcgrad, imtlg };
+#define FASTCONFIG_RULE(name) name,
+enum class Method : int32_t {
+#include "rules.def"
+};
+#undef FASTCONFIG_RULE
+
+// In the order of LENGTHS of fastconfig/methods/base.py.
 enum class Length : int32_t { projection, minimum, maximum, harmonic, arithmetic, geometric, specific, none };
 
 struct Rule {

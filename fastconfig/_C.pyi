@@ -16,6 +16,7 @@ class Rule:
     @property
     def address(self) -> int: ...
 
+METHODS: tuple[str, ...]
 coefficients_address: int
 
 def coefficients(gram: int, c: int, batch: int, m: int, rule: Rule, rcond: float) -> None: ...

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ConFIG_update_double,
         ConFIGOperator,
         GradientOperator,
+        GramOperator,
         IMTLGOperator,
         PCGradOperator,
         PPCGradOperator,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         TrackSpecific,
     )
     from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
+    from .methods import Rule
     from .momentum_operator import MomentumOperator, PseudoMomentumOperator, SeparateMomentumOperator
     from .training import backward, mtl_backward
     from .utils import apply_gradient_vector, get_gradient_vector
@@ -47,6 +49,7 @@ _HOMES = {
         "ConFIG_update_double",
         "ConFIGOperator",
         "GradientOperator",
+        "GramOperator",
         "IMTLGOperator",
         "PCGradOperator",
         "PPCGradOperator",
@@ -62,13 +65,14 @@ _HOMES = {
         "TrackSpecific",
     ),
     "loss_recorder": ("LatestLossRecorder", "LossRecorder", "MomentumLossRecorder"),
+    "methods": ("Rule",),
     "momentum_operator": ("MomentumOperator", "PseudoMomentumOperator", "SeparateMomentumOperator"),
     "training": ("backward", "mtl_backward"),
     "utils": ("apply_gradient_vector", "get_gradient_vector"),
     "weight_model": ("EqualWeight", "WeightModel"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("distributed", "ops", "reference")
+_MODULES = ("distributed", "methods", "ops", "reference")
 
 __all__ = [
     "BackendUnavailable",
@@ -77,6 +81,7 @@ __all__ = [
     "ConFIG_update_double",
     "EqualWeight",
     "GradientOperator",
+    "GramOperator",
     "IMTLGOperator",
     "LatestLossRecorder",
     "LengthModel",
@@ -87,6 +92,7 @@ __all__ = [
     "PPCGradOperator",
     "ProjectionLength",
     "PseudoMomentumOperator",
+    "Rule",
     "SeparateMomentumOperator",
     "TrackArithmeticAverage",
     "TrackGeometricAverage",
@@ -102,6 +108,7 @@ __all__ = [
     "explain",
     "get_gradient_vector",
     "last_backend",
+    "methods",
     "mtl_backward",
     "ops",
     "reference",

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose, short_update
+from .backends.base import coefficients_by
 from .checks import (
     check_flag,
     check_group,
@@ -26,7 +27,7 @@ from .checks import (
 from .compiling import can_compile, compiled_config, outside_the_graph
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import PROJECTION, LengthModel, length_rule
-from .methods import Rule, make_rule
+from .methods import ConFIG, Rule, make_rule
 from .network import joined
 from .numbers import float64_device
 from .weight_model import EQUAL, WeightModel, direction_weights, is_equal
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConFIG_update", "ConFIG_update_double"]
 
-PLAIN = Rule()  # of the default models, which have no state: known without looking at them
+PLAIN = ConFIG()  # of the default models, which have no state: known without looking at them
 CPU = torch.device("cpu")
 
 
@@ -185,11 +186,24 @@ def unweighted_rule(m: int, length: str, track_id: int, rcond: float | None) -> 
     return make_rule("config", m, CPU, length=length, track_id=track_id, rcond=rcond)
 
 
-def merge(grads: Gradients, rule: Rule, out: Update | None = None) -> Update:
+def merge(grads: Gradients, rule: Rule, out: Update | None = None, losses: Tensor | None = None) -> Update:
     """The update of gradients that are checked already; in ``out``, if there is one that fits."""
     update = grads.new_update() if out is None else out
-    choose(grads).update(grads, rule, update)
+    backend = choose(grads)
+    if rule.native is not None:
+        backend.update(grads, rule, update)
+    else:
+        backend.combine(grads, coefficients_by(backend, backend.gram(grads), rule, grads, losses), update)
     return grads.as_given(update)
+
+
+def losses_of(rule: Rule, losses: Sequence[Any] | None, grads: Gradients) -> Tensor | None:
+    """(m,) or (B, m) float64 beside the Gram matrix, for a rule that may use them; else None."""
+    if losses is None or rule.native is not None:
+        return None
+    device = float64_device(grads.device)
+    values = [torch.as_tensor(loss, dtype=torch.float64, device=device).detach() for loss in losses]
+    return torch.stack(values, -1)
 
 
 def _one_by_one(grads: Gradients, *rest: Any) -> Update:

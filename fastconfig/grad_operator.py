@@ -5,7 +5,7 @@ All are gradients -> Gram matrix -> coefficients -> update (see docs/design.md);
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from .config_update import (
     PLAIN,
     ConFIG_update,
     ConFIG_update_double,
+    losses_of,
     merge,
     short_merge,
     unweighted_rule,
@@ -36,7 +37,7 @@ from .gradients import Gradients, GradientsLike, Update
 from .length_model import *  # noqa: F403  # as conflictfree's module offers them
 from .length_model import PROJECTION, LengthModel, length_rule
 from .length_model import __all__ as _length_all
-from .methods import Rule, make_rule
+from .methods import IMTLG, PCGrad, Rule, as_rule, make_rule
 from .numbers import float64_device
 from .shards import Grouped
 from .utils import write_gradient
@@ -52,6 +53,7 @@ __all__ = [
     "ConFIG_update",
     "ConFIG_update_double",
     "GradientOperator",
+    "GramOperator",
     "IMTLGOperator",
     "PCGradOperator",
     "PPCGradOperator",
@@ -176,15 +178,30 @@ class ConFIGOperator(GradientOperator):
         return unweighted_rule(grads.m, *length, self.rcond)
 
 
-class _GramOperator(GradientOperator):
-    """An operator that is one rule on the Gram matrix."""
+class GramOperator(GradientOperator):
+    """An operator that is one rule on the Gram matrix: gradients -> G -> c -> sum_i c_i g_i.
+
+    Args:
+        rule: a :class:`fastconfig.Rule`; or any callable that takes the Gram matrix (m, m), float64 on the
+            gradients' device, and returns m coefficients, such as a TorchJD ``Weighting``.
+        process_group: as in :func:`ConFIG_update`.
+
+    Raises:
+        TypeError: for what is no rule.
+
+    Examples:
+        >>> operator = GramOperator(lambda gram: 1 / gram.diagonal().sqrt())  # the sum of unit gradients
+        >>> fastconfig.backward(losses, network, operator)
+    """
 
     _rule: Rule  # of the class for conflictfree's objects, unpickled
 
-    def __init__(self, rule: Rule, process_group: ProcessGroup | None) -> None:
+    def __init__(
+        self, rule: Rule | Callable[[Tensor], Any], process_group: ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         check_group(process_group)
-        self._rule = rule
+        self._rule = as_rule(rule)
         self.process_group = process_group
 
     @property
@@ -201,7 +218,7 @@ class _GramOperator(GradientOperator):
 
         Args:
             grads: m gradients, in any of the forms of :func:`ConFIG_update`.
-            losses: not used.
+            losses: the m losses, for a rule that uses them.
 
         Returns:
             The merged gradient in the form, dtype and device of the gradients; all NaN if any gradient has
@@ -210,18 +227,19 @@ class _GramOperator(GradientOperator):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
+        rule = self._rule
         if torch.compiler.is_compiling():
-            if not can_compile(grads, self.process_group):
+            if rule.native is None or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses)
-            rule = self._rule
-            return compiled_update(grads, rule.method, mean=rule.mean, rcond=rule.rcond)
-        update = short_merge(grads, self._rule, losses, self.process_group)
+            return compiled_update(grads, rule.native, mean=rule.mean, rcond=rule.rcond)
+        update = short_merge(grads, rule, losses, self.process_group)
         if update is not None:
             return update
         rows = Gradients(grads, group=self.process_group)
         if losses is not None:
             check_losses(losses, rows.m)
-        return merge(rows, self.rule_for(rows))
+        rule = self.rule_for(rows)
+        return merge(rows, rule, losses=losses_of(rule, losses, rows))
 
 
 def is_ours(operator: GradientOperator) -> bool:
@@ -240,7 +258,7 @@ def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
     return ours.rule_for(grads) if is_ours(operator) else None
 
 
-class PCGradOperator(_GramOperator):
+class PCGradOperator(GramOperator):
     """PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
 
     Each gradient in turn loses its component along every original gradient that it (as projected so far)
@@ -258,7 +276,7 @@ class PCGradOperator(_GramOperator):
         TypeError, ValueError: for another reduction, and what is no flag or generator.
     """
 
-    _rule, shuffle, generator = make_rule("pcgrad", 1, CPU), False, None
+    _rule, shuffle, generator = PCGrad(), False, None
 
     def __init__(
         self,
@@ -334,7 +352,7 @@ class PCGradOperator(_GramOperator):
         return make_rule("pcgrad", grads.m, device, **given)
 
 
-class PPCGradOperator(_GramOperator):
+class PPCGradOperator(GramOperator):
     """PPCGrad: PCGrad with all projections taken against the original gradients, so without an order.
 
     g_i - sum over j with g_i . g_j < 0 of (g_i . g_j / |g_j|^2) g_j, added up (or averaged) over i.
@@ -351,7 +369,7 @@ class PPCGradOperator(_GramOperator):
         super().__init__(make_rule("ppcgrad", 1, CPU, reduction=reduction), process_group)
 
 
-class IMTLGOperator(_GramOperator):
+class IMTLGOperator(GramOperator):
     """IMTL-G (Liu et al. 2021, "Towards Impartial Multi-task Learning", section 3.1).
 
     The combination whose coefficients sum to one and whose projections on all unit gradients are equal; the
@@ -361,12 +379,12 @@ class IMTLGOperator(_GramOperator):
         rcond, process_group: as in :func:`ConFIG_update`.
     """
 
-    _rule = make_rule("imtlg", 1, CPU)
+    _rule = IMTLG()
 
     def __init__(self, *, rcond: float | None = None, process_group: ProcessGroup | None = None) -> None:
-        super().__init__(make_rule("imtlg", 1, CPU, rcond=check_rcond(rcond)), process_group)
+        super().__init__(IMTLG(rcond=check_rcond(rcond)), process_group)
 
 
 _OURS: tuple[Any, ...] = tuple(
-    kind.calculate_gradient for kind in (ConFIGOperator, _GramOperator, PCGradOperator)
+    kind.calculate_gradient for kind in (ConFIGOperator, GramOperator, PCGradOperator)
 )

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from .adoption import Adopting, is_theirs
 from .backends import choose
+from .backends.momentum import momentum_by_steps
 from .checks import abstract, check_group, check_operator, check_recorder, fraction, whole
 from .clock import Clock
 from .compiling import outside_the_graph
-from .config_update import merge
+from .config_update import losses_of, merge
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
 from .grad_operator import ConFIGOperator, GradientOperator, rule_of
 from .grad_operator import __all__ as _operator_all
@@ -334,7 +335,11 @@ class PseudoMomentumOperator(_Resumable):
             momenta.check_whole()
         out = state.new_update(dtype)
         if rule is not None:
-            backend.momentum_update(step, at_precision(rule, dtype, momenta.dtype), out)
+            rule = at_precision(rule, dtype, momenta.dtype)
+            if rule.native is not None:
+                backend.momentum_update(step, rule, out)
+            else:
+                momentum_by_steps(backend, step, rule, out, losses_of(rule, losses, momenta))
             state.keep(step)
             return momenta.as_given(out)
         backend.accumulate(step)
@@ -404,5 +409,6 @@ class SeparateMomentumOperator(_Resumable):
         rescaled = self._momenta.as_gradients(rows)
         rule = rule_of(self.gradient_operator, rescaled)
         if rule is not None:
-            return merge(rescaled, at_precision(rule, given, rescaled.dtype))
+            rule = at_precision(rule, given, rescaled.dtype)
+            return merge(rescaled, rule, losses=losses_of(rule, losses, rescaled))
         return rescaled.restored(merged_by(self.gradient_operator, rescaled.stacked(), given, losses))

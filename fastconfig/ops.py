@@ -71,7 +71,7 @@ def coefficients(
 
     Args:
         gram: (m, m) or (B, m, m) float64.
-        method: "config", "pcgrad", "ppcgrad" or "imtlg".
+        method: "config", "pcgrad", "ppcgrad", "imtlg", or another name in :data:`fastconfig.methods.RULES`.
         weights: (m,) or (B, m) direction weights of ConFIG, a tensor or nested lists; ones by default.
         length: length model of ConFIG: "projection", "minimum", "maximum", "harmonic", "arithmetic",
             "geometric", "specific", or "none" for the direction pinv(units) w as it is.
@@ -106,8 +106,9 @@ def coefficients(
         reduction=reduction,
         rcond=check_rcond(rcond),
     )
-    run = methods.compiled_coefficients if gram.device.type == "cpu" else methods.coefficients
-    return run(gram, rule, dtype)
+    if gram.device.type == "cpu" and rule.native is not None:
+        return methods.native_coefficients(gram, rule, dtype)
+    return rule.coefficients(gram, dtype)
 
 
 def combine(grads: GradientsLike, c: Any) -> Update:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -45,4 +44,4 @@ def at_precision(rule: Rule, given: torch.dtype, held: torch.dtype) -> Rule:
 
 @lru_cache(maxsize=16)
 def _with_cutoff(rule: Rule, rcond: float) -> Rule:
-    return replace(rule, rcond=rcond)
+    return rule.at_cutoff(rcond)

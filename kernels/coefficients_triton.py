@@ -1,4 +1,4 @@
-"""Gram matrix -> coefficients in Triton, for one problem in one program: fastconfig/methods.py on a GPU.
+"""Gram matrix -> coefficients in Triton, for one problem in one program: fastconfig/methods on a GPU.
 
 A matrix is an (MP, MP) tile of float64 with zeros beyond m, a vector an (MP,) one. Everything is on
 C = D^-1 G D^-1 and on coefficients of the unit gradients; the division by d comes last.
@@ -11,8 +11,9 @@ import triton.language as tl
 
 from .clock_triton import corrections, number
 
-# in the order of METHODS and LENGTHS of fastconfig/methods.py
+METHODS = ("config", "pcgrad", "ppcgrad", "imtlg")
 _CONFIG, _PCGRAD, _PPCGRAD, _IMTLG = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+# in the order of LENGTHS of fastconfig/methods/base.py
 _PROJECTION, _MINIMUM, _MAXIMUM, _HARMONIC = (
     tl.constexpr(0),
     tl.constexpr(1),

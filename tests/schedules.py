@@ -14,6 +14,7 @@ from torch import Tensor
 from fastconfig import (
     ConFIGOperator,
     GradientOperator,
+    GramOperator,
     IMTLGOperator,
     PCGradOperator,
     PPCGradOperator,
@@ -33,6 +34,13 @@ class Own(GradientOperator):
 
 
 Oracle = Callable[[Tensor], Tensor]
+
+
+def _unit_sum(gram: Tensor) -> Tensor:
+    """A user's own rule."""
+    return 1 / gram.diagonal().sqrt()
+
+
 #: what makes this package's operators, and the oracle's function of the rows that each merges
 MAKERS: dict[str, tuple[Callable[..., GradientOperator], Oracle]] = {
     "config": (ConFIGOperator, reference.config),
@@ -47,6 +55,7 @@ MAKERS: dict[str, tuple[Callable[..., GradientOperator], Oracle]] = {
         partial(reference.ppcgrad, reduction="mean"),
     ),
     "imtlg": (IMTLGOperator, reference.imtlg),
+    "function": (partial(GramOperator, _unit_sum), lambda rows: sum(row / row.norm() for row in rows.double())),
 }
 #: the operators themselves, and a user's
 OPERATORS: dict[str, tuple[GradientOperator, Oracle]] = {

@@ -17,7 +17,7 @@ import torch
 
 from fastconfig import cli
 from fastconfig.bench import cases, floor, peers, plan, report, run, timing
-from fastconfig.bench.cases import METHOD_OF, Setting, make_inputs
+from fastconfig.bench.cases import Setting, make_inputs
 from fastconfig.bench.plan import Options
 from fastconfig.bench.timing import Contestant
 
@@ -77,7 +77,7 @@ def test_everything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str
             moved = cases.traffic(row["operation"], setting)
             assert row["moved_bytes"] == (None if moved is None else sum(moved))
         named = {row["operation"] for row in of_setting["results"] if row["backend"] == "numba"}
-        assert set(cases.PASSES) <= named
+        assert set(cases.passes()) <= named
         assert ("conflict mask" in named) == (setting.n == 64)
     text = capsys.readouterr().out
     for wanted in ("plain torch", "over floor", "p20–p80", "GB/s", "command", "numba", "WRONG"):
@@ -93,9 +93,9 @@ def test_forms_and_dtypes(form: str, tmp_path: Path) -> None:
     )
     assert code == 0
     assert {s["setting"]["dtype"] for s in numbers["settings"]} == {"float64", "bfloat16"}
-    assert {row["operation"] for row in rows_of(numbers)} == {*cases.UPDATES, "gram"}
+    assert {row["operation"] for row in rows_of(numbers)} == {*cases.updates(), "gram"}
     plain = [row for row in rows_of(numbers, "peers") if row["name"] == "plain torch"]
-    assert {row["operation"] for row in plain} == {*cases.UPDATES, "gram"}
+    assert {row["operation"] for row in plain} == {*cases.updates(), "gram"}
 
 
 def test_no_speed_up_for_a_wrong_result(
@@ -230,7 +230,11 @@ def test_named_backends_do_everything(tmp_path: Path) -> None:
     code, numbers = bench("--m", "2", "--n", "50", "--backend", "pytorch", out=tmp_path)
     assert code == 0
     assert {row["backend"] for row in rows_of(numbers)} == {"pytorch"}
-    assert {row["operation"] for row in rows_of(numbers)} == {*cases.PASSES, "conflict mask", *METHOD_OF}
+    assert {row["operation"] for row in rows_of(numbers)} == {
+        *cases.passes(),
+        "conflict mask",
+        *cases.stages(),
+    }
 
 
 @pytest.mark.parametrize(

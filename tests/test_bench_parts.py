@@ -13,7 +13,7 @@ from inputs import METHODS, relative_error
 from fastconfig import reference
 from fastconfig.bench import cases, memory, peers, timing
 from fastconfig.bench.accuracy import Exact
-from fastconfig.bench.cases import METHOD_OF, Setting, flat, make_inputs, traffic
+from fastconfig.bench.cases import Setting, flat, make_inputs, traffic, updates
 from fastconfig.bench.momentum import MOMENTUM, PlainMomentum, Steps, ours, schedule
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def test_plain_torch_is_right_where_it_can_be(form: str) -> None:
     plain = peers.find_peers()[0]
     for operation, merge in plain.merges.items():
         result = merge(inputs.grads)
-        if form == "parameters" and operation in cases.UPDATES:
+        if form == "parameters" and operation in updates():
             assert [tuple(t.shape) for t in result] == cases.layer_shapes(700)
         assert exact.error(operation, result) < 1e-12
 
@@ -50,9 +50,7 @@ def test_exact_is_the_oracle_on_the_full_rows(m: int, monkeypatch: pytest.Monkey
     inputs = make_inputs(setting, CPU)
     rows = torch.cat([torch.stack(segment) for segment in inputs.segments], dim=1)
     exact = Exact(setting, inputs)
-    for operation, method in METHOD_OF.items():
-        if operation not in cases.UPDATES:
-            continue
+    for operation, method in updates().items():
         oracle = METHODS[UPDATES[method]].oracle(rows)
         assert (exact.update(method) - oracle).norm() <= 1e-12 * oracle.norm()
         assert exact.error(operation, oracle) <= 1e-12

@@ -10,17 +10,17 @@ import torch
 from inputs import BACKENDS, equiangular, gram_error, low_rank, relative_error, scaled
 from torch import Tensor
 
-from fastconfig import _C, methods, ops, reference, use_backend
-from fastconfig.methods import LENGTHS, compiled_coefficients, make_rule
+from fastconfig import _C, ops, reference, use_backend
+from fastconfig.methods import LENGTHS, RULES, ConFIG, make_rule, native_coefficients
 
 CPU = torch.device("cpu")
 
 
 def test_an_unknown_rule_is_no_other_method() -> None:
     with pytest.raises(ValueError, match="method: got 'sum', want one of 'config'"):
-        methods.coefficients(torch.eye(2).double(), methods.Rule("sum"), torch.float64)
+        make_rule("sum", 2, CPU)
     with pytest.raises(ValueError, match="length: got 'long', want one of 'projection'"):
-        methods.coefficients(torch.eye(2).double(), methods.Rule(length="long"), torch.float64)
+        ConFIG(length="long").coefficients(torch.eye(2).double(), torch.float64)
     given: Any = {"track_id": 0, "mean": False, "weights": 0, "weights_step": 0, "order": 0, "order_step": 0}
     for method, length in ((4, 0), (-1, 0), (0, 8)):
         with pytest.raises(ValueError, match="unknown here"):
@@ -136,7 +136,7 @@ GRAMS = {
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kind", GRAMS)
 @pytest.mark.parametrize("m", [1, 2, 3, 8, 17, 64])
-def test_compiled_and_plain_coefficients_agree(m: int, kind: str, length: str) -> None:
+def test_native_and_plain_coefficients_agree(m: int, kind: str, length: str) -> None:
     rows = torch.stack([GRAMS[kind](m) for _ in range(3)])
     gram = rows @ rows.mT
     order = torch.rand(3, m, m).argsort(-1)
@@ -151,12 +151,12 @@ def test_compiled_and_plain_coefficients_agree(m: int, kind: str, length: str) -
         ]
     for setting in settings:
         rule = make_rule(m=m, device=CPU, batch=3, **setting)  # type: ignore[arg-type]
-        plain = methods.coefficients(gram, rule, torch.float64)
-        compiled = compiled_coefficients(gram, rule, torch.float64)
+        plain = rule.coefficients(gram, torch.float64)
+        native = native_coefficients(gram, rule, torch.float64)
         assert torch.isfinite(plain).all()
         # by the update: coefficients of dependent rows may differ along the null space; and relative to
         # the rows too, since projections on opposed rows cancel
-        update, wanted = (c.unsqueeze(-2) @ rows for c in (compiled, plain))
+        update, wanted = (c.unsqueeze(-2) @ rows for c in (native, plain))
         size = ((1 + plain.abs()).unsqueeze(-1) * rows.abs()).sum((-2, -1))
         assert ((update - wanted).abs().amax((-2, -1)) <= 1e-10 * size).all(), setting
 
@@ -164,7 +164,7 @@ def test_compiled_and_plain_coefficients_agree(m: int, kind: str, length: str) -
 def test_coefficients_of_a_batch_are_those_of_each() -> None:
     rows = torch.randn(5, 4, 9, dtype=torch.float64)
     gram = rows @ rows.mT
-    for method in methods.METHODS:
+    for method in RULES:
         both = (
             ops.coefficients(gram, method),
             torch.stack([ops.coefficients(g, method) for g in gram]),
@@ -186,7 +186,8 @@ def by_both(rows: Tensor, weights: Tensor, rcond: float) -> list[Tensor]:
     """ConFIG's update by compiled and by plain coefficients."""
     rule = make_rule("config", len(rows), CPU, weights=weights, rcond=rcond)
     gram = rows @ rows.T
-    return [run(gram, rule, torch.float64) @ rows for run in (methods.coefficients, compiled_coefficients)]
+    found = rule.coefficients(gram, torch.float64), native_coefficients(gram, rule, torch.float64)
+    return [c @ rows for c in found]
 
 
 @pytest.mark.parametrize("rcond", [1e-5, 1e-3])
@@ -222,11 +223,11 @@ def test_nan_in_a_gram_matrix_stays_in_its_problem(spread: int) -> None:
     rows = torch.randn(3, 4, 9, dtype=torch.float64)
     gram = rows @ rows.mT
     gram[1, 2, 2] = torch.nan
-    for method in methods.METHODS:
+    for method in RULES:
         rule = make_rule(method, 4, CPU)
         for c in (
-            methods.coefficients(gram, rule, torch.float32),
-            compiled_coefficients(gram, rule, torch.float32),
+            rule.coefficients(gram, torch.float32),
+            native_coefficients(gram, rule, torch.float32),
         ):
             assert torch.isnan(c[1]).all()
             assert torch.isfinite(c[[0, 2]]).all()

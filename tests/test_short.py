@@ -91,7 +91,7 @@ def test_functions_and_operators_take_it(monkeypatch: pytest.MonkeyPatch) -> Non
     operators = (ConFIGOperator(), PCGradOperator(), PPCGradOperator(), IMTLGOperator())
     for merged in (ConFIG_update, *(operator.calculate_gradient for operator in operators)):
         assert merged(rows).shape == (100,)
-    assert [rule.method for rule in calls] == ["config", "config", "pcgrad", "ppcgrad", "imtlg"]
+    assert [rule.native for rule in calls] == ["config", "config", "pcgrad", "ppcgrad", "imtlg"]
     # with what it does not know: losses to check, a cut-off, an order
     ConFIG_update(rows, losses=[1, 2, 3])
     ConFIG_update(rows, rcond=1e-6)

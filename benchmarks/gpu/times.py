@@ -12,7 +12,7 @@ import torch
 
 from fastconfig.backends import use_backend
 from fastconfig.bench.accuracy import Exact
-from fastconfig.bench.cases import UPDATES, Inputs, Setting, make_inputs, our_calls
+from fastconfig.bench.cases import Inputs, Setting, make_inputs, our_calls, updates
 from fastconfig.bench.floor import fastest, floor_contestants
 from fastconfig.bench.momentum import MOMENTUM
 from fastconfig.bench.peers import find_peers
@@ -50,7 +50,7 @@ def of_ours(machine: Machine) -> Iterator[tuple[Setting, tuple[str, ...]]]:
     """The main table first, small sizes before large ones; then what differs in one thing."""
     if machine.dry:
         yield Setting(3, 1000), MAIN
-        yield Setting(3, 1000, form="parameters"), (*UPDATES, MOMENTUM)
+        yield Setting(3, 1000, form="parameters"), (*updates(), MOMENTUM)
         return
     for n in N:
         for m in M:
@@ -59,7 +59,7 @@ def of_ours(machine: Machine) -> Iterator[tuple[Setting, tuple[str, ...]]]:
         for n in (1_000_000, 10_000_000):
             yield Setting(m, n, "bfloat16"), MAIN
     for n in (10_000, 1_000_000, 10_000_000):
-        yield Setting(3, n, form="parameters"), ("ConFIG_update", *UPDATES[1:], MOMENTUM)
+        yield Setting(3, n, form="parameters"), (*updates(), MOMENTUM)
     for m, n in ((3, 1_000_001), (3, 10_000_001), (8, 10_000_001), (32, 1_000_001)):
         yield Setting(m, n, form="tensor"), MAIN  # rows at odd addresses
     for m in (2, 4, 5, 6, 7, 12, 16, 24, 48, 64):

@@ -69,7 +69,7 @@ def short_update(grads: GradientsLike, rule: Rule) -> Tensor | None:
     """
     global _last
     backend = _serving_the_cpu()
-    update = None if backend is None else backend.short_update(grads, rule)
+    update = None if backend is None or rule.native is None else backend.short_update(grads, rule)
     if update is not None:
         _last = backend
     return update
@@ -81,7 +81,9 @@ def merge_into(
     """The same of gradients of parameters, to their ``.grad``; what was written to, or None."""
     global _last
     backend = _serving_the_cpu()
-    written = None if backend is None else backend.merge_into(rows, parameters, rule)
+    if backend is None or rule.native is None:
+        return None
+    written = backend.merge_into(rows, parameters, rule)
     if written is not None:
         _last = backend
     return written

@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .. import methods
 from ..gradients import Gradients, GradientsLike, Update
 from ..methods import Rule
 from ..momenta import Step
@@ -75,11 +74,20 @@ class ThreeSteps(Backend, Protocol):
     """A backend with no faster way than one step after the other."""
 
     def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
-        return methods.coefficients(gram, rule, grads.dtype)
+        return rule.coefficients(gram, grads.dtype)
 
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         gram = self.gram(grads)
         self.combine(grads, self.coefficients(gram, rule, grads), out)
+
+
+def coefficients_by(
+    backend: Backend, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
+) -> Tensor:
+    """(m,) or (B, m) float64, natively or by the rule's own torch operations."""
+    if rule.native is not None:
+        return backend.coefficients(gram, rule, grads)
+    return rule.coefficients(gram, grads.dtype, losses)
 
 
 def block_elements(device: torch.device) -> int:

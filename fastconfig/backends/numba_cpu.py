@@ -13,7 +13,7 @@ from .. import _C
 from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
-from ..methods import Rule, compiled_coefficients
+from ..methods import Rule, native_coefficients
 from ..results import KEPT_FROM
 from .numba_momentum import KINDS, NumbaMomentum
 from .table import entries, tensor_entry
@@ -42,7 +42,7 @@ class NumbaBackend(NumbaMomentum):
         return out
 
     def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
-        return compiled_coefficients(gram, rule, grads.dtype)
+        return native_coefficients(gram, rule, grads.dtype)
 
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         c = c.contiguous()

@@ -27,7 +27,7 @@ from ..kernels.shapes_triton import (
     solve_warps,
     tile_rows,
 )
-from ..methods import LENGTHS, METHODS, Rule
+from ..methods import LENGTHS, Rule
 from .base import device_cutoff
 from .table import entries
 
@@ -270,7 +270,7 @@ def codes(rule: Rule) -> tuple[int, int, int, int, int]:
     """method, length, track_id, mean and has_weights as the kernels count them."""
     weighted = rule.weights is not None
     return (
-        METHODS.index(rule.method),
+        coefficients_triton.METHODS.index(rule.native),
         LENGTHS.index(rule.length),
         rule.track_id,
         int(rule.mean),

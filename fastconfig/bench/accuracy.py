@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..methods import RULES
 from ..momenta import EPSILON
 from ..numbers import cutoff
-from .cases import METHOD_OF, Inputs, Setting, flat
+from .cases import Inputs, Setting, flat, stages, updates
 from .momentum import MOMENTUM, schedule
 
 BLOCK = 1 << 16  # columns widened to float64 at a time
@@ -50,19 +52,9 @@ class Exact:
         """(m,) float64 coefficients of the merged gradient."""
         if method not in self._coefficients:
             rows = self.r.T
-            rcond = cutoff(self.dtype)
-            match method:
-                case "config":
-                    update = reference.config(rows, rcond=rcond)
-                case "imtlg":
-                    update = reference.imtlg(rows, rcond=rcond)
-                case "pcgrad":
-                    update = reference.pcgrad(rows)
-                case "ppcgrad":
-                    update = reference.ppcgrad(rows)
-                case _:
-                    raise ValueError(f"method: got {method!r}, want one whose oracle is known here")
-            self._coefficients[method] = torch.linalg.pinv(self.r) @ update
+            oracle = RULES[method].oracle
+            cut = {"rcond": cutoff(self.dtype)} if "rcond" in inspect.signature(oracle).parameters else {}
+            self._coefficients[method] = torch.linalg.pinv(self.r) @ oracle(rows, **cut)
         return self._coefficients[method]
 
     def update(self, method: str) -> Tensor:
@@ -114,9 +106,12 @@ class Exact:
             return max(8 * eps, LEAST_BOUND)
         if operation == MOMENTUM:  # the last difference of the merged momenta takes digits: 1 / (1 - beta_1)
             return 10 * self.bound("ConFIG_update")
-        c = self.coefficients(METHOD_OF.get(operation, "config"))
+        c = self.coefficients(self._method(operation))
         spread = (c.abs() * self.r.norm(dim=0)).sum() / (self.r @ c).norm()
         return max(8 * eps * float(spread), LEAST_BOUND)
+
+    def _method(self, operation: str) -> str:
+        return {**stages(), **updates()}.get(operation, "config")  # combine is given ConFIG's coefficients
 
     def error(self, operation: str, result: Any) -> float:
         """Distance of a result to the oracle's, relative to its length; inf where it is not finite."""
@@ -126,12 +121,12 @@ class Exact:
             norms = self.r.norm(dim=0)
             error = ((result.double() - self.gram).abs() / (norms[:, None] * norms)).max()
         elif operation.endswith("coefficients"):
-            exact = self.coefficients(METHOD_OF[operation])
+            exact = self.coefficients(stages()[operation])
             error = (self.r @ (result.double() - exact)).norm() / (self.r @ exact).norm()
         elif operation == MOMENTUM:
             exact = self.momentum()
             error = (flat(result).double() - exact).norm() / exact.norm()
-        else:  # combine is given ConFIG's coefficients
-            exact = self.update(METHOD_OF.get(operation, "config"))
+        else:
+            exact = self.update(self._method(operation))
             error = (flat(result).double() - exact).norm() / exact.norm()
         return float(error) if torch.isfinite(error) else float("inf")

@@ -14,7 +14,7 @@ GROUPS = {
     "gram": ("gram",),
     "mask": ("conflict mask",),
     "projections": ("PCGrad coefficients", "PPCGrad coefficients"),
-    "solve": ("ConFIG coefficients", "IMTL-G coefficients"),
+    "solve": ("ConFIG coefficients", "IMTLG coefficients"),
     "combine": ("combine",),
     "momentum": ("PseudoMomentumOperator",),
 }

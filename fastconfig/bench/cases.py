@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,23 +13,34 @@ from torch import Tensor
 
 from .. import ops
 from ..backends import load
-from ..grad_operator import ConFIG_update, IMTLGOperator, PCGradOperator, PPCGradOperator
+from ..backends.base import coefficients_by
+from ..grad_operator import ConFIG_update, GramOperator, IMTLGOperator, PCGradOperator, PPCGradOperator
 from ..gradients import Gradients, GradientsLike
-from ..methods import make_rule
+from ..methods import RULES, make_rule
 from .momentum import MOMENTUM, Steps, ours
 
-METHOD_OF = {
-    "ConFIG_update": "config",
-    "PCGradOperator": "pcgrad",
-    "PPCGradOperator": "ppcgrad",
-    "IMTLGOperator": "imtlg",
-    "ConFIG coefficients": "config",
-    "PCGrad coefficients": "pcgrad",
-    "PPCGrad coefficients": "ppcgrad",
-    "IMTL-G coefficients": "imtlg",
+# the public calls of methods that have one; another of RULES is called by its class, through GramOperator
+_CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "config": ("ConFIG_update", ConFIG_update),
+    "pcgrad": ("PCGradOperator", PCGradOperator().calculate_gradient),
+    "ppcgrad": ("PPCGradOperator", PPCGradOperator().calculate_gradient),
+    "imtlg": ("IMTLGOperator", IMTLGOperator().calculate_gradient),
 }
-UPDATES = ("ConFIG_update", "PCGradOperator", "PPCGradOperator", "IMTLGOperator")
-PASSES = ("gram", "combine", *UPDATES, MOMENTUM)  # operations that read the gradients; the others see G alone
+
+
+def updates() -> dict[str, str]:
+    """Of every operation that is an update, its method."""
+    return {_CALLS[name][0] if name in _CALLS else rule.__name__: name for name, rule in RULES.items()}
+
+
+def stages() -> dict[str, str]:
+    """Of every operation from G to coefficients, its method."""
+    return {f"{rule.__name__} coefficients": name for name, rule in RULES.items()}
+
+
+def passes() -> tuple[str, ...]:
+    """Operations that read the gradients; the others see G alone."""
+    return ("gram", "combine", *updates(), MOMENTUM)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ def traffic(operation: str, setting: Setting) -> tuple[int, int] | None:
         case "PseudoMomentumOperator":
             state = max(row, 4 * setting.n)
             return (2 * m + 2) * state + row, 3 * state + row
-        case _ if operation in UPDATES:
+        case _ if operation in updates():
             return 2 * m * row, row
     return None
 
@@ -138,26 +150,21 @@ def our_calls(
     grads = inputs.grads
     rows = Gradients(grads)
     server = load(backend)
-    operators = {
-        "PCGradOperator": PCGradOperator(),
-        "PPCGradOperator": PPCGradOperator(),
-        "IMTLGOperator": IMTLGOperator(),
-    }
 
     def coefficients(method: str) -> Callable[[], Tensor]:
         rule = make_rule(method, setting.m, gram.device)
-        return lambda: server.coefficients(gram, rule, rows)
+        return lambda: coefficients_by(server, gram, rule, rows)
 
-    def update(name: str) -> Callable[[], Any]:
-        calculate = operators[name].calculate_gradient
-        return lambda: calculate(grads)
+    def update(method: str) -> Callable[[], Any]:
+        if method in _CALLS:
+            return partial(_CALLS[method][1], grads)
+        return partial(GramOperator(RULES[method]()).calculate_gradient, grads)
 
     return {
         "gram": lambda: ops.gram(grads),
         "conflict mask": lambda: ops.conflict_mask(gram),
-        **{name: coefficients(method) for name, method in METHOD_OF.items() if name not in UPDATES},
+        **{name: coefficients(method) for name, method in stages().items()},
         "combine": lambda: ops.combine(grads, c),
-        "ConFIG_update": lambda: ConFIG_update(grads),
-        **{name: update(name) for name in operators},
+        **{name: update(method) for name, method in updates().items()},
         MOMENTUM: Steps(ours, grads, flat=False),
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..backends import explain_auto, load
 from .arguments import GROUPS
-from .cases import PASSES, Setting
+from .cases import Setting, passes, stages, updates
 
 FULL_M, FULL_N = (2, 3, 8, 16, 32), (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 QUICK_M, QUICK_N = (3, 8), (1_000, 100_000, 1_000_000)
@@ -85,13 +85,20 @@ def backends(options: Options, device_type: str) -> list[str]:
 
 def operations(options: Options, setting: Setting, backend: str, order: list[str]) -> list[str]:
     """What a backend does in a setting: all where it was asked for by name or is the default."""
-    named = [name for group in options.only or GROUPS for name in GROUPS[group]]
+    named = [name for group in options.only or GROUPS for name in _of_group(group)]
     smallest = min(s.n for s in settings(options) if s.m == setting.m)
     if setting.n > smallest or (setting.dtype, setting.form) != _first(options):
-        named = [name for name in named if name in PASSES]  # the m x m stage does not depend on N
+        named = [name for name in named if name in passes()]  # the m x m stage does not depend on N
     if options.backend is None and backend != order[0]:
         named = [name for name in named if name in ("gram", "combine", "ConFIG_update")]
     return named
+
+
+def _of_group(group: str) -> list[str]:
+    """Operations, those of methods that were added to ``RULES`` behind this package's own."""
+    more = {"update": updates(), "solve": stages()}.get(group, {})
+    known = {name for names in GROUPS.values() for name in names}
+    return [*GROUPS[group], *(name for name in more if name not in known)]
 
 
 def _first(options: Options) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from ..backends import BackendUnavailable, load, use_backend
 from ..gradients import Gradients
 from . import cases, floor, memory, peers, plan
 from .accuracy import Exact
-from .cases import PASSES, Inputs, Setting
+from .cases import Inputs, Setting, passes
 from .momentum import MOMENTUM
 from .plan import Options
 from .results import our_figures, peer_figures
@@ -318,7 +318,7 @@ def add_memory(figures: list[dict[str, Any]], options: Options, between: Callabl
     for of_setting in figures:
         for row in [*of_setting.get("results", ()), *of_setting.get("peers", ())]:
             all_passes = "backend" in row and not options.quick
-            if row["operation"] not in (PASSES if all_passes else ("ConFIG_update",)):
+            if row["operation"] not in (passes() if all_passes else ("ConFIG_update",)):
                 continue
             rows.append(row)
             requests.append(

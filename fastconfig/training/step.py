@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..backends import merge_into
 from ..checks import check_operator, got
 from ..compiling import outside_the_graph
-from ..config_update import merge
+from ..config_update import losses_of, merge
 from ..grad_operator import GradientOperator, fixed_rule_of, is_ours, rule_of
 from ..gradients import Gradients, Update
 from ..momentum_operator import CONFIG, MomentumOperator
@@ -214,7 +214,8 @@ class _Merging:
         if self.indexes is not None:
             raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
         if (rule := rule_of(operator, grads)) is not None:
-            return merge(grads, rule, None if room is None else room())
+            out = None if room is None else room()
+            return merge(grads, rule, out, losses_of(rule, self.losses, grads))
         rows = grads.given_rows if is_ours(operator) else grads.stacked()
         return _fitting(operator.calculate_gradient(rows, self._values()), operator, grads)
 

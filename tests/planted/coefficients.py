@@ -6,7 +6,7 @@ from .fault import Fault
 
 _HPP = "csrc/coefficients.hpp"
 _OPS = (
-    "test_ops.py::test_compiled_and_plain_coefficients_agree",
+    "test_ops.py::test_native_and_plain_coefficients_agree",
     "test_ops.py::test_rcond_cuts_the_eigenvalues_that_the_reference_cuts",
     "test_ops.py::test_weights_count_as_unsupported_where_the_reference_says_so",
     "test_ops.py::test_nan_in_a_gram_matrix_stays_in_its_problem",

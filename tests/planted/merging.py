@@ -11,7 +11,7 @@ _BACKENDS = "fastconfig/backends/__init__.py"
 _OPS = (
     "test_ops.py::test_rcond_cuts_the_eigenvalues_that_the_reference_cuts",
     "test_ops.py::test_weights_count_as_unsupported_where_the_reference_says_so",
-    "test_ops.py::test_compiled_and_plain_coefficients_agree",
+    "test_ops.py::test_native_and_plain_coefficients_agree",
 )
 
 FAULTS = (

@@ -1,0 +1,188 @@
+"""A method: how the coefficients of the merged gradient follow from the Gram matrix.
+
+Everything is plain torch float64, batched (leading dimensions of the Gram matrix), and free of host
+synchronisation on a device, so that it may run inside a CUDA graph. A method works on C = D^-1 G D^-1 and on
+coefficients of the *unit* gradients, so that row norms from 1e-30 to 1e30 meet no overflow; the division by d
+comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import abstract, as_tensor
+from ..numbers import DTYPES, cutoff
+from ..transforms import refuse_transforms
+
+LENGTHS = (  # in the order of enum Length in csrc/coefficients.hpp
+    "projection",
+    "minimum",
+    "maximum",
+    "harmonic",
+    "arithmetic",
+    "geometric",
+    "specific",
+    "none",  # the direction pinv(units) w as it is: a user's own length model scales it
+)
+_MADE = ("native_rule", "native_address", "cutoffs")  # about this very object
+
+
+class Rule:
+    """How coefficients follow from a Gram matrix: a method with its settings, which never change.
+
+    A method of your own is a subclass with :meth:`unit_coefficients`; every backend, operator and loop serves
+    it then. :class:`fastconfig.GramOperator` makes an operator of it.
+
+    Args:
+        rcond: cut-off on the eigenvalues of C relative to the largest; None takes the dtype's.
+
+    Attributes:
+        native: its name in csrc/rules.def, where compiled code has the method, too; None where it has not.
+        weights, length, track_id, order, mean: the settings that compiled code knows of; of no concern to
+            other methods.
+    """
+
+    native: ClassVar[str | None] = None
+    oracle: ClassVar[Callable[..., Tensor]]  # the paper's formula on full rows (m, N), never through G
+
+    weights: Tensor | None = None
+    length = "projection"
+    track_id = 0
+    order: Tensor | None = None
+    mean = False
+
+    def __init__(self, *, rcond: float | None = None) -> None:
+        self.rcond = rcond
+
+    def unit_coefficients(
+        self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
+    ) -> Tensor:
+        """Coefficients of the unit gradients.
+
+        Args:
+            cosines: (..., m, m) float64, C = D^-1 G D^-1 with ones on the diagonal; a zero gradient has zeros
+                beside its one.
+            norms: (..., m) float64, of the gradients.
+            losses: (..., m) float64, or None if there are none.
+            rcond: cut-off on the eigenvalues of C relative to the largest.
+
+        Returns:
+            (..., m) float64; what a zero gradient gets does not count.
+        """
+        raise abstract(self, "unit_coefficients")
+
+    @torch.no_grad()
+    def coefficients(self, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
+        """Coefficients c of the merged gradient sum_i c_i g_i.
+
+        Args:
+            gram: (..., m, m) float64.
+            dtype: of the gradients, which sets the rank cut-off.
+            losses: (..., m), for methods that use them.
+
+        Returns:
+            (..., m) float64; all NaN for a problem with NaN or Inf on the diagonal of its Gram matrix.
+        """
+        norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+        inverse = torch.where(norms > 0, 1 / norms, 0)
+        cosines = gram * inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
+        cosines.diagonal(dim1=-2, dim2=-1).fill_(1)  # also for a zero gradient
+        x = self.unit_coefficients(cosines, norms, losses, self.cutoff(dtype))
+        return torch.where(norms.isfinite().all(-1, keepdim=True), x * inverse, torch.nan)
+
+    def cutoff(self, dtype: torch.dtype) -> float:
+        """The eigenvalue cut-off for gradients of this dtype."""
+        return cutoff(dtype) if self.rcond is None else self.rcond
+
+    @cached_property
+    def cutoffs(self) -> tuple[float, ...]:
+        """:meth:`cutoff` of all dtypes, in their order."""
+        return tuple(float(self.cutoff(dtype)) for dtype in DTYPES)
+
+    def at_cutoff(self, rcond: float) -> Rule:
+        """The same rule with another cut-off."""
+        other = copy(self)
+        other.rcond = rcond
+        return other
+
+    @cached_property
+    def native_rule(self) -> Any:
+        """The same rule for compiled code; its tensors must lie in that code's memory."""
+        from .. import _C
+
+        w, order = self.weights, self.order
+        return _C.Rule(
+            method=_C.METHODS.index(self.native),
+            length=LENGTHS.index(self.length),
+            track_id=self.track_id,
+            mean=self.mean,
+            weights=0 if w is None else w.data_ptr(),
+            weights_step=0 if w is None or w.dim() == 1 else w.shape[-1],
+            order=0 if order is None else order.data_ptr(),
+            order_step=0 if order is None or order.dim() == 2 else order[0].numel(),
+        )
+
+    @cached_property
+    def native_address(self) -> int:
+        """Where :attr:`native_rule` lies."""
+        return int(self.native_rule.address)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was made of it: that is made again for a copy."""
+        return {name: value for name, value in vars(self).items() if name not in _MADE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if (method := state.pop("method", None)) is not None:  # of version 0.1, which had one class for all
+            from . import RULES
+
+            self.__class__ = RULES[method]
+        vars(self).update(state)
+
+
+class ByFunction(Rule):
+    """A user's own function G -> c as a rule; a TorchJD ``Weighting``, too.
+
+    Args:
+        function: of a Gram matrix (m, m) float64, on the gradients' device; returns m numbers. It is called
+            for each problem of a batch, and never with NaN or Inf on the diagonal: the update is NaN then.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    @torch.no_grad()
+    def coefficients(self, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
+        m = gram.shape[-1]
+        finite = gram.diagonal(dim1=-2, dim2=-1).isfinite().all(-1)[..., None]
+        safe = torch.where(finite[..., None], gram, torch.eye(m).to(gram))
+        c = [self._called(problem) for problem in safe.reshape(-1, m, m)]
+        stacked = torch.stack(c) if c else gram.new_empty(0, m)
+        return torch.where(finite, stacked.view(gram.shape[:-1]), torch.nan)
+
+    def _called(self, gram: Tensor) -> Tensor:
+        m, name = len(gram), getattr(self.function, "__name__", type(self.function).__name__)
+        c = as_tensor("rule", self.function(gram), f"{m} numbers from {name}", torch.float64)
+        if tuple(c.shape) != (m,) or c.is_complex():
+            what = f"shape {tuple(c.shape)}, {c.dtype}"
+            raise ValueError(f"rule: got {what} from {name}, want {m} real numbers, one a gradient")
+        return c.detach().to(gram)
+
+
+@torch.no_grad()
+def native_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
+    """:meth:`Rule.coefficients` by csrc/coefficients.hpp, for Gram matrices and rules in CPU memory."""
+    from .. import _C
+
+    refuse_transforms("gram")
+    gram = gram.contiguous()
+    c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
+    m = gram.shape[-1]
+    _C.coefficients(gram.data_ptr(), c.data_ptr(), c.numel() // m, m, rule.native_rule, rule.cutoff(dtype))
+    return c

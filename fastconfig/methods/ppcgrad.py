@@ -1,0 +1,31 @@
+"""PPCGrad: PCGrad with all projections taken against the original gradients, so without an order."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import reference
+from .base import Rule
+
+
+class PPCGrad(Rule):
+    """g_i - sum over j with g_i . g_j < 0 of (g_i . g_j / |g_j|^2) g_j, added up over i.
+
+    Args:
+        mean: average the projected gradients instead of adding them up.
+    """
+
+    native = "ppcgrad"
+    oracle = staticmethod(reference.ppcgrad)
+
+    def __init__(self, mean: bool = False) -> None:
+        super().__init__()
+        self.mean = mean
+
+    def unit_coefficients(
+        self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
+    ) -> Tensor:
+        m = norms.shape[-1]
+        conflicts = cosines.clamp(max=0)  # its diagonal is never negative
+        x = norms - (norms.unsqueeze(-1) * conflicts).sum(-2)
+        return x / m if self.mean else x

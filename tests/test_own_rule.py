@@ -1,0 +1,192 @@
+"""A method that a user adds by one class, or one function: right wherever this package's own are."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import emulated
+import pytest
+import torch
+from inputs import conflicting, relative_error, rounding_bound
+from rich.console import Console
+from schedules import ELEMENTS, errors, joined, per_parameter, several
+from torch import Tensor, nn
+
+import fastconfig
+from fastconfig import GramOperator, PseudoMomentumOperator, Rule, SeparateMomentumOperator, backends
+from fastconfig.bench.plan import Options
+from fastconfig.bench.run import bench
+from fastconfig.methods import IMTLG, RULES
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of Triton's interpreter
+
+
+class Milder(Rule):
+    """The sum of the unit gradients, each divided by one more than it conflicts; times its loss."""
+
+    def unit_coefficients(
+        self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
+    ) -> Tensor:
+        x = 1 / (1 - cosines.clamp(max=0).sum(-1))
+        return x if losses is None else x * losses
+
+    @staticmethod
+    def oracle(rows: Tensor, losses: Sequence[float] | None = None, rcond: float | None = None) -> Tensor:
+        rows = rows.double()
+        units = [row / row.norm() if row.any() else row for row in rows]
+        update = torch.zeros_like(rows[0])
+        for i, unit in enumerate(units):
+            conflict = sum(float((-(unit * other).sum()).clamp(min=0)) for other in units)
+            update += unit / (1 + conflict) * (1 if losses is None else losses[i])
+        return update
+
+
+def milder(gram: Tensor) -> Tensor:
+    """The same as a function of one Gram matrix."""
+    norms = gram.diagonal().sqrt()
+    inverse = torch.where(norms > 0, 1 / norms, 0)
+    conflict = (gram * inverse * inverse[:, None]).clamp(max=0).sum(-1)
+    return inverse / (1 - conflict)
+
+
+OPERATORS = {"class": lambda: GramOperator(Milder()), "function": lambda: GramOperator(milder)}
+
+
+@pytest.fixture(params=["numba", "pytorch", "triton", "cuda"])
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    if request.param == "cuda":
+        monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
+        monkeypatch.setattr(backends, "_serving", {})
+        emulated.serve(monkeypatch, float64=True)
+    with fastconfig.use_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_backend_and_form(served: str, dtype: torch.dtype, make: Any) -> None:
+    operator = make()
+    rows = conflicting(3, 1031).to(dtype)
+    rows[1, 700:] = 0
+    exact = Milder.oracle(rows)
+    bound = rounding_bound(rows, exact)
+    parameters = [[row[:700].clone(), row[700:].clone()] for row in rows]
+    parameters[1][1] = None  # type: ignore[call-overload]
+    for given in (rows, list(rows), parameters):
+        update = operator.calculate_gradient(given)
+        assert relative_error(update if isinstance(update, Tensor) else torch.cat(update), exact) <= bound
+    batch = torch.stack([rows, rows.flip(0) * 2])
+    for update, problem in zip(operator.calculate_gradient(batch), batch, strict=True):
+        assert relative_error(update, Milder.oracle(problem)) <= bound
+
+
+@pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
+def test_zero_and_broken_gradients(served: str, make: Any) -> None:
+    rows = conflicting(3, 33)
+    rows[1] = 0
+    assert relative_error(make().calculate_gradient(rows), Milder.oracle(rows)) <= 1e-6
+    rows[2, 5] = torch.nan
+    assert make().calculate_gradient(list(rows)).isnan().all()
+    assert not make().calculate_gradient(torch.zeros(3, 33)).any()
+
+
+def test_losses(backend: str) -> None:
+    rows, losses = conflicting(3, 100), [0.5, 2.0, 3.0]
+    for given in (losses, [torch.tensor(loss) for loss in losses], torch.tensor(losses)):
+        update = GramOperator(Milder()).calculate_gradient(rows, given)
+        assert relative_error(update, Milder.oracle(rows, losses)) <= 1e-6
+
+
+@pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
+def test_momenta(backend: str, make: Any) -> None:
+    operator = PseudoMomentumOperator(3, gradient_operator=make())
+    found = errors(operator, several(3, 30), ELEMENTS, give=per_parameter, take=joined, merge=Milder.oracle)
+    assert max(found) <= 1e-5
+    separate = SeparateMomentumOperator(3, gradient_operator=make())
+    for _ in range(3):
+        update = separate.calculate_gradient([0, 1, 2], conflicting(3, 50))
+    assert update.isfinite().all()
+
+
+@pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
+@pytest.mark.parametrize("zeroed", [True, False])
+def test_backward(backend: str, make: Any, zeroed: bool) -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    y = net(torch.randn(16, 3, dtype=torch.float64))
+    losses = [y[:, 0].square().mean(), -y.sum(), (y - 1).abs().mean()]
+    parameters = list(net.parameters())
+    grads = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
+    zeros = [torch.zeros_like(p) for p in parameters]
+    rows = torch.stack(
+        [
+            torch.cat([(z if g is None else g).flatten() for g, z in zip(row, zeros, strict=True)])
+            for row in grads
+        ]
+    )
+    if not zeroed:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    operator = make()
+    fastconfig.backward(losses, net, operator)
+    found = torch.cat([p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
+    uses_losses = isinstance(operator.rule_for(None), Milder)
+    exact = Milder.oracle(rows, [loss.item() for loss in losses] if uses_losses else None)
+    assert relative_error(found, exact) <= 1e-12
+
+
+def test_compiled() -> None:
+    operator = GramOperator(Milder())
+    rows = conflicting(3, 64)
+    compiled = torch.compile(lambda rows: operator.calculate_gradient(rows) * 2, backend="eager")
+    assert torch.equal(compiled(rows), 2 * operator.calculate_gradient(rows))
+
+
+def test_a_rule_of_this_package_is_its_operator() -> None:
+    rows = list(conflicting(3, 100))
+    update = GramOperator(IMTLG()).calculate_gradient(rows)
+    assert torch.equal(update, fastconfig.IMTLGOperator().calculate_gradient(rows))
+
+
+def test_copies() -> None:
+    operator = GramOperator(Milder(rcond=1e-3))
+    rows = conflicting(3, 100)
+    update = operator.calculate_gradient(rows)
+    for other in (copy.copy(operator), copy.deepcopy(operator), pickle.loads(pickle.dumps(operator))):
+        assert torch.equal(other.calculate_gradient(rows), update)
+        assert other.rule_for(None).rcond == 1e-3
+
+
+def test_one_list_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "milder", Milder)
+    rows = conflicting(3, 100).double()
+    c = fastconfig.ops.coefficients(fastconfig.ops.gram(rows), "milder")
+    assert relative_error(c @ rows, Milder.oracle(rows)) <= 1e-12
+    options = Options(
+        m=(3,), n=(1000,), quick=True, only=("update", "solve"), backend=("pytorch",), memory=False
+    )
+    console = Console(quiet=True)
+    rows_of = bench(options, "a test", console)["settings"][0]["results"]
+    for operation in ("Milder", "Milder coefficients"):
+        (row,) = (row for row in rows_of if row["operation"] == operation)
+        assert row["right"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "says"),
+    [
+        (Milder, TypeError, "rule: got the class Milder, want a Rule"),
+        ("config", TypeError, "rule: got 'config', want a Rule"),
+        (lambda gram: gram, ValueError, r"got shape \(3, 3\), torch.float64 from <lambda>, want 3 real"),
+        (lambda gram: None, TypeError, "rule: got .*, want 3 numbers from <lambda>"),
+        (lambda gram: ["a"] * 3, TypeError, "rule: got .*, want 3 numbers from <lambda>"),
+        (Rule(), NotImplementedError, "Rule.unit_coefficients must be implemented"),
+    ],
+)
+def test_refusals(rule: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        GramOperator(rule).calculate_gradient(conflicting(3, 10))
