@@ -55,7 +55,10 @@ MAKERS: dict[str, tuple[Callable[..., GradientOperator], Oracle]] = {
         partial(reference.ppcgrad, reduction="mean"),
     ),
     "imtlg": (IMTLGOperator, reference.imtlg),
-    "function": (partial(GramOperator, _unit_sum), lambda rows: sum(row / row.norm() for row in rows.double())),
+    "function": (
+        partial(GramOperator, _unit_sum),
+        lambda rows: sum(row / row.norm() for row in rows.double()),
+    ),
 }
 #: the operators themselves, and a user's
 OPERATORS: dict[str, tuple[GradientOperator, Oracle]] = {

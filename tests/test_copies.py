@@ -22,6 +22,7 @@ from fastconfig import backends, pcgrad
 from fastconfig.acceleration import Acceleration
 from fastconfig.backends.numba_cpu import NumbaBackend
 from fastconfig.distributed import CollectiveError
+from fastconfig.methods import IMTLG
 from fastconfig.shards import Shards
 from fastconfig.utils import OrderedSliceSelector, RandomSliceSelector
 
@@ -81,6 +82,8 @@ RECIPES: dict[Any, tuple[list[Callable[[], Any]], Use]] = {
     ),
     fastconfig.PPCGradOperator: ([fastconfig.PPCGradOperator], merged),
     fastconfig.IMTLGOperator: ([lambda: fastconfig.IMTLGOperator(rcond=1e-3)], merged),
+    fastconfig.GramOperator: ([lambda: fastconfig.GramOperator(IMTLG(rcond=1e-3))], merged),
+    fastconfig.Rule: ([fastconfig.Rule], lambda r: r.cutoffs),
     fastconfig.GradientOperator: ([fastconfig.GradientOperator], vars),
     fastconfig.MomentumOperator: ([lambda: _momentum(fastconfig.MomentumOperator)], lambda o: o.num_vectors),
     fastconfig.PseudoMomentumOperator: (

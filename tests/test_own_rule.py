@@ -161,6 +161,16 @@ def test_copies() -> None:
         assert other.rule_for(None).rcond == 1e-3
 
 
+def test_rules_pickled_by_version_0_1() -> None:
+    """It had one class, with the method's name among its attributes."""
+    rule = object.__new__(Rule)
+    rest = {"weights": None, "length": "projection", "track_id": 0, "order": None, "rcond": None}
+    rule.__setstate__({"method": "ppcgrad", "mean": True, **rest})
+    rows = conflicting(3, 100)
+    wanted = fastconfig.PPCGradOperator(reduction="mean").calculate_gradient(rows)
+    assert torch.equal(GramOperator(rule).calculate_gradient(rows), wanted)
+
+
 def test_one_list_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "milder", Milder)
     rows = conflicting(3, 100).double()

@@ -20,7 +20,7 @@ from ..methods import RULES, make_rule
 from .momentum import MOMENTUM, Steps, ours
 
 # the public calls of methods that have one; another of RULES is called by its class, through GramOperator
-_CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
+CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "config": ("ConFIG_update", ConFIG_update),
     "pcgrad": ("PCGradOperator", PCGradOperator().calculate_gradient),
     "ppcgrad": ("PPCGradOperator", PPCGradOperator().calculate_gradient),
@@ -30,7 +30,7 @@ _CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
 
 def updates() -> dict[str, str]:
     """Of every operation that is an update, its method."""
-    return {_CALLS[name][0] if name in _CALLS else rule.__name__: name for name, rule in RULES.items()}
+    return {CALLS[name][0] if name in CALLS else rule.__name__: name for name, rule in RULES.items()}
 
 
 def stages() -> dict[str, str]:
@@ -156,8 +156,8 @@ def our_calls(
         return lambda: coefficients_by(server, gram, rule, rows)
 
     def update(method: str) -> Callable[[], Any]:
-        if method in _CALLS:
-            return partial(_CALLS[method][1], grads)
+        if method in CALLS:
+            return partial(CALLS[method][1], grads)
         return partial(GramOperator(RULES[method]()).calculate_gradient, grads)
 
     return {

@@ -161,7 +161,7 @@ class ByFunction(Rule):
     def coefficients(self, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
         m = gram.shape[-1]
         finite = gram.diagonal(dim1=-2, dim2=-1).isfinite().all(-1)[..., None]
-        safe = torch.where(finite[..., None], gram, torch.eye(m).to(gram))
+        safe = torch.where(finite[..., None], gram, torch.eye(m, dtype=gram.dtype, device=gram.device))
         c = [self._called(problem) for problem in safe.reshape(-1, m, m)]
         stacked = torch.stack(c) if c else gram.new_empty(0, m)
         return torch.where(finite, stacked.view(gram.shape[:-1]), torch.nan)

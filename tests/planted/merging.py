@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from .fault import Fault
 
-_METHODS = "fastconfig/methods.py"
+_METHODS = "fastconfig/methods/__init__.py"
+_SOLVERS = "fastconfig/methods/solvers.py"
+_RULE = "fastconfig/methods/base.py"
 _GRADIENTS = "fastconfig/gradients.py"
 _BACKENDS = "fastconfig/backends/__init__.py"
 _OPS = (
@@ -18,7 +20,7 @@ FAULTS = (
     # G to c in plain torch
     Fault(
         "plain-cutoff-once",
-        _METHODS,
+        _SOLVERS,
         "_pivoted_cholesky(cosines, 2 * rcond)",
         "_pivoted_cholesky(cosines, rcond)",
         "the rank is cut at rcond instead of 2 rcond on Schur diagonals",
@@ -26,7 +28,7 @@ FAULTS = (
     ),
     Fault(
         "plain-sure-rank",
-        _METHODS,
+        _SOLVERS,
         "determinant > 6 * rcond",
         "determinant > rcond",
         "gradients that count as dependent are taken for independent on a CPU",
@@ -34,7 +36,7 @@ FAULTS = (
     ),
     Fault(
         "plain-support-cutoff",
-        _METHODS,
+        _SOLVERS,
         "> (rcond * rcond) * w.square()",
         "> rcond * w.square()",
         "weights count as unsupported by the range of C below rcond instead of rcond^2",
@@ -42,7 +44,7 @@ FAULTS = (
     ),
     Fault(
         "plain-schur-unsquared",
-        _METHODS,
+        _SOLVERS,
         "schur = (schur - column.square())",
         "schur = (schur - column.abs())",
         "Schur diagonals lose an entry of the factor, not its square",
@@ -50,15 +52,15 @@ FAULTS = (
     ),
     Fault(
         "plain-zero-rows-weighted",
-        _METHODS,
-        "    alive = (norms > 0).to(norms.dtype)\n    w = alive",
-        "    alive = torch.ones_like(norms)\n    w = alive",
+        "fastconfig/methods/config.py",
+        "        alive = (norms > 0).to(norms.dtype)\n        w = alive",
+        "        alive = torch.ones_like(norms)\n        w = alive",
         "a zero gradient has a weight in ConFIG",
         ("test_degenerate.py::test_opposed_rows_cancel_beside_a_zero_row",),
     ),
     Fault(
         "plain-nan-passed-over",
-        _METHODS,
+        _RULE,
         "return torch.where(norms.isfinite().all(-1, keepdim=True), x * inverse, torch.nan)",
         "return x * inverse",
         "NaN on the diagonal of G does not reach all coefficients",
@@ -66,7 +68,7 @@ FAULTS = (
     ),
     Fault(
         "plain-ppcgrad-axis",
-        _METHODS,
+        "fastconfig/methods/ppcgrad.py",
         "(norms.unsqueeze(-1) * conflicts).sum(-2)",
         "(norms.unsqueeze(-1) * conflicts).sum(-1)",
         "PPCGrad adds up along the other axis",
@@ -74,7 +76,7 @@ FAULTS = (
     ),
     Fault(
         "plain-imtlg-unresolved",
-        _METHODS,
+        "fastconfig/methods/imtlg.py",
         "return torch.where(total.abs() > resolved, x / total, 0)",
         "return x / total",
         "IMTL-G divides by a sum that is nothing but rounding",
@@ -83,8 +85,8 @@ FAULTS = (
     Fault(
         "track-id-negative",
         _METHODS,
-        "length, track_id % m, order",
-        "length, track_id, order",
+        '"track_id": track_id % m,',
+        '"track_id": track_id,',
         "a negative track_id reads before the norms",
         ("test_ops.py", "test_models.py"),
     ),
