@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import emulated
@@ -200,3 +201,12 @@ def test_one_list_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusals(rule: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         GramOperator(rule).calculate_gradient(conflicting(3, 10))
+
+
+def test_the_method_in_contributing(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = text.partition("<!-- method:begin -->\n```python\n")[2].partition("```")[0]
+    monkeypatch.setattr("fastconfig.methods.RULES", dict(RULES))
+    found: dict[str, Any] = {}
+    exec(compile(example, "CONTRIBUTING.md", "exec"), found)
+    assert found["RULES"]["milder"] is found["Milder"]
