@@ -32,8 +32,8 @@ from torch import Tensor, nn
 import fastconfig
 from fastconfig import environment, grad_operator, utils
 from fastconfig.bench.memory import MALLOC, device_bytes, host_bytes
-from fastconfig.burgers import Network, PointSampler
-from fastconfig.burgers import losses as burgers_losses
+from fastconfig.demo.burgers import Network, PointSampler
+from fastconfig.demo.burgers import losses as burgers_losses
 
 LEAST, MOST = 5, 200  # rounds
 Losses = Callable[[], list[Tensor]]

@@ -111,8 +111,8 @@ def demo(options: argparse.Namespace) -> int:
     missing = [name for name in ("scipy", "matplotlib") if find_spec(name) is None]
     if missing:
         options.fail(f"needs {' and '.join(missing)}: pip install 'fastconfig[demo]'")
-    from .demo import run
-    from .demo_training import Settings
+    from .demo.command import run
+    from .demo.training import Settings
     from .environment import find_device
 
     chosen = {name: getattr(options, name) for name in ("steps", "device", "seed")}

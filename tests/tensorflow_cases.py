@@ -18,7 +18,7 @@ from torch import Tensor
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tf = pytest.importorskip("tensorflow")
 
-import fastconfig.tensorflow_rows  # noqa: E402
+import fastconfig.tensorflow.rows  # noqa: E402
 from fastconfig.tensorflow import PCGrad, PPCGrad  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TensorFlow's own
@@ -68,7 +68,7 @@ def test_project_conflicting(m: int, reduction: str, mode: str) -> None:
 def test_many_elements(m: int, compiler: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # chains of products, and a rest; blocks of tasks; without XLA too, which not every build has
     if not compiler:
-        monkeypatch.setattr(fastconfig.tensorflow_rows, "_compiles", lambda: False)
+        monkeypatch.setattr(fastconfig.tensorflow.rows, "_compiles", lambda: False)
     rows = conflicting(m, 300_001)
     order = torch.rand(m, m).argsort(-1)
     update = PCGrad("sum").project_conflicting(tensors(rows), order=order.numpy())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastconfig.burgers import (
+from fastconfig.demo.burgers import (
     VISCOSITY,
     Network,
     Points,

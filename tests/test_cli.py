@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import fastconfig
-from fastconfig import backends, cli, demo, demo_training
+from fastconfig import backends, cli
+from fastconfig.demo import command, training
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -130,8 +131,8 @@ def test_demo_without_conflictfree_says_so(
 ):
     pytest.importorskip("scipy")
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(demo_training, "peer_operator", lambda: None)
-    monkeypatch.setattr(demo, "draw", lambda result, path: None)
+    monkeypatch.setattr(training, "peer_operator", lambda: None)
+    monkeypatch.setattr(command, "draw", lambda result, path: None)
     assert cli.main(["demo", "--steps", "2", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "conflictfree is not installed" in text
@@ -157,7 +158,7 @@ def test_an_interrupted_demo_keeps_its_figures(
 ) -> None:
     pytest.importorskip("scipy")
     pytest.importorskip("matplotlib")
-    interrupted_at(monkeypatch, demo_training, "step_plain_sum", 4)
+    interrupted_at(monkeypatch, training, "step_plain_sum", 4)
     assert cli.main(["demo", "--momentum", "--steps", "50", "--out", str(tmp_path)]) == 130
     captured = capsys.readouterr()
     assert captured.err == "fastconfig demo: interrupted: 3 of 50 steps were trained\n"
@@ -172,7 +173,7 @@ def test_a_demo_that_is_interrupted_at_once(
 ) -> None:
     pytest.importorskip("scipy")
     pytest.importorskip("matplotlib")
-    interrupted_at(monkeypatch, demo_training, "step_plain_sum", 1)
+    interrupted_at(monkeypatch, training, "step_plain_sum", 1)
     assert cli.main(["demo", "--steps", "5", "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "fastconfig demo: interrupted\n"
     assert not list(tmp_path.iterdir())
@@ -262,4 +263,4 @@ def test_demo_says_what_it_misses_before_it_trains(
 
 def test_settings_refuse_no_steps():
     with pytest.raises(ValueError, match="steps: got 0, want at least 1"):
-        demo_training.Settings(steps=0)
+        training.Settings(steps=0)

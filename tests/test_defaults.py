@@ -211,7 +211,7 @@ def test_every_allocation_names_its_device() -> None:
             if not (isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch.")):
                 continue
             name, given = ast.unparse(node.func)[6:], {keyword.arg for keyword in node.keywords}
-            own = path.parent.name == "bench" or path.stem in ("burgers", "demo_training")
+            own = path.parent.name in ("bench", "demo")
             lacks = name in FACTORIES and "device" not in given
             lacks |= name in FLOATING and "dtype" not in given and not own
             lacks |= name == "Generator" and not node.args and not given

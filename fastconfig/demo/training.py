@@ -17,7 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import reference
+from .. import reference
+from ..environment import find_device
+from ..grad_operator import ConFIG_update
+from ..momentum_operator import PseudoMomentumOperator
+from ..utils import apply_gradient_vector, get_gradient_vector
 from .burgers import (
     LOSS_NAMES,
     FloatArray,
@@ -29,10 +33,6 @@ from .burgers import (
     losses,
     relative_error,
 )
-from .environment import find_device
-from .grad_operator import ConFIG_update
-from .momentum_operator import PseudoMomentumOperator
-from .utils import apply_gradient_vector, get_gradient_vector
 
 CONFIG = "ConFIG"
 PLAIN_SUM = "plain sum"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .burgers import LOSS_NAMES, FloatArray
-from .demo_training import CONFIG, MOMENTUM, PLAIN_SUM, Result
+from .training import CONFIG, MOMENTUM, PLAIN_SUM, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,16 +1,4 @@
-"""PCGrad and PPCGrad for TensorFlow: ``pack_grad``, ``project_conflicting`` and ``pc_backward``.
-
-    pcgrad = PPCGrad(reduction="mean")
-    with tf.GradientTape(persistent=True) as tape:
-        losses = [loss_1, loss_2]
-    grads = pcgrad.pc_backward(tape, losses, model.trainable_variables)
-    optimizer.apply_gradients(zip(grads, model.trainable_variables))
-
-The projections follow from the Gram matrix of the gradients alone (docs/design.md), so that the gradients are
-read twice, and nothing of their size is made for each task. All runs eagerly, in ``tf.function`` and in
-``tf.function(jit_compile=True)``. In a replica of a ``tf.distribute`` strategy the replica's own gradients
-are merged; the optimizer adds up the replicas' results, as it does with any gradient.
-"""
+"""PCGrad and PPCGrad on the Gram matrix of a tape's gradients."""
 
 from __future__ import annotations
 
@@ -19,8 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from .tensorflow_losses import gradients, listed_of, name_of, variable_list
-from .tensorflow_rows import TINY, Rows
+from .losses import gradients, listed_of, name_of, variable_list
+from .rows import TINY, Rows
 
 __all__ = ["PCGrad", "PPCGrad"]
 

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import environment
+from .. import environment
 from .burgers import LOSS_NAMES
-from .demo_figure import draw
-from .demo_training import TORCH_THREADS, Result, Settings, train
+from .figure import draw
+from .training import TORCH_THREADS, Result, Settings, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

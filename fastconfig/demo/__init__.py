@@ -1,0 +1,1 @@
+"""``fastconfig demo``: Burgers' equation with three losses, by ConFIG and by others."""
