@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .clock_triton import corrections, number
+from .partials_triton import chosen, sum_partials
 
 METHODS = ("config", "pcgrad", "ppcgrad", "imtlg")
 _CONFIG, _PCGRAD, _PPCGRAD, _IMTLG = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
@@ -282,27 +282,28 @@ def coefficients_of(
 
 @triton.jit(
     do_not_specialize=[
-        "beta", "weights_step", "order_step", "method", "length", "track_id", "mean", "has_weights", "m",
+        "n", "problems", "programs", "weights_step", "order_step",
+        "method", "length", "track_id", "mean", "has_weights", "m",
     ]
 )  # fmt: skip
 def coefficients(
-    gram, c, weights, order, steps, beta: tl.int64, weights_step, order_step,
+    partials, gram, c, weights, order, n: tl.int64, problems, programs, weights_step, order_step,
     method, length, track_id, mean, has_weights, rcond, m,
-    MP: tl.constexpr, ORDERED: tl.constexpr, CORRECT: tl.constexpr,
+    MP: tl.constexpr, PB: tl.constexpr, FLOAT64: tl.constexpr, ORDERED: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """c (problems, m) from gram (problems, m, m): a program for every problem.
-
-    CORRECT: gram is that of corrected momenta, c is for the momenta as they are.
-    """
-    problem = tl.program_id(0).to(tl.int64)
+    """c (problems, m) from gram (problems, m, m), which SUM adds up first: a program for every problem."""
     i = tl.arange(0, MP)
+    problem = tl.program_id(0).to(tl.int64)
     gram += problem * m * m
+    places = gram + i[:, None] * m + i[None, :]
     mask = (i < m)[:, None] & (i < m)[None, :]
-    matrix = tl.load(gram + i[:, None] * m + i[None, :], mask=mask, other=0.0)
+    if SUM:  # through memory: what is left of partials lies badly in the registers
+        partials = chosen(partials, problem, problems, programs, m, n, MP, PB, FLOAT64)
+        tl.store(places, sum_partials(partials, problem, programs, m, MP, PB), mask=mask)
+        tl.debug_barrier()
+    matrix = tl.load(places, mask=mask, other=0.0)
     x = coefficients_of(
         matrix, gram, weights + problem * weights_step, order + problem * order_step,
         method, length, track_id, mean, has_weights, rcond, m, MP, ORDERED,
     )  # fmt: skip
-    if CORRECT:
-        x *= corrections(steps, number(beta), m, MP)
     tl.store(c + problem * m + i, x, mask=i < m)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .average_triton import average_four
 from .partials_triton import is_unsafe, of_problem, size_of_set
-from .rows_triton import SCATTERED, STRIDED, TABLE, load_columns, locate, origin_of, row_of
+from .rows_triton import SCATTERED, STRIDED, TABLE, load_columns, locate, origin_of, row_of, stretch
 
 _STRIDED = tl.constexpr(STRIDED)
 _TABLE = tl.constexpr(TABLE)
@@ -30,7 +29,7 @@ def _add(x, y, s, WANTED: tl.constexpr):
 
 
 @triton.jit
-def square(a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, M: tl.constexpr):
+def _square(a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, M: tl.constexpr):
     """Products of up to four rows with each other: aa ab ac ad bb bc bd cc cd dd."""
     s0 = _add(a, a, s0, M > 0)
     s1 = _add(a, b, s1, M > 1)
@@ -56,15 +55,26 @@ def _cross(x, a, b, c, d, s0, s1, s2, s3, M: tl.constexpr):
 
 
 @triton.jit
-def load_row(
-    origin, entry, row_step, column_step, start, n, i: tl.constexpr, m: tl.constexpr,
+def _rows(
+    origin, entry, row_step, column_step, n, first: tl.constexpr, m: tl.constexpr, MODE: tl.constexpr
+):  # fmt: skip
+    """Where four rows from ``first`` on lie: pointer, step and length of each."""
+    a, sa, na = row_of(origin, entry, row_step, column_step, n, first, m, MODE)
+    b, sb, nb = row_of(origin, entry, row_step, column_step, n, first + 1, m, MODE)
+    c, sc, nc = row_of(origin, entry, row_step, column_step, n, first + 2, m, MODE)
+    d, sd, nd = row_of(origin, entry, row_step, column_step, n, first + 3, m, MODE)
+    return a, b, c, d, sa, sb, sc, sd, na, nb, nc, nd
+
+
+@triton.jit
+def _load(
+    pointer, step, start, n, WANTED: tl.constexpr,
     T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr, FLOAT64: tl.constexpr,
 ):  # fmt: skip
-    """(T, V) of row i in the dtype of the products; for i >= m something that is not used."""
+    """(T, V) of a row in the dtype of the products; something that is not used if it is not WANTED."""
     kind: tl.constexpr = tl.float64 if FLOAT64 else tl.float32
-    if i < m:
-        pointer, step, present = row_of(origin, entry, row_step, column_step, i, m, MODE)
-        x = load_columns(pointer, present, step, start, n, T, V, MODE).to(kind)
+    if WANTED:
+        x = load_columns(pointer, step, start, n, T, V, MODE).to(kind)
     else:
         x = tl.zeros((T, V), kind)
     return x
@@ -77,7 +87,7 @@ def _put(out, s, i: tl.constexpr, j: tl.constexpr, m: tl.constexpr):
 
 
 @triton.jit
-def put_square(out, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, first: tl.constexpr, m: tl.constexpr):
+def _put_square(out, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, first: tl.constexpr, m: tl.constexpr):
     _put(out, s0, first, first, m)
     _put(out, s1, first, first + 1, m)
     _put(out, s2, first, first + 2, m)
@@ -98,78 +108,6 @@ def _put_cross(out, s0, s1, s2, s3, i: tl.constexpr, m: tl.constexpr):
     _put(out, s3, i, 7, m)
 
 
-@triton.jit
-def _load_four(
-    origin, entry, row_step, column_step, start, n, first: tl.constexpr, m: tl.constexpr,
-    T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr, FLOAT64: tl.constexpr,
-):  # fmt: skip
-    a = load_row(origin, entry, row_step, column_step, start, n, first, m, T, V, MODE, FLOAT64)
-    b = load_row(origin, entry, row_step, column_step, start, n, first + 1, m, T, V, MODE, FLOAT64)
-    c = load_row(origin, entry, row_step, column_step, start, n, first + 2, m, T, V, MODE, FLOAT64)
-    d = load_row(origin, entry, row_step, column_step, start, n, first + 3, m, T, V, MODE, FLOAT64)
-    return a, b, c, d
-
-
-@triton.jit
-def _four(
-    origin, like, entry, row_step, column_step, start, n, which, beta, first: tl.constexpr, m: tl.constexpr,
-    T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr, FLOAT64: tl.constexpr, UPDATE: tl.constexpr,
-):  # fmt: skip
-    """Four rows from ``first`` on, in the dtype of the products; momenta if UPDATE, chosen ones updated."""
-    if UPDATE:
-        kind: tl.constexpr = tl.float64 if FLOAT64 else tl.float32
-        a, b, c, d = average_four(origin, like, entry, start, n, which, beta, first, m, T, V, MODE)
-        a, b, c, d = a.to(kind), b.to(kind), c.to(kind), d.to(kind)
-    else:
-        a, b, c, d = _load_four(origin, entry, row_step, column_step, start, n, first, m, T, V, MODE, FLOAT64)
-    return a, b, c, d
-
-
-@triton.jit
-def products_of_chunks(
-    origin, like, table, out, n, chunks, segments, row_step, column_step, which, beta, m: tl.constexpr,
-    WIDTH: tl.constexpr, T: tl.constexpr, V: tl.constexpr,
-    MODE: tl.constexpr, FLOAT64: tl.constexpr, UPDATE: tl.constexpr,
-):  # fmt: skip
-    """Write this program's partial Gram matrix (m, m) to ``out``."""
-    rows: tl.constexpr = 2 * m + 2 if UPDATE else m
-    zero = tl.zeros((T,), tl.float64)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    u0, u1, u2, u3, u4, u5, u6, u7 = zero, zero, zero, zero, zero, zero, zero, zero
-    v0, v1, v2, v3, v4, v5, v6, v7 = zero, zero, zero, zero, zero, zero, zero, zero
-    for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
-        entry, first, length = locate(table, segments, chunk, n, rows, WIDTH, MODE)
-        for offset in range(0, WIDTH, T * V):
-            start = first + offset
-            a, b, c, d = _four(
-                origin, like, entry, row_step, column_step, start, length, which, beta, 0, m,
-                T, V, MODE, FLOAT64, UPDATE,
-            )  # fmt: skip
-            s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = square(
-                a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, m
-            )
-            if m > 4:
-                e, f, g, h = _four(
-                    origin, like, entry, row_step, column_step, start, length, which, beta, 4, m,
-                    T, V, MODE, FLOAT64, UPDATE,
-                )  # fmt: skip
-                t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = square(
-                    e, f, g, h, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, m - 4
-                )
-                u0, u1, u2, u3 = _cross(a, e, f, g, h, u0, u1, u2, u3, m - 4)
-                u4, u5, u6, u7 = _cross(b, e, f, g, h, u4, u5, u6, u7, m - 4)
-                v0, v1, v2, v3 = _cross(c, e, f, g, h, v0, v1, v2, v3, m - 4)
-                v4, v5, v6, v7 = _cross(d, e, f, g, h, v4, v5, v6, v7, m - 4)
-    put_square(out, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, 0, m)
-    if m > 4:
-        put_square(out, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, 4, m)
-        _put_cross(out, u0, u1, u2, u3, 0, m)
-        _put_cross(out, u4, u5, u6, u7, 1, m)
-        _put_cross(out, v0, v1, v2, v3, 2, m)
-        _put_cross(out, v4, v5, v6, v7, 3, m)
-
-
 @triton.jit(
     do_not_specialize=["n", "chunks", "segments", "batch_step", "row_step", "column_step", "problems"]
 )
@@ -177,7 +115,7 @@ def gram_small(
     base, table, partials, n: tl.int64, chunks, segments, batch_step: tl.int64, row_step: tl.int64,
     column_step: tl.int64, problems, m: tl.constexpr,
     WIDTH: tl.constexpr, T: tl.constexpr, V: tl.constexpr, MP: tl.constexpr, PB: tl.constexpr,
-    MODE: tl.constexpr, FLOAT64: tl.constexpr, REPAIR: tl.constexpr,
+    MODE: tl.constexpr, FLOAT64: tl.constexpr, REPAIR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Partials of up to 8 gradients; REPAIR writes the second set, where the first is unsafe."""
     program = tl.program_id(0)
@@ -188,11 +126,48 @@ def gram_small(
             return
         partials += size_of_set(problems, programs, m)
     origin = origin_of(base, problem, batch_step, MODE)
+    zero = tl.zeros((T,), tl.float64)
+    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    u0, u1, u2, u3, u4, u5, u6, u7 = zero, zero, zero, zero, zero, zero, zero, zero
+    v0, v1, v2, v3, v4, v5, v6, v7 = zero, zero, zero, zero, zero, zero, zero, zero
+    chunk, last = stretch(chunks, programs, program)
+    while chunk < last:
+        entry, begin, length = locate(table, segments, chunk, n, m, WIDTH, MODE)
+        pa, pb, pc, pd, sa, sb, sc, sd, na, nb, nc, nd = _rows(
+            origin, entry, row_step, column_step, length, 0, m, MODE
+        )
+        pe, pf, pg, ph, se, sf, sg, sh, ne, nf, ng, nh = _rows(
+            origin, entry, row_step, column_step, length, 4, m, MODE
+        )
+        end = tl.minimum(length, begin + (last - chunk) * tl.full((), WIDTH, tl.int64))
+        for start in tl.range(begin, end, T * V, num_stages=STAGES):
+            a = _load(pa, sa, start, na, m > 0, T, V, MODE, FLOAT64)
+            b = _load(pb, sb, start, nb, m > 1, T, V, MODE, FLOAT64)
+            c = _load(pc, sc, start, nc, m > 2, T, V, MODE, FLOAT64)
+            d = _load(pd, sd, start, nd, m > 3, T, V, MODE, FLOAT64)
+            e = _load(pe, se, start, ne, m > 4, T, V, MODE, FLOAT64)
+            f = _load(pf, sf, start, nf, m > 5, T, V, MODE, FLOAT64)
+            g = _load(pg, sg, start, ng, m > 6, T, V, MODE, FLOAT64)
+            h = _load(ph, sh, start, nh, m > 7, T, V, MODE, FLOAT64)
+            s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = _square(
+                a, b, c, d, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, m
+            )
+            t0, t1, t2, t3, t4, t5, t6, t7, t8, t9 = _square(
+                e, f, g, h, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, m - 4
+            )
+            u0, u1, u2, u3 = _cross(a, e, f, g, h, u0, u1, u2, u3, m - 4)
+            u4, u5, u6, u7 = _cross(b, e, f, g, h, u4, u5, u6, u7, m - 4)
+            v0, v1, v2, v3 = _cross(c, e, f, g, h, v0, v1, v2, v3, m - 4)
+            v4, v5, v6, v7 = _cross(d, e, f, g, h, v4, v5, v6, v7, m - 4)
+        chunk += tl.cdiv(end - begin, WIDTH).to(tl.int32)
     out = of_problem(partials, problem, programs, m) + program * m * m
-    products_of_chunks(
-        origin, base, table, out, n, chunks, segments, row_step, column_step, 0, 0, m,
-        WIDTH, T, V, MODE, FLOAT64, False,
-    )  # fmt: skip
+    _put_square(out, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, 0, m)
+    _put_square(out, t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, 4, m)
+    _put_cross(out, u0, u1, u2, u3, 0, m)
+    _put_cross(out, u4, u5, u6, u7, 1, m)
+    _put_cross(out, v0, v1, v2, v3, 2, m)
+    _put_cross(out, v4, v5, v6, v7, 3, m)
 
 
 @triton.jit(
@@ -202,7 +177,7 @@ def gram_tiles(
     base, table, partials, n: tl.int64, chunks, segments, batch_step: tl.int64, row_step: tl.int64,
     column_step: tl.int64, problems, m,
     WIDTH: tl.constexpr, K: tl.constexpr, V: tl.constexpr, MP: tl.constexpr, PB: tl.constexpr,
-    MODE: tl.constexpr, FLOAT64: tl.constexpr, REPAIR: tl.constexpr,
+    MODE: tl.constexpr, FLOAT64: tl.constexpr, REPAIR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Partials of up to MP gradients by matrix products of (MP, K) tiles."""
     program = tl.program_id(0)
@@ -215,16 +190,21 @@ def gram_tiles(
     origin = origin_of(base, problem, batch_step, MODE)
     i = tl.arange(0, MP)
     total = tl.zeros((MP, MP), tl.float64)
-    for chunk in range(program, chunks, programs):
-        entry, first, length = locate(table, segments, chunk, n, m, WIDTH, MODE)
-        for start in range(0, WIDTH, K):
-            x = _tile(origin, entry, row_step, column_step, first + start, length, m, MP, K, V, MODE)
+    chunk, last = stretch(chunks, programs, program)
+    while chunk < last:
+        entry, begin, length = locate(table, segments, chunk, n, m, WIDTH, MODE)
+        end = tl.minimum(length, begin + (last - chunk) * tl.full((), WIDTH, tl.int64))
+        for start in tl.range(begin, end, K, num_stages=STAGES):
+            x = _tile(origin, entry, row_step, column_step, start, length, m, MP, K, V, MODE)
             if FLOAT64:
+                if x.dtype.primitive_bitwidth == 16:  # Triton 3.6 fails on widened factors; this sum hides it
+                    x = tl.sum(x[:, :, None].to(tl.float64), axis=2)
                 x = x.to(tl.float64)
                 total = tl.dot(x, tl.trans(x), total, out_dtype=tl.float64)
             else:
                 x = x.to(tl.float32)
                 total += tl.dot(x, tl.trans(x), input_precision="ieee").to(tl.float64)
+        chunk += tl.cdiv(end - begin, WIDTH).to(tl.int32)
     out = of_problem(partials, problem, programs, m) + program * m * m
     upper = (i[:, None] <= i[None, :]) & (i < m)[None, :]
     tl.store(out + i[:, None] * m + i[None, :], total, mask=upper)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .clock_triton import corrections, number
-
 # G_ii / N below which float32 products may have lost digits to underflow
 _LEAST = tl.constexpr(1e-30)
 
@@ -72,12 +70,12 @@ def sum_partials(partials, problem, programs, m, MP: tl.constexpr, PB: tl.conste
     return tl.sum(total, axis=0)
 
 
-@triton.jit(do_not_specialize=["beta", "problems", "programs", "m", "n"])
+@triton.jit(do_not_specialize=["problems", "programs", "m", "n"])
 def sum_rows(
-    partials, gram, steps, beta: tl.int64, problems, programs, m, n: tl.int64,
-    MP: tl.constexpr, PB: tl.constexpr, FLOAT64: tl.constexpr, CORRECT: tl.constexpr,
+    partials, gram, problems, programs, m, n: tl.int64,
+    MP: tl.constexpr, PB: tl.constexpr, FLOAT64: tl.constexpr,
 ):  # fmt: skip
-    """gram (problems, m, m): a program adds one row of one problem; CORRECT: that of corrected momenta."""
+    """gram (problems, m, m): a program adds one row of one problem."""
     i = tl.program_id(0)
     problem = tl.program_id(1)
     partials = chosen(partials, problem, problems, programs, m, n, MP, PB, FLOAT64)
@@ -90,8 +88,4 @@ def sum_rows(
         total += tl.load(first + (start + p) * m * m, mask=mask, other=0.0)
     columns = tl.arange(0, MP)
     out = gram + problem.to(tl.int64) * m * m + i * m
-    sums = tl.sum(total, axis=0)
-    if CORRECT:
-        r = corrections(steps, number(beta), m, MP)
-        sums *= r * tl.sum(tl.where(columns == i, r, 0.0), axis=0)
-    tl.store(out + columns, sums, mask=columns < m)
+    tl.store(out + columns, tl.sum(total, axis=0), mask=columns < m)

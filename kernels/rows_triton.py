@@ -1,7 +1,7 @@
 """Where a program of a Triton kernel finds its columns: rows by stride or by address, vectors of 16 bytes.
 
-Columns are cut into chunks of WIDTH, and these into tiles of T * V, a thread's V side by side. MODE says
-where rows come from:
+Columns are cut into chunks of WIDTH, of which a program takes neighbouring ones, and these into tiles of
+T * V, a thread's V side by side. MODE says where rows come from:
 
 DENSE      one tensor: base + problem * batch_step + i * row_step, unit stride, on multiples of 16 bytes;
 STRIDED    one tensor, any stride and alignment, element by element;
@@ -22,6 +22,14 @@ _DENSE = tl.constexpr(DENSE)
 _STRIDED = tl.constexpr(STRIDED)
 _TABLE = tl.constexpr(TABLE)
 _SCATTERED = tl.constexpr(SCATTERED)
+
+
+@triton.jit
+def stretch(chunks, programs, program):
+    """A program's share of neighbouring chunks: the first, and the one behind the last."""
+    each, rest = chunks // programs, chunks % programs
+    first = program * each + tl.minimum(program, rest)
+    return first, first + each + (program < rest).to(tl.int32)
 
 
 @triton.jit
@@ -75,23 +83,23 @@ def origin_of(base, problem, batch_step, MODE: tl.constexpr):
 
 
 @triton.jit
-def row_of(origin, entry, row_step, column_step, i, m, MODE: tl.constexpr):
-    """A row's address as a pointer, its step in elements, and whether there is such a row."""
+def row_of(origin, entry, row_step, column_step, n, i, m, MODE: tl.constexpr):
+    """A row's address as a pointer, its step in elements, and its length: n, 0 if there is no such row."""
     step = column_step
-    present = True
+    present = i < m
     if MODE == _DENSE:
         pointer = aligned(tl.multiple_of(origin + i * row_step, 16).to(tl.int64), origin)
     elif MODE == _STRIDED:
         pointer = origin + i * row_step
     else:
-        address = tl.load(entry + 2 + i)
+        address = tl.load(entry + 2 + i, mask=present, other=0)
         present = address != 0
         if MODE == _TABLE:
             pointer = aligned(address, origin)
         else:
             pointer = address.to(origin.dtype)
-            step = tl.load(entry + 2 + m + i)
-    return pointer, step, present
+            step = tl.load(entry + 2 + m + i, mask=present, other=1)
+    return pointer, step, tl.where(present, n, 0)
 
 
 @triton.jit
@@ -134,10 +142,8 @@ def rest_of(columns, left, V: tl.constexpr):
 
 
 @triton.jit
-def load_columns(pointer, present, step, start, n, T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr):
-    """(T, V) elements of a row; zeros beyond its end and where there is no such row."""
-    if MODE >= _TABLE:
-        n = tl.where(present, n, 0)
+def load_columns(pointer, step, start, n, T: tl.constexpr, V: tl.constexpr, MODE: tl.constexpr):
+    """(T, V) elements of a row of length n; zeros beyond its end."""
     columns = columns_of(T, V)
     left = columns_left(start, n, T, V)
     if (MODE == _STRIDED) | (MODE == _SCATTERED):

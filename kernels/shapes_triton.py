@@ -1,20 +1,21 @@
 """Launch shapes of the Triton kernels: one place, a pure function of what is known without a GPU.
 
-Reasoned, not yet measured on a GPU. A thread takes 16 bytes of a row at a time, 256 threads a program; where
-rows have strides or odd addresses, neighbouring threads take neighbouring elements. Programs are as many as
-keep some 20 KiB a multiprocessor in flight and no more: every program of the second launch adds up all their
-partials.
+A thread takes 16 bytes of a row at a time, 256 threads a program; where rows have strides or odd addresses,
+neighbouring threads take neighbouring elements. A multiprocessor needs some 48 KiB on their way to it: the
+gram pass, whose sums fill the registers, has the next tiles on their way to shared memory, and few programs,
+whose partials one program adds up; the combine pass has as many programs as fit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-SMALL = 8  # gradients up to which one launch adds, solves and combines (combine_triton.finish)
-KEPT = 4  # gradients whose rows stay in registers (update_triton.whole)
+SMALL = 8  # gradients up to which the products stay in registers, and one launch adds them up and solves
 MOST = 64  # gradients that the kernels take
 CHAIN = 16  # most float32 products in a row before they are added up in float64
 _THREADS = 256
+_COMBINE = 4  # programs of the combine pass on a multiprocessor
+COMBINE_REGISTERS = 64  # a thread, so that they all run at once
 _ADDED = 2048  # float64 numbers that a program adds up at a time
 
 
@@ -26,9 +27,11 @@ class Shape:
         width: columns of a chunk.
         threads, vector: tile of a row; ``vector`` columns a thread, ``threads * vector`` at a time.
         rows: m, rounded up to the size of a tile.
-        block: partial Gram matrices that a program adds up at a time.
+        block: partial Gram matrices that a program adds up at a time; rows of them beyond SMALL gradients.
         depth: columns of a tile in the matrix products of more than SMALL gradients.
+        stages: tiles of the gram pass that are on their way or in use.
         programs: of the gram pass and of the combine pass, a problem.
+        sharers: programs of the combine pass that share the chunks of one of the gram pass.
         warps: of the gram pass, the combine pass, and of the m x m stage.
         repair_warps: of a gram pass that takes products again in float64.
     """
@@ -39,7 +42,9 @@ class Shape:
     rows: int
     block: int
     depth: int
+    stages: int
     programs: tuple[int, int]
+    sharers: int
     warps: tuple[int, int, int]
     repair_warps: int
 
@@ -66,27 +71,21 @@ def shape(
     # in a product of tiles, a vector a thread at least, so that loads stay 16 bytes wide
     most = 4 if rows <= 16 else 8 if rows <= 32 or whole else 16
     warps = 8 if small else max(1, min(most, rows * depth // vector // 32))
-    gram = min(chunks, each * (2 if small else max(1, 8 // warps)))
-    combine = min(chunks, each * 4)
+    gram = max(1, min(chunks, each * (1 if rows == SMALL else 2)))
+    sharers = max(1, min(-(-chunks // gram), each * _COMBINE // gram))
     return Shape(
         width=chunk_width(itemsize),
         threads=_THREADS,
         vector=vector,
         rows=rows,
-        block=_ADDED // (rows * rows) if small else _ADDED // rows,
+        block=max(1, _ADDED // (rows * rows if small else rows)),
         depth=depth,
-        programs=(max(1, gram), max(1, combine)),
+        stages=3 if small else 6,
+        programs=(gram, gram * sharers),
+        sharers=sharers,
         warps=(warps, 8, solve_warps(m)),
         repair_warps=max(warps, 4),
     )
-
-
-def one_launch(m: int, chunks: int, problems: int, whole: bool, processors: int) -> bool:
-    """Whether the rows stay on chip: a chunk a program, and two programs a multiprocessor run at once.
-
-    Up to KEPT gradients, whose tiles take fewer than 128 registers a thread.
-    """
-    return m <= KEPT and problems == 1 and whole and 0 < chunks <= 2 * processors
 
 
 def tile_rows(m: int) -> int:
@@ -96,12 +95,7 @@ def tile_rows(m: int) -> int:
 
 def solve_warps(m: int) -> int:
     """Warps of the m x m stage on its own."""
-    return 1 if m <= 16 else 4 if m <= 32 else 16
-
-
-def rows_block(shape: Shape) -> int:
-    """Partial Gram matrices of which a program adds up one row at a time."""
-    return max(1, _ADDED // shape.rows)
+    return 4 if m <= SMALL else 1 if m <= 16 else 4 if m <= 32 else 16
 
 
 def chunk_width(itemsize: int) -> int:

@@ -1,6 +1,6 @@
 """Compile the Triton kernels ahead of time, without a GPU, and report what came out.
 
-    python compile_triton.py ARCH PART [SIZES]    (80, 90 or 120; a dtype, shared, momentum or kinds; as 3,8)
+    python compile_triton.py ARCH PART [SIZES]    (80, 90 or 120; a dtype, shared or kinds; as 3,8)
 
 Prints one JSON object a variant that the launch table can choose: registers, bytes spilled, and the widths in
 bits of its loads from global memory.
@@ -23,17 +23,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from fastconfig.backends.triton_gpu import TritonBackend
-from fastconfig.backends.triton_launch import COOPERATIVE, OPTIONS
-from fastconfig.kernels import (
-    average_triton,
-    combine_triton,
-    gram_triton,
-    momentum_triton,
-    partials_triton,
-    rows_triton,
-    update_triton,
-)
+from fastconfig.backends.triton_launch import options
 from fastconfig.kernels import coefficients_triton as small
+from fastconfig.kernels import combine_triton, gram_triton, partials_triton, rows_triton
 from fastconfig.kernels import shapes_triton as shapes
 
 POINTERS = {"float32": "*fp32", "float64": "*fp64", "bfloat16": "*bf16", "float16": "*fp16"}
@@ -48,12 +40,9 @@ ROWS = {
     "row_step": "i64",
     "column_step": "i64",
 }
+SIZES = (64, 32, 16, 8, 3)  # one of every size of a tile, the one that takes most first
 RULE = dict.fromkeys(("weights_step", "method", "length", "track_id", "mean", "has_weights"), "i32")
-TABLE = {"table": "*i64", "n": "i64", "chunks": "i32", "segments": "i32"}
-BETAS = {"beta_1": "i64", "beta_2": "i64"}
-# dtypes of gradients with that of their momenta
-STATES = {"float32": "float32", "float64": "float64", "bfloat16": "float32", "float16": "float32"}
-Variant = tuple[Any, dict[str, str], dict[str, Any], int]
+Variant = tuple[Any, dict[str, str], dict[str, Any], tuple[int, ...]]  # the last is for options()
 
 
 def of_dtype(dtype: str, usable: bool, sizes: Sequence[int]) -> Iterator[Variant]:
@@ -73,79 +62,43 @@ def of_dtype(dtype: str, usable: bool, sizes: Sequence[int]) -> Iterator[Variant
 def _of_shape(shape: shapes.Shape, m: int, mode: int, pointer: str, float64: bool) -> Iterator[Variant]:
     rows = {"base": pointer, "table": "*i64"}
     tile = {"WIDTH": shape.width, "T": shape.threads, "V": shape.vector}
-    block = {"MP": shape.rows, "PB": shape.block, "MODE": mode}
+    block = {"MP": shape.rows, "PB": shape.block, "MODE": mode, "STAGES": shape.stages}
     gram = rows | {"partials": "*fp64"} | ROWS | {"problems": "i32"}
     for products, repair in ((float64, False),) if float64 else ((False, False), (True, True)):
         flags = block | {"FLOAT64": products, "REPAIR": repair}
         warps = shape.repair_warps if repair else shape.warps[0]
         if m <= shapes.SMALL:
-            yield gram_triton.gram_small, gram, {"m": m} | tile | flags, warps
+            yield gram_triton.gram_small, gram, {"m": m} | tile | flags, (warps,)
         else:
             deep = {"WIDTH": shape.width, "K": shape.depth, "V": shape.vector}
-            yield gram_triton.gram_tiles, gram | {"m": "i32"}, deep | flags, warps
-    combine = rows | {"out": pointer, "c": "*fp64"} | ROWS | {"m": "i32"}
-    yield combine_triton.combine, combine, tile | {"MODE": mode}, shape.warps[1]
-    if m <= shapes.SMALL:
-        finish = rows | {"out": pointer, "partials": "*fp64", "scratch": "*fp64", "weights": "*fp64"}
-        finish |= ROWS | {"m": "i32", "programs": "i32"} | RULE | {"rcond": "fp32"}
-        yield combine_triton.finish, finish, tile | block | {"FLOAT64": float64}, shape.warps[1]
-    if COOPERATIVE and float64 and shapes.one_launch(m, 1, 1, mode in WHOLE, 132):
-        whole = rows | {"out": pointer, "partials": "*fp64", "arrived": "*i32", "weights": "*fp64"}
-        whole |= {k: v for k, v in (ROWS | RULE).items() if k not in ("chunks", "weights_step")} | {
-            "rcond": "fp32"
-        }
-        yield update_triton.whole, whole, tile | block | {"m": m}, 8
-
-
-def momentum(dtype: str, usable: bool, sizes: Sequence[int], modes: Sequence[int]) -> Iterator[Variant]:
-    """Kernels of a momentum step, for gradients of a dtype."""
-    state = STATES[dtype]
-    float64 = usable or state == "float64"
-    rows = {"base": POINTERS[state], "like": POINTERS[dtype]} | TABLE
-    second = rows | BETAS | {"steps": "*i64", "m": "i32", "rows": "i32"}
-    for mode in modes:
-        for m in (m for m in sizes if m <= shapes.SMALL):
-            shape = shapes.shape(m, 1 << 20, 1, ITEMSIZE[state], mode in WHOLE, usable, 132)
-            tile = {"WIDTH": shape.width, "T": shape.threads, "V": shape.vector, "MODE": mode}
-            if m == sizes[0]:
-                yield average_triton.accumulate, rows | {"k": "i32", "beta": "i64"}, tile, shape.warps[1]
-                yield momentum_triton.rescale, second | {"c": "*fp64"}, tile, shape.warps[1]
-            block = {"MP": shape.rows, "PB": shape.block}
-            first = rows | {"partials": "*fp64", "which": "i32", "beta": "i64"}
-            for products, repair in ((float64, False),) if float64 else ((False, False), (True, True)):
-                flags = {"m": m, "FLOAT64": products, "REPAIR": repair}
-                warps = shape.repair_warps if repair else shape.warps[0]
-                yield momentum_triton.accumulate_gram, first, tile | block | flags, warps
-            finish = second | {"partials": "*fp64", "scratch": "*fp64", "weights": "*fp64", "programs": "i32"}
-            finish |= {k: v for k, v in RULE.items() if k != "weights_step"} | {"rcond": "fp32"}
-            constants = tile | block | {"FLOAT64": float64}
-            yield momentum_triton.finish_step, finish, constants, shape.warps[1]
+            yield gram_triton.gram_tiles, gram | {"m": "i32"}, deep | flags, (warps,)
+    combine = rows | {"out": pointer, "c": "*fp64"} | ROWS | {"m": "i32", "sharers": "i32"}
+    yield combine_triton.combine, combine, tile | {"MODE": mode}, (shape.warps[1], shapes.COMBINE_REGISTERS)
 
 
 def shared(float64: bool) -> Iterator[Variant]:
     """Kernels that see Gram matrices only."""
     words = dict.fromkeys("abcdefgh", "i64")
-    yield rows_triton.write_words, {"table": "*i64", "start": "i32", "count": "i32"} | words, {}, 4
-    for rows in (4, 8, 16, 32, 64):
-        shape = shapes.shape(rows, 1 << 20, 1, 4, True, float64, 132)
-        sums = {"partials": "*fp64", "gram": "*fp64", "steps": "*i64", "beta": "i64"} | dict.fromkeys(
-            ("problems", "programs", "m"), "i32"
-        )
-        constants = {"MP": rows, "PB": shapes.rows_block(shape), "FLOAT64": float64}
-        solve = {"gram": "*fp64", "c": "*fp64", "weights": "*fp64", "order": "*i64"}
-        solve |= RULE | {"order_step": "i32", "rcond": "fp32", "m": "i32", "steps": "*i64", "beta": "i64"}
-        for flag in (False, True):
-            yield partials_triton.sum_rows, sums | {"n": "i64"}, constants | {"CORRECT": flag}, 4
-            yield small.coefficients, solve, {"MP": rows, "ORDERED": flag, "CORRECT": flag}, shape.warps[2]
+    yield rows_triton.write_words, {"table": "*i64", "start": "i32", "count": "i32"} | words, {}, (4,)
+    counts = {"n": "i64"} | dict.fromkeys(("problems", "programs", "m"), "i32")
+    solve = dict.fromkeys(("partials", "gram", "c", "weights"), "*fp64") | {"order": "*i64"}
+    solve |= counts | RULE | {"order_step": "i32", "rcond": "fp32"}
+    for m in SIZES:
+        shape = shapes.shape(m, 1 << 20, 1, 4, True, float64, 132)
+        constants = {"MP": shape.rows, "PB": shape.block, "FLOAT64": float64}
+        yield partials_triton.sum_rows, {"partials": "*fp64", "gram": "*fp64"} | counts, constants, (4,)
+        for ordered, sums in ((False, False), (True, False), (False, True)):
+            if not sums or m <= shapes.SMALL:
+                flags = {"ORDERED": ordered, "SUM": sums}
+                yield small.coefficients, solve, constants | flags, (shape.warps[2],)
 
 
 def kinds(usable: bool, sizes: Sequence[int]) -> Iterator[Variant]:
     """Every kernel once for each way of loading and of multiplying that it has, in float32."""
     seen: set[tuple[Any, ...]] = set()
-    steps = momentum("float32", usable, sizes, [rows_triton.TABLE])
-    for variant in chain(of_dtype("float32", usable, sizes), steps, shared(usable)):
+    for variant in chain(of_dtype("float32", usable, sizes), shared(usable)):
         kernel, _, constants, _ = variant
-        kind = kernel, constants.get("MODE") in WHOLE, constants.get("REPAIR")
+        kind = kernel, constants.get("MODE") in WHOLE, constants.get("REPAIR"), constants.get("SUM")
         if kind not in seen:
             seen.add(kind)
             yield variant
@@ -164,10 +117,7 @@ def compiled(variant: Variant, arch: int) -> dict[str, Any]:
         source = ASTSource(
             function, signature, {(function.arg_names.index(k),): v for k, v in constants.items()}
         )
-    options = {"num_warps": warps, **OPTIONS}
-    if function is update_triton.whole:
-        options["launch_cooperative_grid"] = True
-    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options(*warps))
     ptx = kernel.asm["ptx"]
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.[bsuf](\d+)", ptx)
     widths = {int(count or 1) * int(bits) for count, bits in loads}
@@ -175,6 +125,8 @@ def compiled(variant: Variant, arch: int) -> dict[str, Any]:
     return {
         "kernel": function.__name__,
         "constants": constants,
+        "threads": 32 * warps[0],
+        "shared": kernel.metadata.shared,
         "widths": sorted(widths),
         **_resources(kernel.asm["cubin"]),
     }
@@ -201,10 +153,6 @@ if __name__ == "__main__":
         chosen = shared(usable)
     elif sys.argv[2] == "kinds":
         chosen = kinds(usable, few or (3, 20))
-    elif sys.argv[2] == "momentum":
-        dtypes, modes = (["float32"], [rows_triton.TABLE]) if few else (list(POINTERS), MODES[2:])
-        sizes = few or range(1, shapes.SMALL + 1)
-        chosen = chain.from_iterable(momentum(dtype, usable, sizes, modes) for dtype in dtypes)
     else:
         chosen = of_dtype(sys.argv[2], usable, few or range(1, TritonBackend().most + 1))
     for each in chosen:

@@ -18,7 +18,7 @@ from triton.errors import TritonError
 from fastconfig import ConFIG_update, backends, reference, use_backend
 from fastconfig.backends import triton_gpu, triton_launch
 from fastconfig.backends.base import BackendUnavailable
-from fastconfig.kernels import average_triton, gram_triton, momentum_triton
+from fastconfig.kernels import coefficients_triton, combine_triton, gram_triton, partials_triton
 from fastconfig.kernels.shapes_triton import MOST, SMALL, float64_is_usable, shape
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
@@ -73,25 +73,27 @@ def test_a_kernel_that_does_not_compile_raises_if_asked_for_by_name(
         ConFIG_update(torch.randn(3, 50, device=DEVICE))
 
 
-# the first launch of a step, and the last
-KERNELS = {3: ["accumulate_gram", "finish_step"], 9: ["accumulate", "rescale"]}
-
-
-@pytest.mark.parametrize("m", KERNELS)
-@pytest.mark.parametrize("last", [False, True])
+# of the launches of a step
+@pytest.mark.parametrize(
+    ("module", "kernel"),
+    [
+        (gram_triton, "gram_small"),
+        (partials_triton, "sum_rows"),
+        (coefficients_triton, "coefficients"),
+        (combine_triton, "combine"),
+    ],
+)
 @pytest.mark.parametrize("named", [False, True])
 def test_a_momentum_step_whose_kernel_does_not_compile_is_taken_once(
-    named: bool, last: bool, m: int, monkeypatch: pytest.MonkeyPatch
+    named: bool, module: Any, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if m > backends.load("triton").most:
-        pytest.skip("PyTorch takes so many with this Triton")
+    m = 3
     operator, exact = PseudoMomentumOperator(m), reference.Momentum(m)
     every = list(range(m))
     rows = torch.randn(m, 60)
     operator.calculate_gradient(every, rows.to(DEVICE))
     exact.step(every, rows)
-    kernel = KERNELS[m][last]
-    monkeypatch.setattr(average_triton if kernel == "accumulate" else momentum_triton, kernel, Broken())
+    monkeypatch.setattr(module, kernel, Broken())
     monkeypatch.setitem(backends._PREFERENCE, DEVICE.type, ("triton", "pytorch"))
     for _ in range(2):
         rows = torch.randn(2, 60)
@@ -103,18 +105,6 @@ def test_a_momentum_step_whose_kernel_does_not_compile_is_taken_once(
             continue
         with use_backend("auto"):
             assert relative_error(operator.calculate_gradient([1, 0], rows.to(DEVICE)).cpu(), wanted) <= 1e-5
-
-
-@pytest.mark.parametrize("m", [2, 9])
-def test_a_momentum_step_with_a_table_written_by_kernels(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        triton_gpu.TritonBackend,
-        "table",
-        lambda self, words, device: triton_launch.captured_table(words, device),
-    )
-    rows = torch.randn(m, 60)
-    update = PseudoMomentumOperator(m).calculate_gradient(list(range(m)), rows.to(DEVICE)).cpu()
-    assert relative_error(update, reference.Momentum(m).step(list(range(m)), rows)) <= 1e-5
 
 
 def test_more_momenta_than_the_kernels_take() -> None:
@@ -162,7 +152,8 @@ def test_launch_shapes(m: int) -> None:
                 assert plan.width % (plan.threads * plan.vector) == 0
                 assert all(1 <= programs <= max(1, chunks) for programs in plan.programs)
                 assert not whole or plan.vector * itemsize == 16
-                # a second launch reads all partials in every program: at most a quarter of a MiB of them
+                assert plan.programs[1] == plan.programs[0] * plan.sharers
+                # one program of the second launch reads all partials: at most a quarter of a MiB of them
                 assert m > SMALL or 8 * m * m * plan.programs[0] <= 1 << 18
 
 
@@ -172,6 +163,18 @@ def test_more_gradients_than_the_kernels_take() -> None:
         exact = METHODS[method].oracle(rows)
         update = METHODS[method].ours(list(rows.to(DEVICE))).cpu()
         assert relative_error(update, exact) <= rounding_bound(rows, exact)
+
+
+@pytest.mark.parametrize("m", [3, 9])
+def test_more_chunks_than_programs(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretches of chunks, shared by programs of the second pass, that begin and end within a segment."""
+    monkeypatch.setattr(triton_launch, "_processors", lambda device: 1)
+    rows = torch.randn(m, 7100)  # 7 chunks, 9 in pieces
+    exact = METHODS["config-projection"].oracle(rows)
+    on_device = rows.to(DEVICE)
+    pieces = [list(row.split([3000, 1, 4099])) for row in on_device]
+    for update in (ConFIG_update(on_device), torch.cat(ConFIG_update(pieces))):
+        assert relative_error(update.cpu(), exact) <= rounding_bound(rows, exact)
 
 
 @pytest.mark.parametrize("m", [3, 9])
@@ -185,24 +188,3 @@ def test_a_table_written_by_kernels(m: int, monkeypatch: pytest.MonkeyPatch) -> 
         lambda self, words, device: triton_launch.captured_table(words, device),
     )
     assert torch.equal(ConFIG_update(rows), wanted)
-
-
-@pytest.mark.skipif(not triton_launch.COOPERATIVE, reason="no cooperative launch in this Triton")
-@pytest.mark.parametrize("m", [1, 2, 3, 4])
-def test_one_launch(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = []
-    whole = triton_launch.Call.whole
-    monkeypatch.setattr(triton_launch.Call, "whole", lambda *given: (launched.append(given), whole(*given)))
-    monkeypatch.setenv("FASTCONFIG_TRITON_ONE_LAUNCH", "1")
-    # the interpreter runs programs one after another: a barrier of several would wait for ever
-    lengths = (m, 1023, 1024) if DEVICE.type == "cpu" else (m, 1023, 100_003)
-    for n in lengths:
-        rows = torch.randn(m, n)
-        for name in ("config-projection", "config-minimum", "pcgrad", "ppcgrad", "imtlg"):
-            exact = METHODS[name].oracle(rows)
-            update = METHODS[name].ours([row.to(DEVICE).clone() for row in rows]).cpu()
-            assert relative_error(update, exact) <= rounding_bound(rows, exact)
-    tensor = torch.randn(m, 512)
-    exact = METHODS["config-projection"].oracle(tensor)
-    assert relative_error(ConFIG_update(tensor.to(DEVICE)).cpu(), exact) <= rounding_bound(tensor, exact)
-    assert len(launched) == 5 * len(lengths) + 1

@@ -17,11 +17,12 @@ def entries(grads: Gradients, out: Update | None) -> Iterator[list[int]]:
     Raises:
         TypeError: for a row that has no memory of its own.
     """
-    targets = [0] * len(grads.segments) if out is None else [t.data_ptr() for t in grads.split(out)]
+    results = [out] if isinstance(out, Tensor) else out or []
+    targets = [result.data_ptr() for result in results if result is not None] or [0] * len(grads.segments)
     for segment, target in zip(grads.segments, targets, strict=True):
         length = next(row for row in segment if row is not None).numel()
-        addresses = [0 if row is None else address(row) for row in segment]
-        steps = [1 if row is None else row.stride(0) for row in segment]
+        addresses = [0 if row is None else row.data_ptr() or address(row) for row in segment]
+        steps = [1 if row is None else row.stride()[0] for row in segment]
         yield [length, target, *addresses, *steps]
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import triton
@@ -18,8 +18,8 @@ from ..gradients import Gradients, Update
 from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
 from ..momenta import Step
-from . import serves_instead, triton_momentum, withdraw
-from .base import device_cutoff
+from . import serves_instead, withdraw
+from .base import BackendUnavailable, device_cutoff
 from .momentum import TorchMomentum
 from .pytorch import PyTorchBackend
 from .triton_launch import INTERPRETED, VERSION, Call, captured_table, solve, uses_float64
@@ -31,9 +31,6 @@ _TABLES = 16  # address tables that are kept
 
 # What stops Triton from compiling: no C compiler for its launcher, no room on the device, a bug of its own.
 _FAILURES = (TritonError, ImportError, OSError, subprocess.CalledProcessError)
-
-
-_T = TypeVar("_T")
 
 
 def _why(error: Exception) -> str | None:
@@ -49,17 +46,18 @@ def _or_pytorch(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step of the backend; plain PyTorch's beyond what it takes, and where Triton fails to compile."""
 
     @wraps(step)
-    def run(self: TritonBackend, grads: Gradients, *rest: Any) -> Any:
+    def run(self: TritonBackend, *given: Any) -> Any:
+        grads = next(each for each in given if isinstance(each, Gradients))
         if grads.m <= self.most and (grads.batch or 0) <= _PROBLEMS:
             try:
-                return step(self, grads, *rest)
+                return step(self, *given)
             except Exception as error:
                 reason = _why(error)
                 if reason is None:
                     raise
                 withdraw(self.name, reason)
         serves_instead(self._pytorch)
-        return getattr(self._pytorch, step.__name__)(grads, *rest)
+        return getattr(self._pytorch, step.__name__)(*given)
 
     return run
 
@@ -95,9 +93,8 @@ class TritonBackend(TorchMomentum):
             call = Call(grads, None, self.table)
             return call.gram(call.partials())
 
+    @_or_pytorch
     def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
-        if grads.m > self.most:
-            return self._pytorch.coefficients(gram, rule, grads)
         with _on(grads.device):
             rcond = device_cutoff(rule, grads.dtype, uses_float64(grads.device))
             return solve(gram.contiguous(), rule, rcond)
@@ -110,53 +107,15 @@ class TritonBackend(TorchMomentum):
     @_or_pytorch
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         with _on(grads.device):
-            call = Call(grads, out, self.table)
-            if rule.order is None and call.fits_one_launch():
-                call.whole(rule)
-                return
-            partials = call.partials()
-            if grads.m <= SMALL and rule.order is None:
-                call.finish(partials, rule)
-            else:
-                call.combine(solve(call.gram(partials), rule, call.cutoff(rule)))
-
-    def accumulate(self, step: Step) -> None:
-        step.clock.count()
-        self._launch(step, lambda: triton_momentum.accumulate(step, self.table), self._pytorch.accumulate)
-
-    def rescale(self, step: Step, merged: Update, out: Update) -> None:
-        self._launch(
-            step,
-            lambda: triton_momentum.rescale(step, merged, out, self.table),
-            lambda step: self._pytorch.rescale(step, merged, out),
-        )
+            Call(grads, out, self.table).update(rule)
 
     def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
-        def instead(step: Step) -> None:
-            self._pytorch.momentum_update(step, rule, out)
-
-        if step.momenta.m > self.most:
-            serves_instead(self._pytorch)
-            instead(step)
-            return
-        rest = self._launch(step, lambda: triton_momentum.begin(step, rule, out, self.table), instead)
-        if rest is not None:
-            averaged = replace(step, chosen=(), grads=[[] for _ in step.grads])
-            self._launch(averaged, rest, instead)
-
-    def _launch(self, step: Step, launch: Callable[[], _T], instead: Callable[[Step], None]) -> _T | None:
-        """Launch, or do without Triton what fails to compile: first of all, so that no step is half done."""
         try:
-            with _on(step.device):
-                return launch()
-        except Exception as error:
-            reason = _why(error)
-            if reason is None:
-                raise
-            serves_instead(self._pytorch)
-            instead(step)
-            withdraw(self.name, reason)
-            return None
+            super().momentum_update(step, rule, out)
+        except BackendUnavailable:  # the momenta are averaged by now: finish the step
+            averaged = replace(step, chosen=(), grads=[[] for _ in step.grads])
+            self._pytorch.momentum_update(averaged, rule, out)
+            raise
 
     def table(self, words: list[int], device: torch.device) -> Tensor:
         """int64 words in device memory, without waiting for the device."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TypeAlias
 
@@ -14,15 +12,14 @@ import triton
 from torch import Tensor
 
 from ..gradients import Gradients, Update
-from ..kernels import coefficients_triton, combine_triton, gram_triton, partials_triton, update_triton
+from ..kernels import coefficients_triton, combine_triton, gram_triton, partials_triton
 from ..kernels.rows_triton import DENSE, SCATTERED, STRIDED, TABLE, write_words
 from ..kernels.shapes_triton import (
+    COMBINE_REGISTERS,
     SMALL,
     Shape,
     chunk_width,
     float64_is_usable,
-    one_launch,
-    rows_block,
     shape,
     solve_warps,
     tile_rows,
@@ -32,31 +29,19 @@ from .base import device_cutoff
 from .table import entries
 
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-COOPERATIVE = VERSION >= (3, 3)  # launches whose programs all run at once
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# multiply-adds whatever a version's default; registers without the assembler's own, lower limits, which spill
-OPTIONS = {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": 255})
-
 
 NewTable: TypeAlias = Callable[[list[int], torch.device], Tensor]
 
 
-@dataclass(frozen=True)
-class Bias:
-    """What the m x m stage of momenta corrects: gram by r_i r_j, c by r_i, r_i = 1 / (1 - beta^t_i).
+@cache
+def options(warps: int, most: int = 255) -> dict[str, object]:
+    """Of every launch: multiply-adds whatever a version's default is, at most ``most`` registers a thread.
 
-    Attributes:
-        steps: int64 on the device, the m counts t_i first.
-        beta: the bits of beta, as :func:`bits` gives them.
+    By default as many as there are: the assembler's own limits are lower, and it spills.
     """
-
-    steps: Tensor
-    beta: int
-
-
-def bits(number: float) -> int:
-    """A float64's bits as an integer: what a kernel takes without rounding."""
-    return int.from_bytes(struct.pack("<d", number), "little", signed=True)
+    registers = {} if torch.version.hip else {"maxnreg": min(most, 65536 // (32 * warps))}
+    return {"num_warps": warps, "enable_fp_fusion": True, **registers}
 
 
 class Call:
@@ -65,16 +50,9 @@ class Call:
     Args:
         grads, out: as a backend is given them.
         table: brings words to the device.
-        told: entries of the table, if other than those of ``grads`` and ``out``.
     """
 
-    def __init__(
-        self,
-        grads: Gradients,
-        out: Update | None,
-        table: NewTable,
-        told: Iterable[list[int]] | None = None,
-    ) -> None:
+    def __init__(self, grads: Gradients, out: Update | None, table: NewTable) -> None:
         self.grads = grads
         self.device = grads.device
         self.problems = grads.problems
@@ -90,8 +68,7 @@ class Call:
             self.table, self.segments, self.steps = None, 1, strides
             self.chunks = -(-grads.n // width)
         else:
-            told = entries(grads, out) if told is None else told
-            words, self.segments, self.mode = _words(told, width)
+            words, self.segments, self.mode = _words(entries(grads, out), width)
             self.base = next(row for row in grads.segments[0] if row is not None)  # for its dtype
             self.chunks = words[self.segments - 1] if self.segments else 0
             self.table, self.steps = table(words, self.device), (0, 0, 1)
@@ -104,56 +81,55 @@ class Call:
         s = self.shape
         # the end of what every kernel of a tile is told
         self.tile = (s.width, s.threads, s.vector)
-        self.block = (s.rows, s.block, self.mode)
 
     def partials(self) -> Tensor:
         """First launch: Gram matrices of the programs' chunks; a second set where float32 may fail."""
-        partials = self.new_partials()
-        self._gram(partials, self.float64, False)
-        self.repair(partials)
-        return partials
-
-    def new_partials(self) -> Tensor:
         m, sets = self.grads.m, 1 if self.float64 else 2
         size = (sets, self.problems, self.shape.programs[0], m, m)
-        return torch.empty(size, dtype=torch.float64, device=self.device)
-
-    def repair(self, partials: Tensor) -> None:
-        """The second set, where float32 products may fail; returns at once where they did not."""
-        if not self.float64:
+        partials = torch.empty(size, dtype=torch.float64, device=self.device)
+        self._gram(partials, self.float64, False)
+        if not self.float64:  # returns at once where float32 products did not fail
             self._gram(partials, True, True)
+        return partials
 
     def _gram(self, partials: Tensor, float64: bool, repair: bool) -> None:
         s, m = self.shape, self.grads.m
-        grid = (s.programs[0], self.problems)
-        where = self._where(partials)
-        options = {"num_warps": s.repair_warps if repair else s.warps[0], **OPTIONS}
         kernel, tile = gram_triton.gram_small, self.tile
         if m > SMALL:
             kernel, tile = gram_triton.gram_tiles, (s.width, s.depth, s.vector)
-        kernel[grid](*where, self.problems, m, *tile, *self.block, float64, repair, **options)
+        kernel[(s.programs[0], self.problems)](
+            *self._where(partials),
+            self.problems,
+            m,
+            *tile,
+            s.rows,
+            s.block,
+            self.mode,
+            float64,
+            repair,
+            1 if torch.version.hip else s.stages,
+            **options(s.repair_warps if repair else s.warps[0]),
+        )
 
     def _where(self, target: Tensor) -> tuple[object, ...]:
         """What every kernel is told of the rows, with its own result in between."""
         table = target if self.table is None else self.table
         return (self.base, table, target, self.grads.n, self.chunks, self.segments, *self.steps)
 
-    def gram(self, partials: Tensor, bias: Bias | None = None) -> Tensor:
+    def gram(self, partials: Tensor) -> Tensor:
         m, s = self.grads.m, self.shape
         gram = torch.empty(*self.grads.batch_shape, m, m, dtype=torch.float64, device=self.device)
         partials_triton.sum_rows[(m, self.problems)](
             partials,
             gram,
-            *_steps(bias, partials),
             self.problems,
             s.programs[0],
             m,
             self.grads.n,
             s.rows,
-            rows_block(s),
+            s.block,
             self.float64,
-            bias is not None,
-            **OPTIONS,
+            **options(4),
         )
         return gram
 
@@ -163,105 +139,65 @@ class Call:
         combine_triton.combine[(s.programs[1], self.problems)](
             base,
             table,
-            self._target(c),
+            c if self.out is None else self.out,  # the table says, where it is not one tensor
             c,
             *rest,
             self.grads.m,
+            s.sharers,
             *self.tile,
             self.mode,
-            num_warps=s.warps[1],
-            **OPTIONS,
+            **options(s.warps[1], COMBINE_REGISTERS),
         )
 
-    def finish(self, partials: Tensor, rule: Rule) -> None:
-        """Second launch of the fused update."""
-        s, m = self.shape, self.grads.m
-        size = (self.problems, s.programs[1], m)
-        scratch = torch.empty(size, dtype=torch.float64, device=self.device)
-        base, table, _, *rest = self._where(partials)
-        weights, weights_step = weights_of(rule, partials)
-        combine_triton.finish[(s.programs[1], self.problems)](
-            base,
-            table,
-            self._target(partials),
-            partials,
-            scratch,
-            weights,
-            *rest,
-            m,
-            s.programs[0],
-            weights_step,
-            *codes(rule),
-            self.cutoff(rule),
-            *self.tile,
-            *self.block,
-            self.float64,
-            num_warps=s.warps[1],
-            **OPTIONS,
-        )
-
-    def fits_one_launch(self) -> bool:
-        """Whether the whole update may be one launch, and is asked for: FASTCONFIG_TRITON_ONE_LAUNCH=1."""
-        asked = os.environ.get("FASTCONFIG_TRITON_ONE_LAUNCH") == "1" and self.float64 and COOPERATIVE
-        m, chunks = self.grads.m, self.chunks
-        return asked and one_launch(m, chunks, self.problems, self.whole_rows, self.processors)
-
-    def whole(self, rule: Rule) -> None:
-        """The update in one cooperative launch."""
-        m = self.grads.m
-        partials = torch.empty(self.chunks, m, m, dtype=torch.float64, device=self.device)
-        base, table, _, n, _, *rest = self._where(partials)
-        cooperative = {} if INTERPRETED else {"launch_cooperative_grid": True}
-        update_triton.whole[(self.chunks, 1)](
-            base,
-            table,
-            self._target(partials),
-            partials,
-            torch.zeros(1, dtype=torch.int32, device=self.device),
-            weights_of(rule, partials)[0],
-            n,
-            *rest,
-            *codes(rule),
-            self.cutoff(rule),
-            m,
-            *self.tile,
-            *self.block,
-            num_warps=8,
-            **cooperative,
-            **OPTIONS,
-        )
+    def update(self, rule: Rule) -> None:
+        """The whole update."""
+        partials, m = self.partials(), self.grads.m
+        if m > SMALL:
+            c = solve(self.gram(partials), rule, self.cutoff(rule))
+        else:
+            gram = torch.empty(self.problems, m, m, dtype=torch.float64, device=self.device)
+            c = solve(gram, rule, self.cutoff(rule), self, partials)
+        self.combine(c)
 
     def cutoff(self, rule: Rule) -> float:
         """The eigenvalue cut-off."""
         return device_cutoff(rule, self.grads.dtype, self.usable)
 
-    def _target(self, instead: Tensor) -> Tensor:
-        """The result, where it is one tensor; otherwise the table says."""
-        return instead if self.out is None else self.out
 
+def solve(
+    gram: Tensor, rule: Rule, rcond: float, call: Call | None = None, partials: Tensor | None = None
+) -> Tensor:
+    """Coefficients (..., m) of Gram matrices (..., m, m): one launch, a program a problem.
 
-def solve(gram: Tensor, rule: Rule, rcond: float, bias: Bias | None = None) -> Tensor:
-    """Coefficients (..., m) of Gram matrices (..., m, m): one launch, a program a problem."""
-    m = gram.shape[-1]
+    Args:
+        gram: on the device; written by the launch if there are partials.
+        rule: of all problems.
+        rcond: the eigenvalue cut-off.
+        call, partials: what is to be added up first, if anything is.
+    """
     c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
-    weights, weights_step = weights_of(rule, gram)
-    order = rule.order
+    m = c.shape[-1]
+    rows, order = tile_rows(m), rule.order
+    weights = gram if rule.weights is None else rule.weights
+    sums = (0, 0, 0) if call is None else (call.grads.n, call.problems, call.shape.programs[0])
     coefficients_triton.coefficients[(c.numel() // m,)](
+        gram if partials is None else partials,
         gram,
         c,
         weights,
         gram if order is None else order,
-        *_steps(bias, gram),
-        weights_step,
+        *sums,
+        0 if rule.weights is None or weights.dim() == 1 else m,
         0 if order is None or order.dim() == 2 else m * m,
         *codes(rule),
         rcond,
         m,
-        tile_rows(m),
+        rows,
+        1 if call is None else call.shape.block,
+        call is None or call.float64,
         order is not None,
-        bias is not None,
-        num_warps=solve_warps(m),
-        **OPTIONS,
+        call is not None,
+        **options(solve_warps(m)),
     )
     return c
 
@@ -278,17 +214,6 @@ def codes(rule: Rule) -> tuple[int, int, int, int, int]:
     )
 
 
-def _steps(bias: Bias | None, instead: Tensor) -> tuple[Tensor, int]:
-    return (instead, 0) if bias is None else (bias.steps, bias.beta)
-
-
-def weights_of(rule: Rule, instead: Tensor) -> tuple[Tensor, int]:
-    """The weights and their step from problem to problem."""
-    if rule.weights is None:
-        return instead, 0
-    return rule.weights, 0 if rule.weights.dim() == 1 else rule.weights.shape[-1]
-
-
 def _is_dense(rows: Tensor, strides: tuple[int, ...]) -> bool:
     """Whether all rows, and all results of a batch, start on multiples of 16 bytes."""
     starts = [*strides[:2], *([rows.shape[-1]] if rows.dim() == 3 else [])]
@@ -296,19 +221,22 @@ def _is_dense(rows: Tensor, strides: tuple[int, ...]) -> bool:
     return strides[2] == 1 and aligned and rows.data_ptr() % 16 == 0
 
 
-def _words(told: Iterable[list[int]], width: int) -> tuple[list[int], int, int]:
+def _words(told: Iterator[list[int]], width: int) -> tuple[list[int], int, int]:
     """The table of rows_triton.py, its segments, and the mode."""
     ends: list[int] = []
     words: list[int] = []
-    aligned = True
+    end, low, aligned = 0, 0, True
     for entry in told:
         half = 1 + len(entry) // 2  # before it the length, the result and the rows, behind it their steps
         length, places, steps = entry[0], entry[1:half], entry[half:]
         if length:
-            ends.append((ends[-1] if ends else 0) + -(-length // width))
+            end += -(-length // width)
+            ends.append(end)
             words += entry
-            aligned = aligned and all(a % 16 == 0 for a in places) and all(step == 1 for step in steps)
-    return ends + words, len(ends), TABLE if aligned else SCATTERED
+            for place in places:
+                low |= place
+            aligned = aligned and steps.count(1) == len(steps)
+    return ends + words, len(ends), TABLE if aligned and low % 16 == 0 else SCATTERED
 
 
 def captured_table(words: list[int], device: torch.device) -> Tensor:
@@ -316,7 +244,7 @@ def captured_table(words: list[int], device: torch.device) -> Tensor:
     table = torch.empty(len(words), dtype=torch.int64, device=device)
     for start in range(0, len(words), 8):
         piece = words[start : start + 8]
-        write_words[(1,)](table, start, len(words), *piece, *[0] * (8 - len(piece)), **OPTIONS)
+        write_words[(1,)](table, start, len(words), *piece, *[0] * (8 - len(piece)), **options(4))
     return table
 
 

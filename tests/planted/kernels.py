@@ -243,18 +243,18 @@ FAULTS = (
     Fault(
         "triton-missing",
         "kernels/rows_triton.py",
-        "        n = tl.where(present, n, 0)\n",
-        "        n = tl.where(present, n, 1)\n",
+        "return pointer, step, tl.where(present, n, 0)",
+        "return pointer, step, tl.where(present, n, 1)",
         "a missing gradient is read",
         (f"{_GPU}::test_parameters",),
     ),
     Fault(
-        "triton-momentum-correction",
-        "kernels/momentum_triton.py",
-        "tl.store(c + i, x * r, mask=i < m)",
-        "tl.store(c + i, x, mask=i < m)",
-        "coefficients of corrected momenta are used for the momenta as they are",
-        ("test_gpu_momentum.py",),
+        "triton-stretch",
+        "kernels/rows_triton.py",
+        "first = program * each + tl.minimum(program, rest)",
+        "first = program * each",
+        "programs behind the first read chunks that another one reads too",
+        ("test_triton_backend.py::test_more_chunks_than_programs",),
     ),
     # CUDA, emulated
     Fault(
