@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(combine_threads, 1)
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif
-  solve_in_block(memory, partials, programs, table.m, first, stage, nullptr);
+  solve_in_block<M, combine_threads>(memory, partials, programs, table.m, first, stage, nullptr);
   combine_share<T, kGroupOf<M>, (M <= kSmallRows)>(
       table, memory.c, [&](const int64_t* entry) { return Result<T>{result_of(table, entry, blockIdx.y)}; });
 }

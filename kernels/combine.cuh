@@ -84,27 +84,6 @@ __device__ __forceinline__ void combine_share(const Table& table, const double* 
       });
 }
 
-// memory.c, by every block, from partial Gram matrices, or from a Gram matrix where programs is 0. corrections: null,
-// or of every row what its products and its coefficient are divided by; those of a Gram matrix have been.
-template <int M>
-__device__ __forceinline__ void solve_in_block(StageMemory<M>& memory, const double* partials, int programs, int m,
-                                               int64_t first, const Stage& stage, const double* corrections) {
-  const int64_t problem = blockIdx.y;
-  if (programs == 0) {
-    if (threadIdx.x < m * m) memory.gram[threadIdx.x] = partials[problem * m * m + threadIdx.x];
-    __syncthreads();
-  } else {
-    sum_partials<M, combine_threads>(partials + problem * programs * triangle(m), programs, m, memory, corrections);
-  }
-  if (threadIdx.x < M) memory.c[threadIdx.x] = 0;
-  __syncthreads();
-  solve(memory, m, stage, first + problem);
-  if (corrections != nullptr) {
-    if (threadIdx.x < m) memory.c[threadIdx.x] /= corrections[threadIdx.x];
-    __syncthreads();
-  }
-}
-
 // Rows that a block adds up at a time, behind the stage for up to M gradients.
 template <int M>
 constexpr int kGroupOf = M <= kSmallRows ? M : kGroup;

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(combine_threads, 1)
   cudaGridDependencySynchronize();
 #endif
   prepare(factors, wanted, table.m);
-  solve_in_block(memory, partials, programs, table.m, 0, stage, wanted.decayed);
+  solve_in_block<M, combine_threads>(memory, partials, programs, table.m, 0, stage, wanted.decayed);
   combine_share<T, kGroupOf<M>, (M <= kSmallRows)>(
       table, memory.c, [&](const int64_t* entry) { return Rescaled<T>(table, entry, wanted, factors); });
 }

@@ -50,10 +50,7 @@ __global__ void __launch_bounds__(kept_threads, 1)
   }
   put_block_sum<M, kThreads>(products, m, partials + blockIdx.x * static_cast<int64_t>(triangle(m)));
   cooperative_groups::this_grid().sync();
-  sum_partials<M, kThreads>(partials, gridDim.x, m, memory);
-  if (threadIdx.x < M) memory.c[threadIdx.x] = 0;
-  __syncthreads();
-  solve(memory, m, stage, 0);
+  solve_in_block<M, kThreads>(memory, partials, gridDim.x, m, 0, stage, nullptr);
 #pragma unroll
   for (int q = 0; q < KEPT; ++q) {
     const Slot slot(table, begin, end, q, threadIdx.x, kThreads, V);

@@ -1,12 +1,14 @@
-"""The compiled code without Python: programs that judge it, run under sanitizers of addresses and of UB."""
+"""The compiled code without Python: programs that judge it, sanitized (addresses, UB) or emulated."""
 
 from __future__ import annotations
 
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import built
+import emulated
 import processes
 import pytest
 
@@ -29,14 +31,14 @@ def succeed(*command: str) -> None:
         raise RuntimeError(f"exit {ended.returncode} of {shlex.join(command)}\n{ended.stderr}")
 
 
-def compile_and_run(compiler: list[str], source: Path, *flags: str, seed: int) -> None:
-    """Make a program of one source file, sanitized, and run it on a seed."""
-    command = [*compiler, *SANITIZED, *flags]
+def compile_and_run(command: list[str], source: Path, seed: int, includes: Sequence[Path] = ()) -> None:
+    """Make a program of one source file, unless it is made already, and run it on a seed."""
+    command = [*command, *(f"-I{path}" for path in includes), str(source)]
     program = built.once(
         source.stem,
-        [source, *built.sources(HERE / "native", CSRC)],
+        [source, *built.sources(HERE / "native", *includes)],
         command,
-        lambda target: succeed(*command, str(source), "-o", str(target)),
+        lambda target: succeed(*command, "-o", str(target)),
     )
     succeed(str(program), str(seed))
 
@@ -50,7 +52,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     trivial = tmp_path_factory.mktemp("sanitizers") / "trivial.cpp"
     trivial.write_text("int main() { return 0; }\n")
     try:
-        compile_and_run(found, trivial, seed=0)
+        compile_and_run([*found, *SANITIZED], trivial, seed=0)
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"address and undefined sanitizers do not work here: {error}")
     return found
@@ -58,4 +60,16 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.mark.parametrize("source", PROGRAMS, ids=lambda source: source.stem)
 def test_sanitized(source: Path, compiler: list[str], seed: int) -> None:
-    compile_and_run(compiler, source, *WARNINGS, "-I", str(CSRC), seed=seed)
+    compile_and_run([*compiler, *SANITIZED, *WARNINGS], source, seed, [CSRC])
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_coefficients_on_a_device(parity: int, seed: int) -> None:
+    """The kernels' m x m stage holds what the host's does; seeds of either parity take another launch."""
+    found = processes.compiler()
+    if found is None:
+        pytest.skip("no C++ compiler: CXX is not set, and there is no c++, g++ or clang++")
+    emulator = ("-DFASTCONFIG_EMULATED_FLOAT64=1", "-include", "cuda_runtime.h", "-pthread")
+    command = [*found, *emulated.FLAGS, *emulator]
+    source = HERE / "native" / "coefficients.cpp"
+    compile_and_run(command, source, seed // 2 * 2 + parity, emulated.INCLUDED)

@@ -91,6 +91,7 @@ inline int __float_as_int(float a) { return emulator::bit_cast<int>(a); }
 inline float __uint_as_float(unsigned a) { return emulator::bit_cast<float>(a); }
 inline float __int_as_float(int a) { return emulator::bit_cast<float>(a); }
 inline long long __double_as_longlong(double a) { return emulator::bit_cast<long long>(a); }
+inline int __double2hiint(double a) { return static_cast<int>(emulator::bit_cast<long long>(a) >> 32); }
 inline double __longlong_as_double(long long a) { return emulator::bit_cast<double>(a); }
 
 inline int __popc(unsigned a) { return __builtin_popcount(a); }

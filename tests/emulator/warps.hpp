@@ -64,6 +64,16 @@ struct Fragments {
   double* c;
 };
 
+template <class T>
+void resolve_maximum(void* const* slots, unsigned lanes) {
+  T most = *static_cast<const T*>(slots[__builtin_ctz(lanes)]);
+  for (unsigned left = lanes; left != 0; left &= left - 1) {
+    const T value = *static_cast<const T*>(slots[__builtin_ctz(left)]);
+    if (value > most) most = value;
+  }
+  for (unsigned left = lanes; left != 0; left &= left - 1) *static_cast<T*>(slots[__builtin_ctz(left)]) = most;
+}
+
 inline void resolve_dmma(void* const* slots, unsigned lanes) {
   if (lanes != kFullMask) Block::current()->fail("dmma in a warp that lacks lanes");
   const auto at = [slots](int lane) { return static_cast<const Fragments*>(slots[lane]); };
@@ -105,6 +115,11 @@ template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned hop) {
   const unsigned lane = emulator::Block::current()->lane();
   return emulator::shuffle(mask, value, hop < 32 - lane ? lane + hop : lane, "__shfl_down_sync()");
+}
+
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value) {
+  emulator::Block::current()->sync_warp(mask, "__reduce_max_sync()", &emulator::resolve_maximum<unsigned>, &value);
+  return value;
 }
 
 inline unsigned __ballot_sync(unsigned mask, int predicate) {

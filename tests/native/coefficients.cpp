@@ -1,12 +1,17 @@
-// The m x m stage of csrc/coefficients.hpp on one thread, to be run under sanitizers; takes a seed.
+// The m x m stage of csrc/coefficients.hpp on one thread, to be run under sanitizers, or that of the kernels; takes a seed.
 //
 // Every property is judged on the rows or the Gram matrix itself, and every array has exactly its size. In
 // unit gradients, x_i = c_i |g_i|, ConFIG's direction is the one x with C x = P w and P x = x, where P
 // projects onto the range of C; each kind of problem is built so that its P is known.
+#if defined(FASTCONFIG_EMULATED)
+#include "on_device.hpp"
+#else
 #include "problems.hpp"
+#endif
 
 namespace {
 
+#if !defined(FASTCONFIG_EMULATED)
 // One call on memory of exactly the size that the bindings allocate, and one with every array of the scratch
 // on its own and c between guard words. What lies in that memory before differs, and must not matter.
 Vector run(const Problem& p, const Rule& rule, double rcond = kCutoff, int64_t problem = 0) {
@@ -36,6 +41,9 @@ Vector run(const Problem& p, const Rule& rule, double rcond = kCutoff, int64_t p
   }
   return c;
 }
+
+const std::vector<int> kSizes = {1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100};
+#endif
 
 // All rules, for problems whose answer is the same for all.
 void check_all(const Problem& p, const char* what, double rcond, bool (*holds)(double)) {
@@ -265,6 +273,6 @@ int main(int count, char** arguments) {
   }
   seed = std::strtoul(arguments[1], nullptr, 10);
   generator.seed(seed);
-  for (int m : {1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100}) check_size(m);
+  for (int m : kSizes) check_size(m);
   return 0;
 }
