@@ -8,19 +8,32 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
+#include "dlpack.hpp"
 #include "launch.hpp"
+#include "packing.hpp"
 
 namespace fastconfig {
+
+#if defined(FASTCONFIG_EMULATED)
+constexpr int32_t kDeviceType = dlpack::kCpu;
+#else
+constexpr int32_t kDeviceType = dlpack::kCuda;
+#endif
+
+constexpr int64_t kGram = 1, kCombine = 2;  // steps of a run; both together are an update
 
 constexpr int kItemsize[] = {4, 8, 2, 2};  // of the kinds
 
 inline bool one_launch = true, overlapped = true;
+inline PyObject* current_device = nullptr;  // torch's function, or null where there is one device only
+
+inline std::map<int, Device> known_devices;
 
 inline const Device& device_of(int index) {
-  static std::map<int, Device> known;
-  const auto found = known.find(index);
-  if (found != known.end()) return found->second;
+  const auto found = known_devices.find(index);
+  if (found != known_devices.end()) return found->second;
   check(cudaSetDevice(index), "cudaSetDevice");
   Device device;
   int cooperative = 0;
@@ -31,7 +44,7 @@ inline const Device& device_of(int index) {
   const int compiled = compiled_capability();
   device.cooperative = cooperative != 0;
   device.float64 = computes_float64(compiled);
-  return known.emplace(index, device).first->second;
+  return known_devices.emplace(index, device).first->second;
 }
 
 inline Context context_of(int64_t index, int64_t stream, int kind) {
@@ -39,6 +52,9 @@ inline Context context_of(int64_t index, int64_t stream, int kind) {
   const Device& device = device_of(static_cast<int>(index));
   return {reinterpret_cast<cudaStream_t>(stream), device, kind, overlapped && device.major >= 9};
 }
+
+// Gradients that the kernels take on a device.
+inline int64_t most_rows(const Device& device) { return device.float64 ? kMostRows : kSmallRows; }
 
 // Throws for a number of gradients that the kernels do not take.
 inline void check_rows(const char* function, int64_t m, int64_t most) {
@@ -78,6 +94,34 @@ PyObject* guarded(F f) {
   }
   return nullptr;
 }
+
+// A run over the rows of one call: steps, and addresses in device memory that they need.
+struct Call {
+  int64_t steps, gram, c;
+  Stage stage;
+};
+
+// Launches a call, and answers 0; or answers how many bytes of scratch memory it needs, if they are more than given.
+int64_t run_rows(const Packing& rows, const Call& call, const Context& context, int64_t memory, int64_t bytes);
+
+// Adds the rows of a tensor (m, N) or (B, m, N), whose result begins at an address.
+inline void add_tensor(Packing& packing, const dlpack::Tensor& tensor, int64_t size, int64_t target) {
+  const int32_t d = tensor.ndim - 2;
+  const int64_t m = packing.m = tensor.shape[d], length = tensor.shape[d + 1];
+  if (d == 1) {
+    packing.problems = tensor.shape[0];
+    packing.batch_step = tensor.strides[0] * size;
+    packing.out_step = length * size;
+  }
+  std::vector<int64_t> addresses(m);
+  const auto first = static_cast<int64_t>(reinterpret_cast<uintptr_t>(tensor.data)) + static_cast<int64_t>(tensor.byte_offset);
+  for (int64_t i = 0; i < m; ++i) addresses[i] = first + i * tensor.strides[d] * size;
+  packing.add(length, size, target, addresses, std::vector<int64_t>(m, tensor.strides[d + 1]));
+}
+
+// The functions of the module in csrc/cuda_update.cpp.
+PyObject* update(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
 // The momentum functions of the module, csrc/cuda_momentum.cpp.
 PyObject* momentum(PyObject*, PyObject* const* arguments, Py_ssize_t count);

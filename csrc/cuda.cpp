@@ -12,14 +12,6 @@
 namespace fastconfig {
 namespace {
 
-#if defined(FASTCONFIG_EMULATED)
-constexpr int32_t kDeviceType = dlpack::kCpu;
-#else
-constexpr int32_t kDeviceType = dlpack::kCuda;
-#endif
-
-constexpr int64_t kGram = 1, kCombine = 2;  // steps of a run; both together are an update
-
 // The gradients of one call, and the result, read from their Python objects.
 struct Input {
   Packing packing;
@@ -91,33 +83,28 @@ struct Input {
       PyErr_Format(PyExc_ValueError, "run: got %d dimensions, want 2 or 3", tensor.ndim);
       return false;
     }
-    const int32_t d = tensor.ndim - 2;
-    const int64_t m = packing.m = tensor.shape[d], length = tensor.shape[d + 1], size = kItemsize[kind];
-    if (d == 1) {
-      packing.problems = tensor.shape[0];
-      packing.batch_step = tensor.strides[0] * size;
-      packing.out_step = length * size;
-    }
-    std::vector<int64_t> addresses(m);
-    for (int64_t i = 0; i < m; ++i) addresses[i] = integer(data(tensor)) + i * tensor.strides[d] * size;
-    return add(length, out, addresses, std::vector<int64_t>(m, tensor.strides[d + 1]));
+    const int64_t elements = numel(tensor);
+    int64_t target = 0;
+    if (elements > 0 && !address_of(out, target)) return false;
+    add_tensor(packing, tensor, kItemsize[kind], target);
+    return true;
+  }
+
+  // Of a result's memory; 0 for None.
+  bool address_of(PyObject* out, int64_t& target) {
+    dlpack::Tensor tensor{};
+    if (out == Py_None) return true;
+    if (!view(out, tensor)) return false;
+    target = integer(data(tensor));
+    return true;
   }
 
   bool add(int64_t length, PyObject* out, const std::vector<int64_t>& addresses, const std::vector<int64_t>& steps) {
     int64_t target = 0;
-    if (length > 0 && out != Py_None) {
-      dlpack::Tensor tensor{};
-      if (!view(out, tensor)) return false;
-      target = integer(data(tensor));
-    }
+    if (length > 0 && !address_of(out, target)) return false;
     packing.add(length, kItemsize[kind < 0 ? 0 : kind], target, addresses, steps);
     return true;
   }
-};
-
-struct Call {
-  int64_t steps, gram, c;
-  Stage stage;
 };
 
 // All launches for up to kProblems problems of a batch.
@@ -152,8 +139,9 @@ void launch_problems(const Context& context, const Plan& plan, const Table& tabl
   }
 }
 
-// Launches a call, and answers 0; or answers how many bytes of scratch memory it needs, if they are more than given.
-int64_t run_input(const Packing& rows, const Call& call, const Context& context, int64_t memory, int64_t bytes) {
+}  // namespace
+
+int64_t run_rows(const Packing& rows, const Call& call, const Context& context, int64_t memory, int64_t bytes) {
   if (rows.problems == 0 || (rows.chunks() == 0 && call.steps != kGram)) return 0;
   const bool whole = one_launch && call.steps == kGram + kCombine;
   const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, context.device, whole);
@@ -170,6 +158,8 @@ int64_t run_input(const Packing& rows, const Call& call, const Context& context,
   }
   return 0;
 }
+
+namespace {
 
 // run(rows, out, steps, device, stream, memory, bytes, rule, gram, c, rcond) -> bytes of scratch memory that are missing
 // (nothing is launched then), or 0. rows: see Input::read and read_words. rule, gram and c are addresses,
@@ -188,10 +178,9 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     const bool words = PyTuple_Check(arguments[0]);
     if (!(words ? input.read_words(arguments[0]) : input.read(arguments[0], arguments[1]))) return nullptr;
     const Context context = context_of(v[1], v[2], input.kind);
-    const int64_t m = input.packing.m, most = context.device.float64 || v[0] == kCombine ? kMostRows : kSmallRows;
-    check_rows("run", m, most);
+    check_rows("run", input.packing.m, v[0] == kCombine ? kMostRows : most_rows(context.device));
     const Call call{v[0], v[6], v[7], stage_of(v[5], rcond)};
-    return PyLong_FromLongLong(run_input(input.packing, call, context, v[3], v[4]));
+    return PyLong_FromLongLong(run_rows(input.packing, call, context, v[3], v[4]));
   });
 }
 
@@ -251,19 +240,27 @@ PyObject* options(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-// attach(capsule): torch.Tensor.__dlpack_c_exchange_api__; without it run takes words only.
-PyObject* attach(PyObject*, PyObject* capsule) {
-  if (!keep_exchange(capsule)) return nullptr;
+// attach(capsule, current): torch.Tensor.__dlpack_c_exchange_api__, without which run takes words only and update nothing;
+// and what tells the number of torch's current device, or None where there is one only.
+PyObject* attach(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "attach takes 2 arguments");
+    return nullptr;
+  }
+  if (!keep_exchange(arguments[0])) return nullptr;
+  Py_XSETREF(current_device, arguments[1] == Py_None ? nullptr : Py_NewRef(arguments[1]));
   Py_RETURN_NONE;
 }
 
-PyMethodDef methods[] = {{"attach", &attach, METH_O, nullptr},
+PyMethodDef methods[] = {{"attach", fast(&attach), METH_FASTCALL, nullptr},
                          {"device", &device, METH_O, nullptr},
+                         {"merge_into", fast(&merge_into), METH_FASTCALL, nullptr},
                          {"momentum", fast(&momentum), METH_FASTCALL, nullptr},
                          {"options", fast(&options), METH_FASTCALL, nullptr},
                          {"problem", &problem, METH_NOARGS, nullptr},
                          {"run", fast(&run), METH_FASTCALL, nullptr},
                          {"solve", fast(&solve), METH_FASTCALL, nullptr},
+                         {"update", fast(&update), METH_FASTCALL, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_cuda", "The CUDA kernels of fastconfig.", -1, methods,

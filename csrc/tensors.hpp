@@ -11,6 +11,8 @@ namespace fastconfig {
 
 inline const dlpack::ExchangeApi* exchange = nullptr;  // torch's, once attached; each module has its own
 inline PyObject *is_tracing = nullptr, *dispatch_depth = nullptr, *transform = nullptr;  // of torch, likewise
+inline PyCFunction negates = nullptr;    // torch.Tensor.is_neg, or null
+inline PyObject* reinterpret = nullptr;  // the function of torch that sees memory as another tensor; null without one
 
 // An owned reference.
 class Reference {
@@ -103,6 +105,14 @@ inline bool holds(PyObject* tuple, const void* object) {
   return false;
 }
 
+// Whether a tensor is a view that negates what its memory holds; -1 with a Python error. Asked of every tensor: without
+// the look-up of a call, if torch's method is of a kind that is known here.
+inline int is_negative(PyObject* tensor) {
+  const Reference answer(negates != nullptr ? negates(tensor, nullptr)
+                                            : PyObject_CallMethodNoArgs(tensor, names().is_neg));
+  return answer ? answer.get() != Py_False : -1;
+}
+
 // Whether an object is a tensor of one of the types with memory of its own, on the CPU or a CUDA device, and what it is
 // like.
 inline bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
@@ -113,8 +123,7 @@ inline bool view(PyObject* object, PyObject* types, dlpack::Tensor& tensor) {
   }
   if (tensor.device.type != dlpack::kCpu && tensor.device.type != dlpack::kCuda) return false;
   if (kind_of(tensor.dtype) < 0 || (tensor.data == nullptr && numel(tensor) != 0)) return false;
-  const Reference negative(PyObject_CallMethodNoArgs(object, names().is_neg));
-  return negative && negative.get() == Py_False;
+  return is_negative(object) == 0;
 }
 
 // Whether a tensor is part of no graph: it may be written over. False also with a Python error.
@@ -141,13 +150,17 @@ inline bool watched() {
 }
 
 // tensor.new_empty(size), on its device whatever torch's default is, and what it is like; new, or null with a Python
-// error.
-inline PyObject* new_vector(PyObject* like, int64_t size, dlpack::Tensor& tensor) {
-  const Reference length(PyLong_FromLongLong(size));
-  PyObject* vector = length ? PyObject_CallMethodOneArg(like, names().new_empty, length.get()) : nullptr;
-  if (vector != nullptr && exchange->from_object(vector, &tensor) == 0) return vector;
-  Py_XDECREF(vector);
+// error. size: an integer or a tuple of them, owned here; null is an error already.
+inline PyObject* new_sized(PyObject* like, PyObject* size, dlpack::Tensor& tensor) {
+  const Reference owned(size);
+  PyObject* made = owned ? PyObject_CallMethodOneArg(like, names().new_empty, owned.get()) : nullptr;
+  if (made != nullptr && exchange->from_object(made, &tensor) == 0) return made;
+  Py_XDECREF(made);
   return nullptr;
+}
+
+inline PyObject* new_vector(PyObject* like, int64_t size, dlpack::Tensor& tensor) {
+  return new_sized(like, PyLong_FromLongLong(size), tensor);
 }
 
 // empty_like(row) of torch.empty_like: quicker for a vector of the row's length.
@@ -179,6 +192,16 @@ inline bool keep_exchange(PyObject* capsule) {
   dispatch_depth = PyObject_GetAttrString(torch.get(), "_len_torch_dispatch_stack");
   transform = PyObject_GetAttrString(functorch.get(), "peek_interpreter_stack");
   if (is_tracing == nullptr || dispatch_depth == nullptr || transform == nullptr) return false;
+  const Reference base(PyObject_GetAttrString(torch.get(), "TensorBase"));
+  const Reference method(base ? PyObject_GetAttrString(base.get(), "is_neg") : nullptr);
+  if (method && Py_TYPE(method.get()) == &PyMethodDescr_Type) {
+    const PyMethodDef* definition = reinterpret_cast<PyMethodDescrObject*>(method.get())->d_method;
+    negates = definition->ml_flags == METH_NOARGS ? definition->ml_meth : nullptr;
+  }
+  PyErr_Clear();
+  const Reference guards(PyImport_ImportModule("torch._C._dynamo.guards"));
+  reinterpret = guards ? PyObject_GetAttrString(guards.get(), "_reinterpret_tensor") : nullptr;
+  PyErr_Clear();  // private to torch: without it results are made one by one
   if (api != nullptr && api->from_object != nullptr) exchange = api;
   return true;
 }

@@ -369,7 +369,8 @@ PyMethodDef methods[] = {
 }  // namespace
 
 int add_vectors(PyObject* module) {
-  return PyModule_AddFunctions(module, methods) == 0 && add_networks(module) == 0 ? 0 : -1;
+  const bool added = PyModule_AddFunctions(module, methods) == 0;
+  return added && add_networks(module) == 0 && add_results(module) == 0 ? 0 : -1;
 }
 
 }  // namespace fastconfig

@@ -13,11 +13,14 @@ extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t b
 
 namespace fastconfig {
 
-// Adds attach, describe, scan, run, run_plain, keep_kernels, short_update, merge_into and what add_networks adds; -1 and a
+// Adds attach, describe, scan, run, run_plain, keep_kernels, short_update, merge_into and what the others below add; -1 and a
 // Python error if that fails.
 int add_vectors(PyObject* module);
 
 // Adds parameters, leaves, join and spread.
 int add_networks(PyObject* module);
+
+// Adds new_results.
+int add_results(PyObject* module);
 
 }  // namespace fastconfig

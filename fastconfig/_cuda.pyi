@@ -7,8 +7,16 @@ device_type: str
 most: int
 few: int
 
-def attach(exchange: object) -> None: ...
+def attach(exchange: object, current: object | None) -> None: ...
 def device(index: int) -> tuple[int, int, int, bool]: ...
+def merge_into(
+    rows: list[Any],
+    parameters: list[Any],
+    types: tuple[type, ...],
+    rule: int,
+    cutoffs: tuple[float, ...],
+    scratch: dict[tuple[int, int], Any],
+) -> list[Any] | None: ...
 def momentum(
     state: array[int],
     given: array[int],
@@ -55,3 +63,10 @@ def solve(
     rule: int,
     rcond: float,
 ) -> None: ...
+def update(
+    grads: Any,
+    types: tuple[type, ...],
+    rule: int,
+    cutoffs: tuple[float, ...],
+    scratch: dict[tuple[int, int], Any],
+) -> Any | None: ...

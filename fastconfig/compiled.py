@@ -87,7 +87,7 @@ def _merge(
         reduction=REDUCTIONS[mean],
         rcond=rcond,
     )
-    return _pieces(merged(rows, rule))
+    return _pieces(merged(rows, rule, rows.new_update(apart=True)))  # what it returns must not alias
 
 
 def _pieces(update: Update) -> list[Tensor]:
@@ -107,4 +107,4 @@ def _(
     rcond: float | None,
 ) -> list[Tensor]:
     rows = Gradients(_restored(tensors, m, form))
-    return _pieces(rows.as_given(rows.new_update()))
+    return _pieces(rows.as_given(rows.new_update(apart=True)))

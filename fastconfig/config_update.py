@@ -130,8 +130,8 @@ def ConFIG_update(
 
 def short_merge(
     grads: GradientsLike, rule: Rule, losses: Sequence[Any] | None, group: ProcessGroup | None
-) -> Tensor | None:
-    """The update of a few short vectors, or None: then the way that checks and explains everything."""
+) -> Update | None:
+    """The update in one compiled call, or None: then the way that checks and explains everything."""
     return short_update(grads, rule) if losses is None and group is None else None
 
 

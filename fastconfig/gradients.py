@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .memory_order import flat_view, new_like_all, new_tensor, one_memory_order
+from .memory_order import flat_view, new_like_all, new_tensor, new_tensors, one_memory_order
 from .numbers import DTYPES, cutoff
 from .pairs import as_complex, as_real, real_rows
-from .results import KEPT_FROM, ON_CPU, new_result
+from .results import KEPT_FROM, ON_CPU
 from .row_checks import check_dense, check_no_group, dense, kind_of, names_of, refuse, refuse_mixed
 from .shards import Shards, any_dtensor, local_rows, local_tensor
 
@@ -276,18 +276,19 @@ class Gradients:
         """B, or 1 where there is no batch dimension."""
         return 1 if self.batch is None else self.batch
 
-    def new_update(self) -> Update:
-        """An uninitialised result in the form, dtype and device of the gradients."""
-        on_cpu = self.device_type == "cpu"
+    def new_update(self, *, apart: bool = False) -> Update:
+        """An uninitialised result in the form, dtype and device of the gradients.
+
+        Args:
+            apart: whether the tensors of parameters must not share memory; else those of a small result do.
+        """
         if self.form != "parameters":
-            if on_cpu and self.plain and self.n < _SMALL:
+            if self.device_type == "cpu" and self.plain and self.n < _SMALL:
                 return ON_CPU[self.dtype].new_empty(self.n)
             return new_tensor((*self.batch_shape, self.n), self.dtype, self.device)
         if self.plain:
-            dtype = self.dtype
-            if on_cpu:
-                return [None if shape is None else new_result(shape, dtype) for shape in self.shapes]
-            return [None if shape is None else new_tensor(shape, dtype, self.device) for shape in self.shapes]
+            like = next(tensor for row in self.rows for tensor in row if tensor is not None)
+            return new_tensors(like, self.shapes, apart=apart)
         columns = self._columns()
         return [None if shape is None else new_like_all(next(columns)) for shape in self.shapes]
 

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .results import new_result
+from .results import KEPT_FROM, MOST_SHARED, new_result
+
+try:
+    from ._C import new_results
+except ImportError:  # not built: they are made one by one
+    new_results = None  # type: ignore[assignment]
 
 
 def flat_view(tensor: Tensor) -> Tensor:
@@ -71,3 +76,17 @@ def new_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
     if device.type == "cpu":
         return new_result(shape, dtype)
     return torch.empty(shape, dtype=dtype, device=device)
+
+
+def new_tensors(like: Tensor, shapes: list[torch.Size | None], *, apart: bool) -> list[Tensor | None]:
+    """Uninitialised and contiguous ones, None for None, of the dtype and device of ``like``.
+
+    Args:
+        apart: whether each has memory of its own; else they share a buffer, unless it would be large.
+    """
+    dtype, device = like.dtype, like.device
+    if new_results is not None and not apart:
+        found = new_results(like, shapes, KEPT_FROM - 1 if device.type == "cpu" else MOST_SHARED)
+        if found is not None:
+            return found
+    return [None if shape is None else new_tensor(shape, dtype, device) for shape in shapes]

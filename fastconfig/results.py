@@ -20,6 +20,7 @@ from .numbers import DTYPES
 
 KEPT_FROM = 1 << 20  # bytes of a result from which on its memory is kept
 MOST_KEPT = 256 << 20  # bytes that are kept altogether
+MOST_SHARED = 256 << 20  # bytes that the results of all parameters share on a GPU; KEPT_FROM on the CPU
 _HUGE_PAGE = 2 << 20
 _WASTE = _HUGE_PAGE // 4  # bytes beyond a tensor that a last large page may take
 _PRIVATE = sys.platform == "linux"  # anonymous memory that a forked child does not share

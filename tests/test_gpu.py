@@ -20,6 +20,7 @@ from fastconfig import (
     reference,
     use_backend,
 )
+from fastconfig.config_update import PLAIN
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -187,6 +188,26 @@ def test_another_stream(backend: str) -> None:
         update = ConFIG_update(grads)
     side.synchronize()
     assert torch.equal(update, wanted)
+
+
+@pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])
+@pytest.mark.skipif("cuda" not in BACKENDS, reason="no CUDA extension")
+def test_one_compiled_call_on_any_stream_that_no_graph_captures(form: str) -> None:
+    grads, side, graph = gradients(form, 3, 10_007), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with use_backend("cuda"):
+        wanted = flat(ConFIG_update(grads))
+        for stream in (torch.cuda.current_stream(), side):
+            with torch.cuda.stream(stream):
+                ConFIG_update(grads)  # gives the stream scratch memory
+                update: Any = backends.short_update(grads, PLAIN)
+            stream.synchronize()
+            assert torch.equal(flat(update), wanted)
+        with torch.cuda.graph(graph, stream=side):
+            assert backends.short_update(grads, PLAIN) is None
+            update = ConFIG_update(grads)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(flat(update), wanted)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the profiler, once in a process

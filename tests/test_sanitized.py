@@ -19,7 +19,7 @@ import fastconfig
 
 pytestmark = slow
 CSRC = built.ROOT / "csrc"
-SOURCES = [CSRC / name for name in ("bindings.cpp", "networks.cpp", "vectors.cpp")]
+SOURCES = [CSRC / name for name in ("bindings.cpp", "networks.cpp", "results.cpp", "vectors.cpp")]
 FLAGS = ["-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"]
 FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # an editable installation is found by a finder, which comes before all folders

@@ -13,6 +13,8 @@ from gpu.points import Machine, Points
 
 FORMS = ("tensor", "list of 3", "3 lists of 20", "3 lists of 150")
 CALLS, ROWS, N = 200, 10, 10_000
+WARM_UP = 30  # calls before the first timing
+ROW = 0.2  # seconds that the calls of a row may take: a slow backend makes fewer
 
 
 def run(points: Points, machine: Machine) -> None:
@@ -25,18 +27,23 @@ def run(points: Points, machine: Machine) -> None:
 
 
 def timed(backend: str, form: str, machine: Machine) -> dict[str, Any]:
-    calls, rows = (5, 2) if machine.dry else (CALLS, ROWS)
-    grads, times = inputs(form, machine.device), []
+    warm_up, most, rows = (2, 5, 2) if machine.dry else (WARM_UP, CALLS, ROWS)
+    grads = inputs(form, machine.device)
     with use_backend(backend):
-        ConFIG_update(grads)
-        for _ in range(rows):
-            wait(machine)
-            began = time.perf_counter()
-            for _ in range(calls):
-                ConFIG_update(grads)
-            times.append((time.perf_counter() - began) / calls)
+        row(grads, warm_up, machine)
+        calls = max(3, min(most, int(ROW / row(grads, 3, machine))))
+        times = [row(grads, calls, machine) for _ in range(rows)]
         wait(machine)
-    return {"us": 1e6 * statistics.median(times)}
+    return {"us": 1e6 * statistics.median(times), "calls": calls}
+
+
+def row(grads: Any, calls: int, machine: Machine) -> float:
+    """Seconds a call, of calls that follow each other at once."""
+    wait(machine)
+    began = time.perf_counter()
+    for _ in range(calls):
+        ConFIG_update(grads)
+    return (time.perf_counter() - began) / calls
 
 
 def inputs(form: str, device: str) -> Any:

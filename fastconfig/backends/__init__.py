@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from ..gradients import Gradients, GradientsLike
+from ..gradients import Gradients, GradientsLike, Update
 from ..methods import Rule
 from .base import Backend, BackendUnavailable
 
@@ -62,17 +62,18 @@ def choose(grads: Gradients) -> Backend:
     raise BackendUnavailable(_nothing_serves(device))
 
 
-def short_update(grads: GradientsLike, rule: Rule) -> Tensor | None:
-    """The update by the backend that serves the CPU, if it has a shorter way for these; None otherwise.
+def short_update(grads: GradientsLike, rule: Rule) -> Update | None:
+    """The update by a backend that serves already, if it has a shorter way for these; None otherwise.
 
-    Loads nothing: None also as long as that backend has served nothing.
+    Loads nothing: None also as long as no backend has served gradients of their kind.
     """
     global _last
-    backend = _serving_the_cpu()
-    update = None if backend is None or rule.native is None else backend.short_update(grads, rule)
-    if update is not None:
-        _last = backend
-    return update
+    for backend in _in_service() if rule.native is not None else ():
+        update = backend.short_update(grads, rule)
+        if update is not None:
+            _last = backend
+            return update
+    return None
 
 
 def merge_into(
@@ -80,13 +81,12 @@ def merge_into(
 ) -> list[Tensor] | None:
     """The same of gradients of parameters, to their ``.grad``; what was written to, or None."""
     global _last
-    backend = _serving_the_cpu()
-    if backend is None or rule.native is None:
-        return None
-    written = backend.merge_into(rows, parameters, rule)
-    if written is not None:
-        _last = backend
-    return written
+    for backend in _in_service() if rule.native is not None else ():
+        written = backend.merge_into(rows, parameters, rule)
+        if written is not None:
+            _last = backend
+            return written
+    return None
 
 
 def last_backend() -> str | None:
@@ -100,13 +100,12 @@ def serves_instead(backend: Backend) -> None:
     _last = backend
 
 
-def _serving_the_cpu() -> Backend | None:
-    """The backend that has served the CPU, or was asked for by name and is loaded."""
+def _in_service() -> list[Backend]:
+    """The first choice for each kind of device that was served; or what was asked for, if it is loaded."""
     if _requested is None or _requested == AUTO:
-        serving = _serving.get("cpu")
-        return serving[0] if serving else None
+        return [serving[0] for serving in _serving.values() if serving]
     backend = _loaded.get(_requested)
-    return None if isinstance(backend, str) else backend
+    return [] if backend is None or isinstance(backend, str) else [backend]
 
 
 def _over_all(backend: Backend) -> Backend:

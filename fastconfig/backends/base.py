@@ -37,14 +37,14 @@ class Backend(Protocol):
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         """The three steps at once."""
 
-    def short_update(self, grads: GradientsLike, rule: Rule) -> Tensor | None:
-        """The update of gradients as given, if they are short and there is a shorter way; or None."""
+    def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
+        """The update of gradients as given, if there is a shorter way for these; or None."""
         return None
 
     def merge_into(
         self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
     ) -> list[Tensor] | None:
-        """Write the update of short gradients to the parameters' ``.grad``, if there is a shorter way.
+        """Write the update to the parameters' ``.grad``, if there is a shorter way for these gradients.
 
         Returns:
             What was written to: the ``.grad`` of those that any row has a gradient of; or None.

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..gradients import Gradients, Update
+from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..methods import Rule
 from ..momenta import Step
 from ..numbers import DTYPES
@@ -47,13 +48,13 @@ class CudaBackend(Backend):
         if problem is not None:
             raise RuntimeError(problem)
         exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)  # torch 2.10 or newer
+        self._emulated = _cuda.device_type == "cpu"  # in tests
         if exchange is not None:
-            _cuda.attach(exchange)
+            _cuda.attach(exchange, None if self._emulated else torch._C._cuda_getDevice)
         on = [os.environ.get(f"FASTCONFIG_CUDA_{name}") != "0" for name in ("ONE_LAUNCH", "OVERLAP")]
         _cuda.options(*on)
         self._cuda = _cuda
         self._reads_tensors = exchange is not None
-        self._emulated = _cuda.device_type == "cpu"  # in tests
         # of a device: whether it computes float64 at a usable rate; or why it is not served
         self._float64: dict[int, bool | str] = {}
         self._scratch: dict[tuple[int, int], Tensor] = {}  # device and stream -> bytes
@@ -96,6 +97,15 @@ class CudaBackend(Backend):
 
     def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
         self._run(grads, out, _GRAM + _COMBINE, rule.native_address, rcond=self._cutoff(grads, rule))
+
+    def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
+        return self._cuda.update(grads, TYPES, rule.native_address, _cutoffs(rule), self._scratch)
+
+    def merge_into(
+        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
+    ) -> list[Tensor] | None:
+        last = TYPES, rule.native_address, _cutoffs(rule), self._scratch
+        return self._cuda.merge_into(rows, parameters, *last)
 
     def accumulate(self, step: Step) -> None:
         self._step(step, _state_words(step), None, _ACCUMULATE)
@@ -212,6 +222,12 @@ class CudaBackend(Backend):
 
     def _capturing(self) -> bool:
         return not self._emulated and torch.cuda.is_current_stream_capturing()
+
+
+@lru_cache(maxsize=64)
+def _cutoffs(rule: Rule) -> tuple[float, ...]:
+    """Of each dtype on a device that computes float64 at a usable rate, then on others."""
+    return tuple(float(device_cutoff(rule, dtype, float64)) for float64 in (True, False) for dtype in DTYPES)
 
 
 def _state_words(step: Step) -> array[int]:
