@@ -144,7 +144,8 @@ void launch_problems(const Context& context, const Plan& plan, const Table& tabl
 int64_t run_rows(const Packing& rows, const Call& call, const Context& context, int64_t memory, int64_t bytes) {
   if (rows.problems == 0 || (rows.chunks() == 0 && call.steps != kGram)) return 0;
   const bool whole = one_launch && call.steps == kGram + kCombine;
-  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, context.device, whole);
+  const int size = static_cast<int>(kItemsize[context.kind < 0 ? 0 : context.kind]);
+  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, size, context.device, whole);
   const auto words = rows.needs_memory() ? static_cast<int64_t>(rows.words().size()) : 0;
   const int64_t needed = 8 * (p.doubles + words);
   if (needed > bytes) return needed;

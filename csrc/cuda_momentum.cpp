@@ -82,7 +82,7 @@ void launch_step(const Context& context, const Plan& plan, const Table& table, c
 // Launches a step, and answers 0; or answers how many bytes of scratch memory it needs, if they are more than given.
 int64_t run_step(const Packing& rows, Step& step, const Context& context, int64_t memory, int64_t bytes) {
   const int m = static_cast<int>(rows.m);
-  const Plan p = plan(m, rows.chunks(), 1, context.device, false);
+  const Plan p = plan(m, rows.chunks(), 1, static_cast<int>(kItemsize[context.kind]), context.device, false);
   const auto words = rows.needs_memory() ? static_cast<int64_t>(rows.words().size()) : 0;
   const int64_t needed = 8 * (p.doubles + m + kBeside + words);
   if (needed > bytes) return needed;

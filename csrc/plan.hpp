@@ -53,35 +53,43 @@ FASTCONFIG_HD constexpr int small_rows(int m) { return m <= 2 ? 2 : m <= 4 ? m :
 FASTCONFIG_HD constexpr int tile_rows(int m) { return m <= 32 ? (m + 7) / 8 * 8 : m <= 48 ? 48 : 64; }
 
 // Threads of a block; as many as its registers allow, since a multiprocessor runs one block of the gram pass.
-FASTCONFIG_HD constexpr int gram_threads(int rows) { return rows <= 3 ? 1024 : rows <= 6 ? 512 : 256; }
+FASTCONFIG_HD constexpr int gram_threads(int rows, int size) {  // size: bytes of an element
+  return rows <= 2 || (rows == 3 && size > 2) ? 1024 : rows == 3 ? 768 : rows <= 6 ? 512 : 256;
+}
 // The same where a thread also holds gradients that it adds to the rows.
 FASTCONFIG_HD constexpr int moved_threads(int rows) { return rows <= 6 ? 512 : 256; }
 FASTCONFIG_HD constexpr int tile_threads(int rows) { return rows == 8 ? 1024 : rows <= 32 ? 512 : 256; }
+FASTCONFIG_HD constexpr int moved_tile_threads(int rows) { return rows == 32 ? 384 : tile_threads(rows); }
 constexpr int kMovedRows = 32;  // momenta that are moved as they are multiplied; beyond, a lane has no registers for it
 constexpr int combine_threads = 512;
 constexpr int kept_threads = 256;  // a thread keeps up to 96 registers of rows, and needs as many others
-FASTCONFIG_HD constexpr int most_kept(int rows) { return rows == 2 ? 8 : rows == 3 ? 6 : rows == 4 ? 5 : rows == 6 ? 2 : 1; }
+constexpr int kSlotChunks = kept_threads / kChunkVectors;  // chunks of a vector of all these threads
+// More vectors of elements of `size` bytes take longer than two launches, where they have twice as many elements.
+FASTCONFIG_HD constexpr int most_kept(int rows, int size) {
+  return size < 4 ? 1 : rows == 2 ? 8 : rows == 3 ? 6 : rows == 4 ? 5 : rows == 6 ? 2 : 1;
+}
 
 // Whether this device's kernels take the float64 tensor cores for m gradients.
 FASTCONFIG_HD constexpr bool uses_tiles(int m, const Device& device) { return device.float64 && m > 6; }
 
-inline Plan plan(int m, int64_t chunks, int64_t problems, const Device& device, bool one_launch = true) {
+// size: bytes of an element.
+inline Plan plan(int m, int64_t chunks, int64_t problems, int size, const Device& device, bool one_launch = true) {
   Plan p{};
   const int64_t batch = problems < 1 ? 1 : problems;
   const int64_t each = device.processors / batch > 1 ? device.processors / batch : 1;
   p.tiles = uses_tiles(m, device);
   p.rows = p.tiles ? tile_rows(m) : small_rows(m);
-  const int64_t held = device.processors * (kept_threads / kChunkVectors);  // chunks, a vector a thread
+  const int64_t held = device.processors * kSlotChunks;  // chunks, a vector a thread
   if (one_launch && device.cooperative && m <= kSmallRows && problems == 1 && chunks > 0 &&
-      chunks <= held * most_kept(small_rows(m))) {
+      chunks <= held * most_kept(small_rows(m), size)) {
     p.one_launch = true;
     p.tiles = false;
     p.rows = small_rows(m);
-    p.kept = chunks <= held ? 1 : most_kept(p.rows);
-    p.blocks = static_cast<int>(chunks < device.processors ? chunks : device.processors);
-  } else {
-    p.blocks = static_cast<int>(chunks < 1 ? 1 : chunks < each ? chunks : each);
+    p.kept = chunks <= held ? 1 : most_kept(p.rows, size);
   }
+  // of few rows a chunk is too little for a block: every block of the second pass adds up the partials of all
+  const int64_t shares = p.tiles ? chunks : (chunks + kSlotChunks - 1) / kSlotChunks;
+  p.blocks = static_cast<int>(shares < 1 ? 1 : shares < each ? shares : each);
   p.partials = batch * p.blocks * triangle(m);
   p.doubles = p.partials + (m > kSmallRows ? batch * m * (2 * m + 1) : 0);
   return p;

@@ -1,9 +1,10 @@
 // What a CUDA launch is told of its rows, and which columns each block and thread takes: index arithmetic alone, one
 // source for the device and for the tests on the host.
 //
-// Columns are cut into chunks of 256 vectors of 16 bytes, segment by segment. A block takes a stretch of chunks; in a
-// segment that lies on multiples of 16 bytes, its threads take whole vectors, and single columns behind the last one;
-// elsewhere single columns.
+// Columns are cut into chunks of 64 vectors of 16 bytes, segment by segment. A block takes a stretch of chunks; in a
+// segment that lies on multiples of 16 bytes, its threads take whole vectors, and single columns behind the last one.
+// Elsewhere they take single columns: as many at a time as a vector has, each beside those of the threads beside them,
+// if the steps are 1; otherwise one at a time.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,7 @@
 namespace fastconfig {
 
 constexpr int kVectorBytes = 16;
-constexpr int kChunkVectors = 256;
+constexpr int kChunkVectors = 64;
 constexpr int kMostRows = 64;
 constexpr int kTableWords = 480;  // so that the parameters of a kernel stay below 4 KiB
 
@@ -31,32 +32,44 @@ struct Table {
   int32_t stepped;       // whether as many steps in elements follow the only entry; otherwise steps are 1
   int64_t words[kTableWords];
 
-  FASTCONFIG_HD const int64_t* entries() const { return more != nullptr ? more : words; }
+  // By a branch instead of a pointer to either: parameters are read through a cache of their own.
+  FASTCONFIG_HD int64_t word(int64_t place) const { return more != nullptr ? more[place] : words[place]; }
   FASTCONFIG_HD int64_t step(int address) const { return stepped ? words[3 + addresses + address] : 1; }
 };
 
-FASTCONFIG_HD int entry_words(int addresses) { return 3 + addresses; }
+// An entry of a table, or the part of one that begins at a word.
+struct Entry {
+  const Table& table;
+  int64_t place;
 
-FASTCONFIG_HD const int64_t* entry_of(const int64_t* entries, int addresses, int segment) {
-  return entries + static_cast<int64_t>(segment) * entry_words(addresses);
+  FASTCONFIG_HD Entry(const Table& all, int64_t first) : table(all), place(first) {}
+  FASTCONFIG_HD int64_t operator[](int64_t word) const { return table.word(place + word); }
+  FASTCONFIG_HD Entry operator+(int64_t words) const { return Entry(table, place + words); }
+};
+
+FASTCONFIG_HD Entry entry_of(const Table& table, int segment) {
+  return Entry(table, static_cast<int64_t>(segment) * (3 + table.addresses));
 }
 
 // Chunks of all segments before one.
-FASTCONFIG_HD int64_t chunks_before(const int64_t* entries, int addresses, int segment) {
-  return segment > 0 ? entry_of(entries, addresses, segment - 1)[0] : 0;
+FASTCONFIG_HD int64_t chunks_before(const Table& table, int segment) {
+  return segment > 0 ? entry_of(table, segment - 1)[0] : 0;
 }
 
 FASTCONFIG_HD int64_t chunks_of(int64_t length, int width) { return (length + width - 1) / width; }
+
+// How much is left of a stretch, as an int: negative where nothing is, and enough for a thread where it is more.
+FASTCONFIG_HD int clipped(int64_t left) { return static_cast<int>(left < INT32_MAX ? left : INT32_MAX); }
 
 // First chunk of a block's share; the next block's first is its end.
 FASTCONFIG_HD int64_t share(int64_t chunks, int blocks, int block) { return chunks * block / blocks; }
 
 // The segment that a chunk lies in, by bisection.
-FASTCONFIG_HD int find_segment(const int64_t* entries, int addresses, int segments, int64_t chunk) {
-  int low = 0, high = segments - 1;
+FASTCONFIG_HD int find_segment(const Table& table, int64_t chunk) {
+  int low = 0, high = table.segments - 1;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (chunk < entry_of(entries, addresses, middle)[0])
+    if (chunk < entry_of(table, middle)[0])
       high = middle;
     else
       low = middle + 1;
@@ -66,37 +79,44 @@ FASTCONFIG_HD int find_segment(const int64_t* entries, int addresses, int segmen
 
 // Columns first..last - 1 of a segment.
 struct Piece {
-  const int64_t* entry;
+  Entry entry;
   int64_t first, last;
   bool whole;  // on multiples of 16 bytes
+  bool apart;  // not, but with steps of 1: a thread takes as many columns as a vector has, apart from each other
 
   // The part of a segment that chunks first_chunk..last_chunk - 1 cover; width is columns of a chunk.
-  FASTCONFIG_HD Piece(const int64_t* entries, int addresses, int segment, int64_t first_chunk, int64_t last_chunk,
-                      int width)
-      : entry(entry_of(entries, addresses, segment)) {
-    const int64_t before = chunks_before(entries, addresses, segment);
-    const int64_t length = entry[1] >> 1;
+  FASTCONFIG_HD Piece(const Table& table, int segment, int64_t first_chunk, int64_t last_chunk, int width)
+      : entry(entry_of(table, segment)) {
+    const int64_t before = chunks_before(table, segment), word = entry[1];
+    const int64_t length = word >> 1;
     first = (first_chunk - before) * width;
     last = (last_chunk - before) * width;
     if (last > length) last = length;
-    whole = (entry[1] & 1) != 0;
+    whole = (word & 1) != 0;
+    apart = !whole && !table.stepped;
   }
 
   // Where whole vectors end, in vectors, and where single columns begin.
   FASTCONFIG_HD int64_t vectors_end(int vector) const { return whole ? last / vector : first / vector; }
   FASTCONFIG_HD int64_t columns_begin(int vector) const { return whole ? last / vector * vector : first; }
+
+  // The same for a loop that takes vectors and columns apart: places are vectors, or columns where `apart`, of which a
+  // thread takes each() at a time.
+  FASTCONFIG_HD int64_t places_begin(int vector) const { return apart ? first : first / vector; }
+  FASTCONFIG_HD int64_t places_end(int vector) const { return apart ? last : vectors_end(vector); }
+  FASTCONFIG_HD int64_t singles_begin(int vector) const { return apart ? last : columns_begin(vector); }
+  FASTCONFIG_HD int each(int vector) const { return apart ? vector : 1; }
 };
 
 // visit(piece) for every segment's part of the chunks first..last - 1, in order.
 template <class Visit>
 FASTCONFIG_HD void for_pieces(const Table& table, int64_t first, int64_t last, int width, Visit visit) {
   if (first >= last) return;
-  const int64_t* entries = table.entries();
-  int segment = table.segments == 1 ? 0 : find_segment(entries, table.addresses, table.segments, first);
+  int segment = table.segments == 1 ? 0 : find_segment(table, first);
   for (; first < last; ++segment) {
-    const int64_t end = entry_of(entries, table.addresses, segment)[0];
+    const int64_t end = entry_of(table, segment)[0];
     const int64_t stop = end < last ? end : last;
-    visit(Piece(entries, table.addresses, segment, first, stop, width));
+    visit(Piece(table, segment, first, stop, width));
     first = stop;
   }
 }
@@ -105,42 +125,48 @@ FASTCONFIG_HD void for_pieces(const Table& table, int64_t first, int64_t last, i
 template <class Visit>
 FASTCONFIG_HD void for_pieces_reversed(const Table& table, int64_t first, int64_t last, int width, Visit visit) {
   if (first >= last) return;
-  const int64_t* entries = table.entries();
-  int segment = table.segments == 1 ? 0 : find_segment(entries, table.addresses, table.segments, last - 1);
+  int segment = table.segments == 1 ? 0 : find_segment(table, last - 1);
   for (; first < last; --segment) {
-    const int64_t before = chunks_before(entries, table.addresses, segment);
+    const int64_t before = chunks_before(table, segment);
     const int64_t start = before > first ? before : first;
-    visit(Piece(entries, table.addresses, segment, start, last, width));
+    visit(Piece(table, segment, start, last, width));
     last = start;
   }
 }
 
-// What a thread that keeps its vectors holds in a slot: vector `index` of chunk `chunk`, in a segment.
+// What a thread that keeps its vectors holds in a slot: a vector, or as many columns of a chunk, in a segment.
 struct Slot {
-  const int64_t* entry;
-  int64_t column;  // first column of the vector
-  int64_t length;  // of the segment; nothing is left of the vector where column >= length
+  Entry entry;
   bool whole;
+  int spread;      // columns from one element to the next
+  int64_t column;  // of the first element
+  int64_t length;  // of the segment; nothing is left of the vector where column >= length
 
   // Slot number `slot` of a thread, in a block whose share of the chunks is first..last - 1.
-  FASTCONFIG_HD Slot(const Table& table, int64_t first, int64_t last, int slot, int thread, int threads, int vector) {
-    const int place = slot * threads + thread;
-    const int64_t chunk = first + place / kChunkVectors;
-    const int64_t* entries = table.entries();
-    const bool exists = chunk < last;
-    const int segment = table.segments == 1 || !exists ? 0 : find_segment(entries, table.addresses, table.segments, chunk);
-    entry = entry_of(entries, table.addresses, segment);
-    const int64_t before = chunks_before(entries, table.addresses, segment);
-    length = exists ? entry[1] >> 1 : 0;
-    column = exists ? ((chunk - before) * kChunkVectors + place % kChunkVectors) * vector : 0;
-    whole = (entry[1] & 1) != 0;
-  }
+  FASTCONFIG_HD Slot(const Table& table, int64_t first, int64_t last, int slot, int thread, int threads, int vector)
+      : Slot(table, first + (slot * threads + thread) / kChunkVectors, last, (slot * threads + thread) % kChunkVectors,
+             vector) {}
 
-  // Columns of the vector that lie in the segment: 0..vector.
+  // Elements that lie in the segment: 0..vector.
   FASTCONFIG_HD int count(int vector) const {
-    const int64_t left = length - column;
+    const int64_t left = (length - column + spread - 1) / spread;
     return left >= vector ? vector : left > 0 ? static_cast<int>(left) : 0;
   }
+
+ private:
+  // Vector number `place` of a chunk before `last`.
+  FASTCONFIG_HD Slot(const Table& table, int64_t chunk, int64_t last, int place, int vector)
+      : Slot(table, chunk, place, vector, chunk < last,
+             table.segments == 1 || chunk >= last ? 0 : find_segment(table, chunk)) {}
+
+  FASTCONFIG_HD Slot(const Table& table, int64_t chunk, int place, int vector, bool exists, int segment)
+      : entry(entry_of(table, segment)),
+        whole((entry[1] & 1) != 0),
+        spread(whole || table.stepped ? 1 : kChunkVectors),
+        column(!exists ? 0
+                       : (chunk - chunks_before(table, segment)) * kChunkVectors * vector +
+                             place * (spread > 1 ? 1 : vector)),
+        length(exists ? entry[1] >> 1 : 0) {}
 };
 
 }  // namespace fastconfig

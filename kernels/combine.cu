@@ -7,6 +7,7 @@ namespace {
 // Writes the sums as the result.
 template <class T>
 struct Result {
+  static constexpr bool kApart = true;  // takes sums of columns that lie apart, of rows as they are given
   struct Nothing {};
   char* out;
 
@@ -35,7 +36,7 @@ __global__ void __launch_bounds__(combine_threads, 1)
     c[threadIdx.x] = threadIdx.x < table.m ? coefficients[static_cast<int64_t>(blockIdx.y) * table.m + threadIdx.x] : 0;
   __syncthreads();
   combine_share<T, kGroup, false>(
-      table, c, [&](const int64_t* entry) { return Result<T>{result_of(table, entry, blockIdx.y)}; });
+      table, c, [&](const Entry& entry) { return Result<T>{result_of(table, entry, blockIdx.y)}; });
 }
 
 template <class T, int M>
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(combine_threads, 1)
 #endif
   solve_in_block<M, combine_threads>(memory, partials, programs, table.m, first, stage, nullptr);
   combine_share<T, kGroupOf<M>, (M <= kSmallRows)>(
-      table, memory.c, [&](const int64_t* entry) { return Result<T>{result_of(table, entry, blockIdx.y)}; });
+      table, memory.c, [&](const Entry& entry) { return Result<T>{result_of(table, entry, blockIdx.y)}; });
 }
 
 }  // namespace

@@ -11,27 +11,54 @@ constexpr int kGroup = 4;  // rows that are added at a time where there are many
 
 // Vectors of a row that a thread loads before it adds; what 128 registers hold.
 template <class T, int G, bool ONE_GROUP>
-constexpr int kUnrolledSums = G <= 4 && (ONE_GROUP || sizeof(T) > 2) ? 2 : 1;
+constexpr int kUnrolledSums = G > 4 ? 1 : sizeof(T) == 2 ? 1 + ONE_GROUP : ONE_GROUP && G < 4 ? 4 : 2;
 
-// Adds U vectors of each of the rows, combine_threads apart and downwards from `index`, to `sum`; none below `begin`.
-template <class T, int G, int U>
-__device__ __forceinline__ void add_rows(const Rows<G>& rows, int64_t index, int64_t begin, const double (&c)[G],
-                                         double (&sum)[U][Vector<T>::size]) {
-  Vector<T> v[U][G];
+// Adds vectors of rows from..from + R - 1 to the sums of U vectors.
+template <class T, int R, int G, int U>
+__device__ __forceinline__ void add_vectors(const Vector<T> (&v)[U][R], int from, const double (&c)[G],
+                                            double (*sum)[Vector<T>::size]) {
 #pragma unroll
   for (int u = 0; u < U; ++u)
 #pragma unroll
-    for (int i = 0; i < G; ++i) {
-      const int64_t place = index - u * combine_threads;
-      v[u][i] = u == 0 || place >= begin ? rows.template vector<T, true>(i, place) : zeros<T>();
-    }
-#pragma unroll
-  for (int u = 0; u < U; ++u)
-#pragma unroll
-    for (int i = 0; i < G; ++i)
+    for (int i = 0; i < R; ++i)
 #pragma unroll
       for (int e = 0; e < Vector<T>::size; ++e)
-        sum[u][e] = fma(c[i], static_cast<double>(widen(v[u][i].x[e])), sum[u][e]);
+        sum[u][e] = fma(c[from + i], static_cast<double>(widen(v[u][i].x[e])), sum[u][e]);
+}
+
+// Adds U vectors of each of the rows, combine_threads apart and downwards from `place`, to `sum`; or as many columns
+// apart from each other. `left` places are there, those of other threads included.
+template <class T, int G, int U>
+__device__ __forceinline__ void add_rows(const Rows<G>& rows, int64_t place, int left, bool apart, const double (&c)[G],
+                                         double (&sum)[U][Vector<T>::size]) {
+  if (apart) {
+    // an element has a register of its own until it has come, so of 16-bit ones there is room for fewer
+    constexpr int kTaken = Vector<T>::size * combine_threads;
+    constexpr int kVectors = sizeof(T) > 2 ? U : 1, kRows = sizeof(T) > 2 || G <= 4 ? G : G / 2;
+#pragma unroll
+    for (int first = 0; first < U; first += kVectors)
+#pragma unroll
+      for (int from = 0; from < G; from += kRows) {
+        Vector<T> v[kVectors][kRows];
+#pragma unroll
+        for (int u = 0; u < kVectors; ++u)
+#pragma unroll
+          for (int i = 0; i < kRows; ++i) {
+            const int taken = (first + u) * kTaken;
+            v[u][i] = rows.template apart<T, true>(from + i, place - taken, -combine_threads, left - taken);
+          }
+        add_vectors<T>(v, from, c, sum + first);
+      }
+  } else {
+    Vector<T> v[U][G];
+#pragma unroll
+    for (int u = 0; u < U; ++u)
+#pragma unroll
+      for (int i = 0; i < G; ++i)
+        v[u][i] = u == 0 || u * combine_threads < left ? rows.template vector<T, true>(i, place - u * combine_threads)
+                                                       : zeros<T>();
+    add_vectors<T>(v, 0, c, sum);
+  }
 }
 
 // A block's share of the sums, from its end: what the first pass read last is still in the cache. G rows at a time; c
@@ -46,10 +73,11 @@ __device__ __forceinline__ void combine_share(const Table& table, const double* 
   for (int i = 0; i < G; ++i) c[i] = shared_c[i];
   for_pieces_reversed(
       table, share(table.chunks, gridDim.x, blockIdx.x), share(table.chunks, gridDim.x, blockIdx.x + 1),
-      kChunkWidth<T>, [&](const Piece& piece) {
+      kChunkWidth<T>, [&](Piece piece) {
         const Rows<G> first(table, piece.entry, problem);
         const auto target = target_of(piece.entry);
-        for (int64_t column = piece.columns_begin(V) + threadIdx.x; column < piece.last; column += combine_threads) {
+        piece.apart = piece.apart && target.kApart;
+        for (int64_t column = piece.singles_begin(V) + threadIdx.x; column < piece.last; column += combine_threads) {
           double sum = 0;
           for (int from = 0; from < table.m; from += G) {
             const Rows<G> rows(table, piece.entry, problem, from);
@@ -60,26 +88,34 @@ __device__ __forceinline__ void combine_share(const Table& table, const double* 
           }
           target.put_column(column, sum);
         }
-        const int64_t begin = piece.first / V;
-        int64_t index = piece.vectors_end(V) - 1 - threadIdx.x;
-        for (; index >= begin; index -= U * combine_threads) {
+        const int64_t begin = piece.places_begin(V);
+        int64_t place = piece.places_end(V) - 1 - threadIdx.x;
+        for (; place >= begin; place -= U * combine_threads * piece.each(V)) {
+          const int left = clipped(place - begin + 1);
           double sum[U][V] = {};
-          decltype(target.ahead(index)) ahead[U];
+          decltype(target.ahead(place)) ahead[U];
 #pragma unroll
           for (int u = 0; u < U; ++u)
-            if (u == 0 || index - u * combine_threads >= begin) ahead[u] = target.ahead(index - u * combine_threads);
-          add_rows<T, G, U>(first, index, begin, c, sum);
+            if (!piece.apart && (u == 0 || u * combine_threads < left))
+              ahead[u] = target.ahead(place - u * combine_threads);
+          add_rows<T, G, U>(first, place, left, piece.apart, c, sum);
           if constexpr (!ONE_GROUP) {
             for (int from = G; from < table.m; from += G) {
               double more[G];
 #pragma unroll
               for (int i = 0; i < G; ++i) more[i] = shared_c[from + i];
-              add_rows<T, G, U>(Rows<G>(table, piece.entry, problem, from), index, begin, more, sum);
+              add_rows<T, G, U>(Rows<G>(table, piece.entry, problem, from), place, left, piece.apart, more, sum);
             }
           }
 #pragma unroll
-          for (int u = 0; u < U; ++u)
-            if (index - u * combine_threads >= begin) target.put(index - u * combine_threads, sum[u], ahead[u]);
+          for (int u = 0; u < U; ++u) {
+            if (!piece.apart && (u == 0 || u * combine_threads < left))
+              target.put(place - u * combine_threads, sum[u], ahead[u]);
+#pragma unroll
+            for (int e = 0; e < V; ++e)
+              if (piece.apart && (u * V + e) * combine_threads < left)
+                target.put_column(place - (u * V + e) * combine_threads, sum[u][e]);
+          }
         }
       });
 }

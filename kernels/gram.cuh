@@ -9,19 +9,33 @@ namespace fastconfig {
 // Rows as they lie in memory.
 template <class T, int M>
 struct GivenRows {
+  static constexpr bool kApart = true;  // takes columns apart where it cannot take vectors
   const Table& table;
   Rows<M> rows;
 
-  __device__ __forceinline__ GivenRows(const Table& all, const int64_t* entry)
+  __device__ __forceinline__ GivenRows(const Table& all, const Entry& entry)
       : table(all), rows(all, entry, blockIdx.y) {}
 
-  // U vectors of every row, `apart` apart from `index` on.
+  // U vectors of every row, `step` apart from `index` on; zeros from `end` on.
   template <int U>
-  __device__ __forceinline__ void read(Vector<T> (&v)[U][M], int64_t index, int apart) const {
+  __device__ __forceinline__ void read(Vector<T> (&v)[U][M], int64_t index, int step, int64_t end) const {
+    const int left = clipped(end - index);
 #pragma unroll
     for (int u = 0; u < U; ++u)
 #pragma unroll
-      for (int i = 0; i < M; ++i) v[u][i] = rows.template vector<T, false>(i, index + u * apart);
+      for (int i = 0; i < M; ++i)
+        v[u][i] = u == 0 || u * step < left ? rows.template vector<T, false>(i, index + u * step) : zeros<T>();
+  }
+
+  // As many columns, `step` apart from each other.
+  template <int U>
+  __device__ __forceinline__ void read_apart(Vector<T> (&v)[U][M], int64_t column, int step, int64_t end) const {
+    const int left = clipped(end - column), taken = Vector<T>::size * step;
+#pragma unroll
+    for (int u = 0; u < U; ++u)
+#pragma unroll
+      for (int i = 0; i < M; ++i)
+        v[u][i] = rows.template apart<T, false>(i, column + u * taken, step, left - u * taken);
   }
 
   __device__ __forceinline__ void read_column(Real<T> (&x)[M], int64_t column) const {
@@ -38,22 +52,24 @@ __device__ __forceinline__ void add_share(const Table& table, Products<M>& produ
   for_pieces(table, share(table.chunks, gridDim.x, blockIdx.x), share(table.chunks, gridDim.x, blockIdx.x + 1),
              kChunkWidth<T>, [&](const Piece& piece) {
                const auto rows = rows_of(piece.entry);
-               const int64_t end = piece.vectors_end(V);
-               int64_t index = piece.first / V + threadIdx.x;
-               for (; index + (U - 1) * THREADS < end; index += U * THREADS) {
-                 Vector<T> v[U][M];
-                 rows.read(v, index, THREADS);
-                 products.add(v);
+               int64_t column = piece.columns_begin(V) + threadIdx.x;
+               if constexpr (rows.kApart) {
+                 for (; piece.apart && column < piece.last; column += V * THREADS) {
+                   Vector<T> v[1][M];
+                   rows.read_apart(v, column, THREADS, piece.last);
+                   products.add(v);
+                 }
                }
-               for (; U > 1 && index < end; index += THREADS) {
-                 Vector<T> v[1][M];
-                 rows.read(v, index, THREADS);
-                 products.add(v);
-               }
-               for (int64_t column = piece.columns_begin(V) + threadIdx.x; column < piece.last; column += THREADS) {
+               for (; column < piece.last; column += THREADS) {
                  Real<T> x[M];
                  rows.read_column(x, column);
                  products.add_column(x);
+               }
+               const int64_t end = piece.vectors_end(V);
+               for (int64_t index = piece.first / V + threadIdx.x; index < end; index += U * THREADS) {
+                 Vector<T> v[U][M];
+                 rows.read(v, index, THREADS, end);
+                 products.add(v);
                }
              });
 }

@@ -5,23 +5,37 @@ namespace fastconfig {
 namespace {
 
 template <int TM>
-constexpr int kUnrolled = TM == 1 ? 4 : TM <= 4 ? 2 : 1;  // vectors of a row that a lane loads before it multiplies
+constexpr int kUnrolled = TM <= 2 ? 4 : TM <= 6 ? 2 : 1;  // vectors of a row that a lane loads before it multiplies
 
 // Rows as they lie in memory.
 template <class T, int TM>
 struct GivenTiles {
+  static constexpr bool kApart = true;  // as GivenRows
   const Table& table;
   TileRows<TM> rows;
 
   template <int U>
-  __device__ __forceinline__ void read(Vector<T> (&v)[U][TM], int64_t index, int apart, int64_t end) const {
+  __device__ __forceinline__ void read(Vector<T> (&v)[U][TM], int64_t index, int step, int64_t end) const {
+    const int left = clipped(end - index);
 #pragma unroll
     for (int u = 0; u < U; ++u)
 #pragma unroll
-      for (int t = 0; t < TM; ++t) {
-        const int64_t place = index + u * apart;
-        v[u][t] = rows.address[t] != nullptr && place < end ? load<T, false>(rows.address[t], place) : zeros<T>();
-      }
+      for (int t = 0; t < TM; ++t)
+        v[u][t] = rows.address[t] != nullptr && u * step < left ? load<T, false>(rows.address[t], index + u * step)
+                                                                : zeros<T>();
+  }
+
+  // STEPS columns, 4 apart from each other.
+  template <int STEPS>
+  __device__ __forceinline__ void read_apart(T (&x)[STEPS][TM], int64_t column, int64_t end) const {
+    const int left = clipped(end - column);
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+      for (int t = 0; t < TM; ++t)
+        x[s][t] = rows.address[t] != nullptr && 4 * s < left
+                      ? load_element<T, false>(rows.address[t], column + 4 * s)
+                      : zeros<T>().x[0];
   }
 
   __device__ __forceinline__ void read_column(double (&x)[TM], int64_t column) const {
@@ -39,7 +53,7 @@ __global__ void __launch_bounds__(tile_threads(kTile* TM), 1)
     constexpr int kThreads = tile_threads(kTile * TM);
     TileProducts<TM> products;
     add_tile_share<T, kUnrolled<TM>, kThreads>(
-        table, products, [&](const int64_t* entry) { return GivenTiles<T, TM>{table, TileRows<TM>(table, entry)}; });
+        table, products, [&](const Entry& entry) { return GivenTiles<T, TM>{table, TileRows<TM>(table, entry)}; });
     put_tile_partial<kThreads>(products, table.m, partials);
   }
 }

@@ -13,6 +13,7 @@ constexpr int kUnrolledAlone = 4;
 // Momenta that are written as they are read.
 template <class T, int M>
 struct MovedRows {
+  static constexpr bool kApart = false;
   static constexpr int V = Vector<T>::size;
   const Table& table;
   const Incoming& given;
@@ -20,7 +21,7 @@ struct MovedRows {
   GradientRows gradients;
   Average<T> average;
 
-  __device__ __forceinline__ MovedRows(const Table& all, const int64_t* entry, const Incoming& incoming)
+  __device__ __forceinline__ MovedRows(const Table& all, const Entry& entry, const Incoming& incoming)
       : table(all),
         given(incoming),
         rows(all, entry, 0),
@@ -28,23 +29,27 @@ struct MovedRows {
         average(incoming.beta.first) {}
 
   template <int U>
-  __device__ __forceinline__ void read(Vector<T> (&v)[U][M], int64_t index, int apart) const {
+  __device__ __forceinline__ void read(Vector<T> (&v)[U][M], int64_t index, int step, int64_t end) const {
+    const int left = clipped(end - index);
 #pragma unroll
     for (int u = 0; u < U; ++u)
 #pragma unroll
       for (int i = 0; i < M; ++i)
-        v[u][i] = rows.row[i] == nullptr ? zeros<T>() : load_momentum<T>(rows.row[i], index + u * apart);
+        v[u][i] = rows.row[i] != nullptr && (u == 0 || u * step < left)
+                      ? load_momentum<T>(rows.row[i], index + u * step)
+                      : zeros<T>();
     for (int j = 0; j < given.count; ++j) {
       const int row = given.chosen[j];
       Wide<T> gradient[U][V];
-      gradients.read(j, given.kind, gradient, index, apart);
+      gradients.read(j, given.kind, gradient, index, step, end);
 #pragma unroll
       for (int i = 0; i < M; ++i) {
         if (i != row || rows.row[i] == nullptr) continue;
 #pragma unroll
         for (int u = 0; u < U; ++u) {
+          if (u > 0 && u * step >= left) continue;
           average(v[u][i], gradient[u]);
-          store_momentum(rows.row[i], index + u * apart, v[u][i]);
+          store_momentum(rows.row[i], index + u * step, v[u][i]);
         }
       }
     }
@@ -72,7 +77,7 @@ __global__ void __launch_bounds__(moved_threads(M), 1)
   Products<M> products;
   tick(given, table.m);
   add_share<T, kUnrolled<M>, moved_threads(M)>(
-      table, products, [&](const int64_t* entry) { return MovedRows<T, M>(table, entry, given); });
+      table, products, [&](const Entry& entry) { return MovedRows<T, M>(table, entry, given); });
   put_partial<moved_threads(M)>(products, table.m, partials);
 }
 

@@ -98,10 +98,10 @@ __device__ __forceinline__ void tick(const Incoming& given, int m) {
 
 // An entry's gradients, in the order of Incoming::chosen.
 struct GradientRows {
-  const int64_t* address;
+  Entry address;
   int beside;  // number of the first one among the addresses of an entry
 
-  __device__ __forceinline__ GradientRows(const Table& table, const int64_t* entry)
+  __device__ __forceinline__ GradientRows(const Table& table, const Entry& entry)
       : address(entry + 3 + table.m + kBeside), beside(table.m + kBeside) {}
 
   // U vectors of gradient j, zeros where it is missing, `apart` apart from `index` on; none from `end` on.

@@ -11,6 +11,7 @@ constexpr int kUnrolled = TM <= 3 ? 2 : 1;  // vectors of a row that a lane load
 // Momenta that are written as they are read, each by the lanes that have it.
 template <class T, int TM>
 struct MovedTiles {
+  static constexpr bool kApart = false;
   static constexpr int V = Vector<T>::size;
   const Table& table;
   const Incoming& given;
@@ -19,7 +20,7 @@ struct MovedTiles {
   Average<T> average;
   int number[TM];  // of the gradient of a lane's row in a tile, or -1
 
-  __device__ __forceinline__ MovedTiles(const Table& all, const int64_t* entry, const Incoming& incoming)
+  __device__ __forceinline__ MovedTiles(const Table& all, const Entry& entry, const Incoming& incoming)
       : table(all),
         given(incoming),
         rows(all, entry),
@@ -69,14 +70,14 @@ struct MovedTiles {
 };
 
 template <class T, int TM>
-__global__ void __launch_bounds__(tile_threads(kTile* TM), 1)
+__global__ void __launch_bounds__(moved_tile_threads(kTile* TM), 1)
     accumulate_tiles(const __grid_constant__ Table table, double* partials, const __grid_constant__ Incoming given) {
   if constexpr (kFloat64) {
-    constexpr int kThreads = tile_threads(kTile * TM);
+    constexpr int kThreads = moved_tile_threads(kTile * TM);
     TileProducts<TM> products;
     tick(given, table.m);
     add_tile_share<T, kUnrolled<TM>, kThreads>(
-        table, products, [&](const int64_t* entry) { return MovedTiles<T, TM>(table, entry, given); });
+        table, products, [&](const Entry& entry) { return MovedTiles<T, TM>(table, entry, given); });
     put_tile_partial<kThreads>(products, table.m, partials);
   }
 }
@@ -89,7 +90,7 @@ void launch_accumulate_tiles(const Context& context, const Plan& plan, const Tab
     using T = typename decltype(type)::type;
     with_moved_tiles(plan.rows / kTile, [&](auto tiles) {
       constexpr int TM = decltype(tiles)::value;
-      launch(context, accumulate_tiles<T, TM>, plan.blocks, 1, tile_threads(kTile * TM), Mode::ordinary, table,
+      launch(context, accumulate_tiles<T, TM>, plan.blocks, 1, moved_tile_threads(kTile * TM), Mode::ordinary, table,
              partials, given);
     });
   });

@@ -90,10 +90,23 @@ struct Products {
   }
 };
 
-__device__ __forceinline__ double warp_sum(double x) {
+// Sums of N values over the lanes of a warp. Lanes that are HOP apart add up one half of the values each, until a lane
+// has few of them: x[0], .. are then the sums of the values first..first + count - 1.
+template <int N, int HOP = 16>
+__device__ __forceinline__ void warp_sums(double* x, int& first, int& count) {
+  if constexpr (HOP != 0) {
+    constexpr int kHalf = (N + 1) / 2;
+    const bool second = (threadIdx.x & HOP) != 0, upper = N > 1 && second;
 #pragma unroll
-  for (int hop = 16; hop != 0; hop >>= 1) x += __shfl_xor_sync(0xffffffffu, x, hop);
-  return x;
+    for (int k = 0; k < kHalf; ++k) {
+      const double above = N == 1 ? x[k] : kHalf + k < N ? x[kHalf + k] : 0;
+      const double given = upper ? x[k] : above;
+      x[k] = (upper ? above : x[k]) + __shfl_xor_sync(0xffffffffu, given, HOP);
+    }
+    first += upper ? kHalf : 0;
+    count = upper ? count - kHalf : second ? 0 : count < kHalf ? count : kHalf;  // a last one is one lane's
+    warp_sums<kHalf, HOP / 2>(x, first, count);
+  }
 }
 
 // The sums of a block's threads, packed for m gradients, to `out`; in a fixed order.
@@ -101,11 +114,14 @@ template <int M, int THREADS>
 __device__ __forceinline__ void put_block_sum(const Products<M>& products, int m, double* out) {
   constexpr int kTriangle = triangle(M), kWarps = THREADS / 32;
   __shared__ double sums[kWarps][kTriangle];
+  double x[kTriangle];
 #pragma unroll
-  for (int k = 0; k < kTriangle; ++k) {
-    const double s = warp_sum(products.sum[k]);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32][k] = s;
-  }
+  for (int k = 0; k < kTriangle; ++k) x[k] = products.sum[k];
+  int first = 0, count = kTriangle;
+  warp_sums<kTriangle>(x, first, count);
+#pragma unroll
+  for (int k = 0; k < (kTriangle + 31) / 32; ++k)
+    if (k < count) sums[threadIdx.x / 32][first + k] = x[k];
   __syncthreads();
   if (threadIdx.x < kTriangle) {
     double s = 0;

@@ -23,6 +23,7 @@ __device__ __forceinline__ void prepare(Factors& factors, const Outgoing& wanted
 // Takes the sums u of a segment; the numbers of the step stay in registers.
 template <class T>
 struct Rescaled {
+  static constexpr bool kApart = false;
   static constexpr int V = Vector<T>::size;
   struct Ahead {
     Vector<T> second, fake;
@@ -33,7 +34,7 @@ struct Rescaled {
   Wide<T> first, ratio;
   T root;
 
-  __device__ __forceinline__ Rescaled(const Table& table, const int64_t* entry, const Outgoing& wanted,
+  __device__ __forceinline__ Rescaled(const Table& table, const Entry& entry, const Outgoing& wanted,
                                       const Factors& factors)
       : out(result_of(table, entry, 0)),
         second(reinterpret_cast<char*>(entry[3 + table.m])),
@@ -89,7 +90,7 @@ __global__ void __launch_bounds__(combine_threads, 1)
     c[i] = i >= table.m ? 0 : coefficients == nullptr ? 1 : coefficients[i] / wanted.decayed[i];
   __syncthreads();
   combine_share<T, kGroup, false>(
-      table, c, [&](const int64_t* entry) { return Rescaled<T>(table, entry, wanted, factors); });
+      table, c, [&](const Entry& entry) { return Rescaled<T>(table, entry, wanted, factors); });
 }
 
 template <class T, int M>
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(combine_threads, 1)
   prepare(factors, wanted, table.m);
   solve_in_block<M, combine_threads>(memory, partials, programs, table.m, 0, stage, wanted.decayed);
   combine_share<T, kGroupOf<M>, (M <= kSmallRows)>(
-      table, memory.c, [&](const int64_t* entry) { return Rescaled<T>(table, entry, wanted, factors); });
+      table, memory.c, [&](const Entry& entry) { return Rescaled<T>(table, entry, wanted, factors); });
 }
 
 }  // namespace

@@ -8,13 +8,13 @@
 namespace fastconfig {
 namespace {
 
-// A vector of a row, element by element: at the end of a segment, or where it does not lie on a multiple of 16 bytes.
+// What a slot holds of a row, element by element: at the end of a segment, or off multiples of 16 bytes.
 template <class T>
-__device__ __forceinline__ Vector<T> gather(const char* row, int64_t column, int64_t step, int count) {
+__device__ __forceinline__ Vector<T> gather(const char* row, const Slot& slot, int64_t step, int count) {
   Vector<T> v = zeros<T>();
 #pragma unroll
   for (int e = 0; e < Vector<T>::size; ++e)
-    if (e < count) v.x[e] = reinterpret_cast<const T*>(row)[(column + e) * step];
+    if (e < count) v.x[e] = load_element<T, true>(row, (slot.column + e * slot.spread) * step);
   return v;
 }
 
@@ -37,12 +37,13 @@ __global__ void __launch_bounds__(kept_threads, 1)
       v[q][i] = zeros<T>();
       if (rows.row[i] != nullptr && at_once) v[q][i] = load<T, true>(rows.row[i], slot.column / V);
       if (rows.row[i] != nullptr && !at_once && count > 0)
-        v[q][i] = gather<T>(rows.row[i], slot.column, table.step(i), count);
+        v[q][i] = gather<T>(rows.row[i], slot, table.step(i), count);
     }
   }
   Products<M> products;
 #pragma unroll
   for (int q = 0; q < KEPT; ++q) {
+    if (q > 0 && begin + q * kThreads / kChunkVectors >= end) continue;  // nothing of any thread
     Vector<T> one[1][M];
 #pragma unroll
     for (int i = 0; i < M; ++i) one[0][i] = v[q][i];
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kept_threads, 1)
     } else {
 #pragma unroll
       for (int e = 0; e < V; ++e)
-        if (e < count) reinterpret_cast<T*>(out)[slot.column + e] = result.x[e];
+        if (e < count) reinterpret_cast<T*>(out)[slot.column + e * slot.spread] = result.x[e];
     }
   }
 }
@@ -83,7 +84,7 @@ void launch_rows(const Context& context, const Plan& plan, const Table& table, d
            partials, stage);
   };
   const auto run_kept = [&](auto rows) {
-    return plan.kept == 1 ? run(rows, Number<1>{}) : run(rows, Number<most_kept(decltype(rows)::value)>{});
+    return plan.kept == 1 ? run(rows, Number<1>{}) : run(rows, Number<most_kept(decltype(rows)::value, sizeof(T))>{});
   };
   with_small_rows(plan.rows, run_kept);
 }

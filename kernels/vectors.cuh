@@ -57,6 +57,13 @@ __device__ __forceinline__ Vector<T> load(const char* row, int64_t index) {
   return v;
 }
 
+// An element of a row, likewise.
+template <class T, bool LAST>
+__device__ __forceinline__ T load_element(const char* row, int64_t column) {
+  const T* place = reinterpret_cast<const T*>(row) + column;
+  return LAST ? __ldcs(place) : __ldg(place);
+}
+
 template <class T>
 __device__ __forceinline__ void store(char* row, int64_t index, const Vector<T>& v) {
   uint4 bits;
@@ -72,12 +79,23 @@ __device__ __forceinline__ Vector<T> zeros() {
   return v;
 }
 
+// Elements of a row, `step` columns apart from `column` on, where fewer than `left` columns lie before them, in the
+// direction of the step; zeros elsewhere.
+template <class T, bool LAST>
+__device__ __forceinline__ Vector<T> load_apart(const char* row, int64_t column, int step, int left) {
+  Vector<T> v = zeros<T>();
+#pragma unroll
+  for (int e = 0; e < Vector<T>::size; ++e)
+    if (e * (step < 0 ? -step : step) < left) v.x[e] = load_element<T, LAST>(row, column + e * step);
+  return v;
+}
+
 // The rows of an entry: addresses, null beyond the last and for missing gradients.
 template <int M>
 struct Rows {
   const char* row[M];
 
-  __device__ __forceinline__ Rows(const Table& table, const int64_t* entry, int64_t problem, int from = 0) {
+  __device__ __forceinline__ Rows(const Table& table, const Entry& entry, int64_t problem, int from = 0) {
 #pragma unroll
     for (int i = 0; i < M; ++i) {
       const int64_t address = from + i < table.m ? entry[3 + from + i] : 0;
@@ -90,13 +108,19 @@ struct Rows {
     return row[i] == nullptr ? zeros<T>() : load<T, LAST>(row[i], index);
   }
 
+  // See load_apart.
+  template <class T, bool LAST>
+  __device__ __forceinline__ Vector<T> apart(int i, int64_t column, int step, int left) const {
+    return row[i] == nullptr ? zeros<T>() : load_apart<T, LAST>(row[i], column, step, left);
+  }
+
   template <class T>
   __device__ __forceinline__ Real<T> element(int i, int64_t column, int64_t step) const {
     return row[i] == nullptr ? Real<T>(0) : widen(reinterpret_cast<const T*>(row[i])[column * step]);
   }
 };
 
-__device__ __forceinline__ char* result_of(const Table& table, const int64_t* entry, int64_t problem) {
+__device__ __forceinline__ char* result_of(const Table& table, const Entry& entry, int64_t problem) {
   return reinterpret_cast<char*>(entry[2] + problem * table.out_step);
 }
 

@@ -33,7 +33,7 @@ from fastconfig.momentum_operator import PseudoMomentumOperator
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 FEW = (1, 2, 3, 5, 8)  # gradients that every device takes
-# of a chunk of float32 columns: below, at, above; and more than the four multiprocessors take at a time
+# of four chunks of float32 columns: below, at, above; and more than the four multiprocessors take at a time
 LENGTHS = (1, 7, 1024, 1025, 9001)
 
 

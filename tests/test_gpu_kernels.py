@@ -39,7 +39,7 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SIZES = (*range(1, 34), 64)
 FEW = (1, 2, 3, 8, 9, 33)
-# of a chunk of float32 columns: below, at, above, and several with a rest
+# of four chunks of float32 columns: below, at, above, and several with a rest
 LENGTHS = [1, 7, 1023, 1024, 1025, 3001]
 NAMES = ["triton", "cuda", "cuda-launches"]
 
@@ -153,6 +153,20 @@ def test_layouts(layout: str, dtype: torch.dtype) -> None:
         wanted = ConFIG_update(list(rows))
         close(ConFIG_update(LAYOUTS[layout](rows)), wanted)
         assert torch.isfinite(wanted).all()
+
+
+@on_each("m dtype", [3, 6, 8, 9, 17, 41], DTYPES)
+def test_rows_at_odd_addresses(m: int, dtype: torch.dtype) -> None:
+    # all but every eighth row of one tensor; several rounds of every thread, with a rest
+    rows = torch.randn(m, 9001).to(dtype)
+    assert gram_error(ops.gram(on_device(rows)).cpu(), reference.gram(rows)) <= 1e-14
+    exact = METHODS["config-projection"].oracle(rows)
+    update = ConFIG_update(on_device(rows)).cpu()
+    if dtype.itemsize == 2:
+        assert relative_error(update, exact) <= half_bound(exact, dtype)
+    else:
+        bound = 1e-12 if dtype == torch.float64 else rounding_bound(rows, exact)
+        assert relative_error(update, exact) <= bound
 
 
 def close(update: Tensor, wanted: Tensor) -> None:

@@ -59,9 +59,11 @@ inline Vote vote(unsigned mask, bool predicate, const char* operation) {
   return slot;
 }
 
+// TILES: 8 rows of A each.
+template <int TILES>
 struct Fragments {
-  double a, b;
-  double* c;
+  double a[TILES], b;
+  double (*c)[2];
 };
 
 template <class T>
@@ -74,21 +76,28 @@ void resolve_maximum(void* const* slots, unsigned lanes) {
   for (unsigned left = lanes; left != 0; left &= left - 1) *static_cast<T*>(slots[__builtin_ctz(left)]) = most;
 }
 
-inline void resolve_dmma(void* const* slots, unsigned lanes) {
+template <int TILES>
+void resolve_dmma(void* const* slots, unsigned lanes) {
   if (lanes != kFullMask) Block::current()->fail("dmma in a warp that lacks lanes");
-  const auto at = [slots](int lane) { return static_cast<const Fragments*>(slots[lane]); };
-  for (int row = 0; row < 8; ++row)
+  const auto at = [slots](int lane) { return static_cast<const Fragments<TILES>*>(slots[lane]); };
+  for (int row = 0; row < 8 * TILES; ++row)
     for (int column = 0; column < 8; ++column) {
-      double& c = at(row * 4 + column / 2)->c[column % 2];
-      for (int k = 0; k < 4; ++k) c = std::fma(at(row * 4 + k)->a, at(column * 4 + k)->b, c);
+      double& c = at(row % 8 * 4 + column / 2)->c[row / 8][column % 2];
+      for (int k = 0; k < 4; ++k) c = std::fma(at(row % 8 * 4 + k)->a[row / 8], at(column * 4 + k)->b, c);
     }
 }
 
 // mma.sync.aligned.m8n8k4.row.col.f64: a = A[lane / 4][lane % 4], b = B[lane % 4][lane / 4], and c[j] =
 // C[lane / 4][2 * (lane % 4) + j], to which A B is added.
 inline void dmma(double (&c)[2], double a, double b) {
-  Fragments slot{a, b, c};
-  Block::current()->sync_warp(kFullMask, "dmma", &resolve_dmma, &slot);
+  Fragments<1> slot{{a}, b, &c};
+  Block::current()->sync_warp(kFullMask, "dmma", &resolve_dmma<1>, &slot);
+}
+
+// mma.sync.aligned.m16n8k4.row.col.f64: the same, and below and c[1] are of the rows 8 + lane / 4.
+inline void dmma(double (&c)[2][2], double a, double below, double b) {
+  Fragments<2> slot{{a, below}, b, c};
+  Block::current()->sync_warp(kFullMask, "dmma", &resolve_dmma<2>, &slot);
 }
 
 // The dynamic shared memory of the block, instead of an extern __shared__ array.

@@ -46,7 +46,7 @@ void check(bool holds, const char* what) {
 
 // The rows of a call, packed, and what table.hpp says that their words are.
 struct Call {
-  int m, addresses, size, vector = 16 / size, width = 256 * vector;
+  int m, addresses, size, vector = 16 / size, width = 64 * vector;
   Packing packing;
   Words words, lengths, ends, steps;  // lengths and cumulative chunks: of the segments that are not empty
   Words memory;                       // exactly the words, like a copy on the device
@@ -95,12 +95,12 @@ struct Call {
 
   int64_t chunks() const { return ends.empty() ? 0 : ends.back(); }
   int segments() const { return static_cast<int>(lengths.size()); }
-  int segment_of(const int64_t* entry) const { return static_cast<int>((entry - table.entries()) / (3 + addresses)); }
+  int segment_of(const Entry& entry) const { return static_cast<int>(entry.place / (3 + addresses)); }
 
   void check_search(int64_t chunk) const {
     int found = 0;
     while (chunk >= ends[found]) ++found;
-    check(find_segment(table.entries(), addresses, segments(), chunk) == found, "find_segment()");
+    check(find_segment(table, chunk) == found, "find_segment()");
   }
 };
 
@@ -118,7 +118,8 @@ void check_words(Call& call) {
     Words shifted(call.words);
     for (int i = 0; i <= call.m && first > 0; ++i)
       shifted[2 + i] += first * (i == 0 ? packing.out_step : packing.batch_step);
-    check(std::equal(shifted.begin(), shifted.end(), table.entries()), "words of the table");
+    for (size_t k = 0; k < shifted.size(); ++k)
+      check(table.word(k) == shifted[k], "words of the table");
     for (int i = 0; i < call.addresses; ++i) check(table.step(i) == call.steps[i], "step()");
   }
 }
@@ -165,30 +166,41 @@ void check_packing() {
 // What a thread of kernels/gram.cu, gram_tiles.cu and combine.cu does with a piece: visit(column, count), with a count
 // of 1 or of a whole vector. A warp of gram_tiles is kLanes threads here.
 const auto kGram = [](const Piece& piece, int V, int U, int64_t threads, int thread, auto visit) {
+  int64_t column = piece.columns_begin(V) + thread;
+  for (; piece.apart && column < piece.last; column += V * threads)
+    for (int e = 0; e < V; ++e)
+      if (e * threads < clipped(piece.last - column)) visit(column + e * threads, 1);
+  for (; column < piece.last; column += threads) visit(column, 1);
   const int64_t end = piece.vectors_end(V);
-  int64_t index = piece.first / V + thread;
-  for (; index + (U - 1) * threads < end; index += U * threads)
-    for (int u = 0; u < U; ++u) visit((index + u * threads) * V, V);
-  for (; U > 1 && index < end; index += threads) visit(index * V, V);
-  for (int64_t column = piece.columns_begin(V) + thread; column < piece.last; column += threads) visit(column, 1);
+  for (int64_t index = piece.first / V + thread; index < end; index += U * threads)
+    for (int u = 0; u < U; ++u)
+      if (u * threads < clipped(end - index)) visit((index + u * threads) * V, V);
 };
 
 const auto kTiles = [](const Piece& piece, int V, int U, int64_t threads, int thread, auto visit) {
+  constexpr int kSteps = 3;
   const int lane = thread % kLanes, warp = thread / kLanes;
-  const int64_t end = piece.vectors_end(V);
-  for (int64_t base = piece.first / V + warp * kLanes; base < end; base += U * threads)
-    for (int u = 0; u < U; ++u)
-      if (base + u * threads + lane < end) visit((base + u * threads + lane) * V, V);
-  for (int64_t base = piece.columns_begin(V) + warp * kLanes; base < piece.last; base += threads)
+  int64_t singles = piece.columns_begin(V);
+  for (int64_t base = singles + warp * kLanes * kSteps; piece.apart && base < piece.last; base += kSteps * threads)
+    for (int s = 0; s < kSteps; ++s)
+      if (kLanes * s < clipped(piece.last - base - lane)) visit(base + lane + kLanes * s, 1);
+  if (piece.apart) singles = piece.last;
+  for (int64_t base = singles + warp * kLanes; base < piece.last; base += threads)
     if (base + lane < piece.last) visit(base + lane, 1);
+  const int64_t end = piece.vectors_end(V);
+  for (int64_t base = piece.first / V + warp * kLanes * U; base < end; base += U * threads)
+    for (int u = 0; u < U; ++u)
+      if (kLanes * u < clipped(end - base - lane)) visit((base + lane + kLanes * u) * V, V);
 };
 
 const auto kCombine = [](const Piece& piece, int V, int U, int64_t threads, int thread, auto visit) {
-  for (int64_t column = piece.columns_begin(V) + thread; column < piece.last; column += threads) visit(column, 1);
-  const int64_t begin = piece.first / V;
-  for (int64_t index = piece.vectors_end(V) - 1 - thread; index >= begin; index -= U * threads)
-    for (int u = 0; u < U; ++u)
-      if (index - u * threads >= begin) visit((index - u * threads) * V, V);
+  for (int64_t column = piece.singles_begin(V) + thread; column < piece.last; column += threads) visit(column, 1);
+  const int64_t begin = piece.places_begin(V);
+  const int each = piece.each(V);
+  for (int64_t place = piece.places_end(V) - 1 - thread; place >= begin; place -= U * threads * each)
+    for (int k = 0; k < U * each; ++k)
+      if (k * threads < clipped(place - begin + 1))
+        piece.apart ? visit(place - k * threads, 1) : visit((place - k * threads) * V, V);
 };
 
 const auto kForward = [](auto&&... a) { for_pieces(a...); };
@@ -207,7 +219,7 @@ struct Coverage {
     last.resize(elements, 0);
   }
 
-  void visit(const int64_t* entry, int block, int64_t column, int count, bool at_once) {
+  void visit(const Entry& entry, int block, int64_t column, int count, bool at_once) {
     const int segment = call.segment_of(entry);
     const int64_t length = call.lengths[segment];
     check(column >= 0 && column + count <= length, "an element outside of its segment");
@@ -234,7 +246,10 @@ void check_kept(const Call& call, const Plan& p) {
     for (int k = 0; k < p.kept * kept_threads; ++k) {
       const Slot slot(call.table, first, last, k / kept_threads, k % kept_threads, kept_threads, call.vector);
       const int count = slot.count(call.vector);
-      if (count > 0) coverage.visit(slot.entry, block, slot.column, count, slot.whole && count == call.vector);
+      if (slot.spread == 1 && count > 0)
+        coverage.visit(slot.entry, block, slot.column, count, slot.whole && count == call.vector);
+      for (int e = 0; slot.spread > 1 && e < count; ++e)
+        coverage.visit(slot.entry, block, slot.column + e * slot.spread, 1, false);
     }
   }
   coverage.end_pass();
@@ -253,7 +268,7 @@ void check_coverage() {
     const std::string shape = situation;
     const int chunks = static_cast<int>(call.chunks()), V = call.vector;
     for (int chunk = 0; chunk < chunks; ++chunk) call.check_search(chunk);
-    const Plan p = plan(call.m, chunks, 1, Device{any(kProcessors), 8, 0, false, chance(0.5)});
+    const Plan p = plan(call.m, chunks, 1, call.size, Device{any(kProcessors), 8, 0, false, chance(0.5)});
     for (int blocks : {p.blocks, 1, std::max(chunks, 1), int(between(1, std::max(chunks, 1)))}) {
       const bool real = blocks == p.blocks;  // the kernels' many threads take long
       const int few = static_cast<int>(between(1, 40));
@@ -272,13 +287,14 @@ void check_coverage() {
         }
         coverage.end_pass();
       };
-      pass(real ? gram_threads(any(kSmall)) : few, any({1, 2, 4}), kForward, kGram);
+      pass(real ? gram_threads(any(kSmall), call.size) : few, any({1, 2, 4}), kForward, kGram);
       pass(real ? tile_threads(any(kTiled)) / 32 * kLanes : few * kLanes, any({1, 2, 4}), kForward, kTiles);
       pass(real ? combine_threads : few, any({1, 2}), kBackward, kCombine);
     }
     situation = shape + ", kept";
-    const int m = std::min(call.m, kSmallRows), most = most_kept(small_rows(m)), enough = (chunks + most - 1) / most;
-    const Plan kept = plan(m, chunks, 1, Device{int(between(enough, chunks)), 8, 0, true, chance(0.5)});
+    const int m = std::min(call.m, kSmallRows), most = most_kept(small_rows(m), call.size);
+    const int enough = (chunks + most - 1) / most;
+    const Plan kept = plan(m, chunks, 1, call.size, Device{int(between(enough, chunks)), 8, 0, true, chance(0.5)});
     check(kept.one_launch || chunks == 0, "not kept, though it can be");
     check_kept(call, kept);
   }
@@ -306,6 +322,12 @@ void check_large(Call& call) {
         check(piece.whole ? vectors * V == columns && columns <= piece.last && piece.last - columns < V
                           : vectors == piece.first / V && columns == piece.first,
               "where the whole vectors of a piece end");
+        check(piece.apart == (!piece.whole && !call.table.stepped), "whether a piece has columns apart");
+        check(piece.apart ? piece.places_begin(V) == piece.first && piece.places_end(V) == piece.last &&
+                                piece.singles_begin(V) == piece.last && piece.each(V) == V
+                          : piece.places_begin(V) == piece.first / V && piece.places_end(V) == vectors &&
+                                piece.singles_begin(V) == columns && piece.each(V) == 1,
+              "the places of a piece");
         forward.insert(forward.end(), {segment, piece.first, piece.last});
         column = piece.last == length ? 0 : piece.last;
         segment += piece.last == length;
@@ -333,8 +355,9 @@ void check_sizes() {
       }
 }
 
-void check_plan(int m, int64_t chunks, int64_t problems, const Device& device, bool allowed) {
-  const Plan p = plan(m, chunks, problems, device, allowed), q = plan(m, chunks, problems, device, allowed);
+void check_plan(int m, int64_t chunks, int64_t problems, int size, const Device& device, bool allowed) {
+  const auto planned = [&] { return plan(m, chunks, problems, size, device, allowed); };
+  const Plan p = planned(), q = planned();
   check(p.blocks >= 1 && p.blocks <= std::max<int64_t>(1, chunks), "blocks");
   check(!p.tiles || (device.float64 && m > 6 && !p.one_launch), "tensor cores");
   const std::vector<int>& compiled = p.tiles ? kTiled : kSmall;
@@ -352,9 +375,10 @@ void check_plan(int m, int64_t chunks, int64_t problems, const Device& device, b
   if (!p.one_launch) return;
   check(allowed && device.cooperative && problems == 1 && m <= kSmallRows, "one launch where there may not be one");
   check(p.blocks <= device.processors, "blocks that cannot run at once");
-  check(p.kept == 1 || p.kept == most_kept(p.rows), "vectors that no kernel is compiled for");
+  check(p.kept == 1 || p.kept == most_kept(p.rows, size), "vectors that no kernel is compiled for");
   for (int block = 0; block < p.blocks; ++block)
-    check(share(chunks, p.blocks, block + 1) - share(chunks, p.blocks, block) <= p.kept, "more chunks than are kept");
+    check(share(chunks, p.blocks, block + 1) - share(chunks, p.blocks, block) <= p.kept * kSlotChunks,
+          "more chunks than are kept");
 }
 
 void check_plans() {
@@ -365,7 +389,8 @@ void check_plans() {
           situation = "m = " + to_string(m) + ", " + to_string(chunks) + " chunks, " + to_string(problems) +
                       " problems, " + to_string(processors) + " processors";
           for (int k = 0; k < 8; ++k)
-            check_plan(m, chunks, problems, Device{processors, 8, 0, (k & 1) != 0, (k & 2) != 0}, (k & 4) != 0);
+            check_plan(m, chunks, problems, any({2, 4, 8}), Device{processors, 8, 0, (k & 1) != 0, (k & 2) != 0},
+                       (k & 4) != 0);
         }
 }
 
@@ -378,11 +403,13 @@ void check_threads(int threads, int numbers, int least) {
 void check_blocks() {
   situation = "threads";
   check_threads(combine_threads, 0, kSolvedRows * kSolvedRows);
-  for (int rows : kTiled) check_threads(tile_threads(rows), 2 * triangle(rows / 8), 8 * 8);
+  for (int rows : kTiled)
+    for (int threads : {tile_threads(rows), moved_tile_threads(rows)})
+      check_threads(threads, 2 * triangle(rows / 8), rows == 8 ? 8 * 8 : 16 * 8);
   for (int rows : kSmall) {
-    check_threads(gram_threads(rows), triangle(rows), triangle(rows));
+    for (int size : {2, 4, 8}) check_threads(gram_threads(rows, size), triangle(rows), triangle(rows));
     check_threads(moved_threads(rows), triangle(rows), triangle(rows));
-    check_threads(kept_threads, std::max(triangle(rows), 2 * rows * most_kept(rows)), triangle(rows));
+    check_threads(kept_threads, std::max(triangle(rows), 2 * rows * most_kept(rows, 8)), triangle(rows));
   }
 }
 

@@ -260,8 +260,8 @@ FAULTS = (
     Fault(
         "cuda-vectors-begin",
         "kernels/combine.cuh",
-        "if (index - u * combine_threads >= begin) target.put",
-        "if (index - u * combine_threads > begin) target.put",
+        "clipped(place - begin + 1)",
+        "clipped(place - begin)",
         "the first vector of a piece is not written",
         (f"{_GPU}::test_lengths",),
     ),
