@@ -11,7 +11,7 @@ constexpr int kGroup = 4;  // rows that are added at a time where there are many
 
 // Vectors of a row that a thread loads before it adds; what 128 registers hold.
 template <class T, int G, bool ONE_GROUP>
-constexpr int kUnrolledSums = G > 4 ? 1 : sizeof(T) == 2 ? 1 + ONE_GROUP : ONE_GROUP && G < 4 ? 4 : 2;
+constexpr int kUnrolledSums = G > 4 ? 1 : sizeof(T) == 2 ? 1 + ONE_GROUP : ONE_GROUP && G < 4 && sizeof(T) == 4 ? 4 : 2;
 
 // Adds vectors of rows from..from + R - 1 to the sums of U vectors.
 template <class T, int R, int G, int U>
@@ -34,7 +34,7 @@ __device__ __forceinline__ void add_rows(const Rows<G>& rows, int64_t place, int
   if (apart) {
     // an element has a register of its own until it has come, so of 16-bit ones there is room for fewer
     constexpr int kTaken = Vector<T>::size * combine_threads;
-    constexpr int kVectors = sizeof(T) > 2 ? U : 1, kRows = sizeof(T) > 2 || G <= 4 ? G : G / 2;
+    constexpr int kVectors = sizeof(T) == 2 || G == 4 ? 1 : U, kRows = sizeof(T) > 2 || G <= 4 ? G : G / 2;
 #pragma unroll
     for (int first = 0; first < U; first += kVectors)
 #pragma unroll
@@ -55,8 +55,7 @@ __device__ __forceinline__ void add_rows(const Rows<G>& rows, int64_t place, int
     for (int u = 0; u < U; ++u)
 #pragma unroll
       for (int i = 0; i < G; ++i)
-        v[u][i] = u == 0 || u * combine_threads < left ? rows.template vector<T, true>(i, place - u * combine_threads)
-                                                       : zeros<T>();
+        v[u][i] = rows.template vector<T, true>(i, place - u * combine_threads, u == 0 || u * combine_threads < left);
     add_vectors<T>(v, 0, c, sum);
   }
 }

@@ -24,7 +24,7 @@ struct GivenRows {
     for (int u = 0; u < U; ++u)
 #pragma unroll
       for (int i = 0; i < M; ++i)
-        v[u][i] = u == 0 || u * step < left ? rows.template vector<T, false>(i, index + u * step) : zeros<T>();
+        v[u][i] = rows.template vector<T, false>(i, index + u * step, u == 0 || u * step < left);
   }
 
   // As many columns, `step` apart from each other.

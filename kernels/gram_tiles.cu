@@ -21,8 +21,7 @@ struct GivenTiles {
     for (int u = 0; u < U; ++u)
 #pragma unroll
       for (int t = 0; t < TM; ++t)
-        v[u][t] = rows.address[t] != nullptr && u * step < left ? load<T, false>(rows.address[t], index + u * step)
-                                                                : zeros<T>();
+        v[u][t] = load<T, Read::kept>(rows.address[t] != nullptr && u * step < left, rows.address[t], index + u * step);
   }
 
   // STEPS columns, 4 apart from each other.
@@ -33,9 +32,8 @@ struct GivenTiles {
     for (int s = 0; s < STEPS; ++s)
 #pragma unroll
       for (int t = 0; t < TM; ++t)
-        x[s][t] = rows.address[t] != nullptr && 4 * s < left
-                      ? load_element<T, false>(rows.address[t], column + 4 * s)
-                      : zeros<T>().x[0];
+        x[s][t] =
+            load_element<T, false>(rows.address[t] != nullptr && 4 * s < left, rows.address[t], column + 4 * s);
   }
 
   __device__ __forceinline__ void read_column(double (&x)[TM], int64_t column) const {

@@ -35,9 +35,8 @@ struct MovedRows {
     for (int u = 0; u < U; ++u)
 #pragma unroll
       for (int i = 0; i < M; ++i)
-        v[u][i] = rows.row[i] != nullptr && (u == 0 || u * step < left)
-                      ? load_momentum<T>(rows.row[i], index + u * step)
-                      : zeros<T>();
+        v[u][i] = load<T, Read::written>(rows.row[i] != nullptr && (u == 0 || u * step < left), rows.row[i],
+                                         index + u * step);
     for (int j = 0; j < given.count; ++j) {
       const int row = given.chosen[j];
       Wide<T> gradient[U][V];
@@ -88,7 +87,7 @@ __device__ __forceinline__ void move_vectors(const char* row, const GradientRows
   constexpr int V = Vector<T>::size;
   Vector<T> v[U];
 #pragma unroll
-  for (int u = 0; u < U; ++u) v[u] = load_momentum<T>(row, index + u * combine_threads);
+  for (int u = 0; u < U; ++u) v[u] = load<T, Read::written>(true, row, index + u * combine_threads);
   Wide<T> gradient[U][V];
   gradients.read(j, kind, gradient, index, combine_threads);
 #pragma unroll

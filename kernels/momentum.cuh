@@ -137,15 +137,6 @@ struct GradientRows {
   }
 };
 
-// A vector of a momentum that this launch writes: never through the cache of what is constant.
-template <class T>
-__device__ __forceinline__ Vector<T> load_momentum(const char* row, int64_t index) {
-  const uint4 bits = __ldcg(reinterpret_cast<const uint4*>(row) + index);
-  Vector<T> v;
-  memcpy(&v, &bits, sizeof v);
-  return v;
-}
-
 // To where the second pass reads it from.
 template <class T>
 __device__ __forceinline__ void store_momentum(const char* row, int64_t index, const Vector<T>& v) {

@@ -41,7 +41,7 @@ struct MovedTiles {
 #pragma unroll
       for (int t = 0; t < TM; ++t) {
         const int64_t place = index + u * apart;
-        v[u][t] = rows.address[t] != nullptr && place < end ? load_momentum<T>(rows.address[t], place) : zeros<T>();
+        v[u][t] = load<T, Read::written>(rows.address[t] != nullptr && place < end, rows.address[t], place);
       }
 #pragma unroll
     for (int t = 0; t < TM; ++t) {

@@ -56,7 +56,7 @@ struct Rescaled {
   }
 
   __device__ __forceinline__ Ahead ahead(int64_t index) const {
-    return {load<T, true>(second, index), load<T, true>(fake, index)};
+    return {load<T, Read::last>(true, second, index), load<T, Read::last>(true, fake, index)};
   }
 
   __device__ __forceinline__ void put(int64_t index, const double (&sum)[V], Ahead state) const {

@@ -11,10 +11,10 @@ namespace {
 // What a slot holds of a row, element by element: at the end of a segment, or off multiples of 16 bytes.
 template <class T>
 __device__ __forceinline__ Vector<T> gather(const char* row, const Slot& slot, int64_t step, int count) {
-  Vector<T> v = zeros<T>();
+  Vector<T> v;
 #pragma unroll
   for (int e = 0; e < Vector<T>::size; ++e)
-    if (e < count) v.x[e] = load_element<T, true>(row, (slot.column + e * slot.spread) * step);
+    v.x[e] = load_element<T, true>(e < count, row, (slot.column + e * slot.spread) * step);
   return v;
 }
 
@@ -34,8 +34,7 @@ __global__ void __launch_bounds__(kept_threads, 1)
     const bool at_once = slot.whole && count == V;
 #pragma unroll
     for (int i = 0; i < M; ++i) {
-      v[q][i] = zeros<T>();
-      if (rows.row[i] != nullptr && at_once) v[q][i] = load<T, true>(rows.row[i], slot.column / V);
+      v[q][i] = load<T, Read::last>(rows.row[i] != nullptr && at_once, rows.row[i], slot.column / V);
       if (rows.row[i] != nullptr && !at_once && count > 0)
         v[q][i] = gather<T>(rows.row[i], slot, table.step(i), count);
     }

@@ -47,11 +47,35 @@ __device__ __forceinline__ void round_to(double& y, float x) { y = x; }
 __device__ __forceinline__ void round_to(__half& y, float x) { y = __float2half_rn(x); }
 __device__ __forceinline__ void round_to(__nv_bfloat16& y, float x) { y = __float2bfloat16_rn(x); }
 
-// Vector number `index` of an aligned row: kept in the cache for the second pass, or read for the last time.
-template <class T, bool LAST>
-__device__ __forceinline__ Vector<T> load(const char* row, int64_t index) {
+template <class T>
+__device__ __forceinline__ Vector<T> zeros() {
+  const uint4 bits = make_uint4(0, 0, 0, 0);
+  Vector<T> v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+// In PTX, because nvcc has several loads of `there ? load : zeros` share a register, and each wait for the one before.
+#define FASTCONFIG_LOAD_IF(kind, there, place, bits)                                                              \
+  asm volatile("{.reg .pred p; setp.ne.s32 p, %5, 0; @p ld.global." kind ".v4.u32 {%0, %1, %2, %3}, [%4];}"        \
+               : "+r"((bits).x), "+r"((bits).y), "+r"((bits).z), "+r"((bits).w)                                    \
+               : "l"(place), "r"(static_cast<int>(there)))
+
+// How a vector is read: kept in the cache for the second pass; for the last time; or where kernels write meanwhile.
+enum class Read { kept, last, written };
+
+// Vector number `index` of an aligned row, or zeros where it is not there.
+template <class T, Read READ>
+__device__ __forceinline__ Vector<T> load(bool there, const char* row, int64_t index) {
   const uint4* place = reinterpret_cast<const uint4*>(row) + index;
-  const uint4 bits = LAST ? __ldcs(place) : __ldg(place);
+  uint4 bits = make_uint4(0, 0, 0, 0);
+#if defined(__CUDA_ARCH__)
+  if constexpr (READ == Read::kept) FASTCONFIG_LOAD_IF("nc", there, place, bits);
+  if constexpr (READ == Read::last) FASTCONFIG_LOAD_IF("cs", there, place, bits);
+  if constexpr (READ == Read::written) FASTCONFIG_LOAD_IF("cg", there, place, bits);
+#else
+  if (there) bits = READ == Read::kept ? __ldg(place) : READ == Read::last ? __ldcs(place) : __ldcg(place);
+#endif
   Vector<T> v;
   memcpy(&v, &bits, sizeof v);
   return v;
@@ -59,9 +83,9 @@ __device__ __forceinline__ Vector<T> load(const char* row, int64_t index) {
 
 // An element of a row, likewise.
 template <class T, bool LAST>
-__device__ __forceinline__ T load_element(const char* row, int64_t column) {
+__device__ __forceinline__ T load_element(bool there, const char* row, int64_t column) {
   const T* place = reinterpret_cast<const T*>(row) + column;
-  return LAST ? __ldcs(place) : __ldg(place);
+  return there ? LAST ? __ldcs(place) : __ldg(place) : zeros<T>().x[0];
 }
 
 template <class T>
@@ -71,22 +95,14 @@ __device__ __forceinline__ void store(char* row, int64_t index, const Vector<T>&
   __stcs(reinterpret_cast<uint4*>(row) + index, bits);
 }
 
-template <class T>
-__device__ __forceinline__ Vector<T> zeros() {
-  const uint4 bits = make_uint4(0, 0, 0, 0);
-  Vector<T> v;
-  memcpy(&v, &bits, sizeof v);
-  return v;
-}
-
 // Elements of a row, `step` columns apart from `column` on, where fewer than `left` columns lie before them, in the
 // direction of the step; zeros elsewhere.
 template <class T, bool LAST>
 __device__ __forceinline__ Vector<T> load_apart(const char* row, int64_t column, int step, int left) {
-  Vector<T> v = zeros<T>();
+  Vector<T> v;
 #pragma unroll
   for (int e = 0; e < Vector<T>::size; ++e)
-    if (e * (step < 0 ? -step : step) < left) v.x[e] = load_element<T, LAST>(row, column + e * step);
+    v.x[e] = load_element<T, LAST>(e * (step < 0 ? -step : step) < left, row, column + e * step);
   return v;
 }
 
@@ -103,9 +119,10 @@ struct Rows {
     }
   }
 
+  // Zeros where it is not `inside`.
   template <class T, bool LAST>
-  __device__ __forceinline__ Vector<T> vector(int i, int64_t index) const {
-    return row[i] == nullptr ? zeros<T>() : load<T, LAST>(row[i], index);
+  __device__ __forceinline__ Vector<T> vector(int i, int64_t index, bool inside = true) const {
+    return load<T, LAST ? Read::last : Read::kept>(inside && row[i] != nullptr, row[i], index);
   }
 
   // See load_apart.

@@ -221,4 +221,4 @@ def test_small_updates_are_one_launch() -> None:
             torch.cuda.synchronize()
     kernels = [event.key for event in profile.key_averages() if event.device_type.name == "CUDA"]
     assert len([name for name in kernels if "Fill" not in name]) == 1  # tests fill what torch allocates
-    assert "whole" in kernels[0]
+    assert any("whole" in name for name in kernels)
