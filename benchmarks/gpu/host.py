@@ -14,7 +14,7 @@ from gpu.points import Machine, Points
 FORMS = ("tensor", "list of 3", "3 lists of 20", "3 lists of 150")
 CALLS, ROWS, N = 200, 10, 10_000
 WARM_UP = 30  # calls before the first timing
-ROW = 0.2  # seconds that the calls of a row may take: a slow backend makes fewer
+ROW = 0.05  # seconds that the calls of a row may take: a slow backend makes fewer
 
 
 def run(points: Points, machine: Machine) -> None:
