@@ -124,8 +124,8 @@ def columns_of(T: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def columns_left(start, n, T: tl.constexpr, V: tl.constexpr):
-    """How many columns of a tile lie in the row, in 32 bits; none or less beyond its end."""
-    return tl.minimum(n - start, T * V).to(tl.int32)
+    """How many columns of a tile lie in the row, in 32 bits, in which a row that is not there may end far before it."""
+    return tl.maximum(tl.minimum(n - start, T * V), 0).to(tl.int32)
 
 
 @triton.jit
