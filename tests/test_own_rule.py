@@ -107,7 +107,9 @@ def test_losses(backend: str) -> None:
 def test_momenta(served: str, make: Any) -> None:
     steps = 5 if served == "triton" else 30  # whose interpreter takes seconds
     operator = PseudoMomentumOperator(3, gradient_operator=make())
-    found = errors(operator, several(3, steps), ELEMENTS, give=per_parameter, take=joined, merge=Milder.oracle)
+    found = errors(
+        operator, several(3, steps), ELEMENTS, give=per_parameter, take=joined, merge=Milder.oracle
+    )
     assert max(found) <= 1e-5
     separate = SeparateMomentumOperator(3, gradient_operator=make())
     for _ in range(3):

@@ -68,10 +68,11 @@ def short_update(grads: GradientsLike, rule: Rule) -> Update | None:
     Loads nothing: None also as long as no backend has served gradients of their kind.
     """
     global _last
-    for backend in _in_service() if rule.native is not None else ():
-        update = backend.short_update(grads, rule)
-        if update is not None:
-            _last = backend
+    if rule.native is None:
+        return None
+    for backends in _serving.values() if _requested is None or _requested == AUTO else _asked_for():
+        if backends and (update := backends[0].short_update(grads, rule)) is not None:
+            _last = backends[0]
             return update
     return None
 
@@ -81,10 +82,11 @@ def merge_into(
 ) -> list[Tensor] | None:
     """The same of gradients of parameters, to their ``.grad``; what was written to, or None."""
     global _last
-    for backend in _in_service() if rule.native is not None else ():
-        written = backend.merge_into(rows, parameters, rule)
-        if written is not None:
-            _last = backend
+    if rule.native is None:
+        return None
+    for backends in _serving.values() if _requested is None or _requested == AUTO else _asked_for():
+        if backends and (written := backends[0].merge_into(rows, parameters, rule)) is not None:
+            _last = backends[0]
             return written
     return None
 
@@ -100,12 +102,10 @@ def serves_instead(backend: Backend) -> None:
     _last = backend
 
 
-def _in_service() -> list[Backend]:
-    """The first choice for each kind of device that was served; or what was asked for, if it is loaded."""
-    if _requested is None or _requested == AUTO:
-        return [serving[0] for serving in _serving.values() if serving]
-    backend = _loaded.get(_requested)
-    return [] if backend is None or isinstance(backend, str) else [backend]
+def _asked_for() -> tuple[tuple[Backend], ...]:
+    """What was asked for by name, if it is loaded."""
+    backend = _loaded.get(_requested)  # type: ignore[arg-type]
+    return () if backend is None or isinstance(backend, str) else ((backend,),)
 
 
 def _over_all(backend: Backend) -> Backend:
