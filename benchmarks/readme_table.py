@@ -26,6 +26,12 @@ TRAINING_HEADS = (
 )
 
 
+MARKS = {
+    "\\*": "\\*: the other's result is off the float64 oracle's by more than 1 % of its length.",
+    "–": "–: left out, because it is too slow or fails.",
+}
+
+
 class Place(NamedTuple):
     """A table: where it stands, between which markers, whose times it has, and from which folder."""
 
@@ -127,20 +133,17 @@ def table(numbers: dict[str, Any], source: str, place: Place) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", place.floor]
-    if "\\*" in notes:
-        lines += [
-            "",
-            "\\*: the other's result is off the float64 oracle's by more than 1 % of its length.",
-        ]
-    if "–" in notes:
-        lines += ["", "–: left out, because it is too slow or fails."]
+    for mark, text in MARKS.items():
+        if mark in notes:
+            lines += ["", text]
     return "\n".join(lines)
 
 
 def gpu_table(numbers: dict[str, Any], source: str, place: Place) -> str:
     """One card's results of ``make gpu``, as Markdown."""
     machine, versions = numbers["machine"], numbers["versions"]
-    copy = max((row["copy_gb_s"] for row in numbers["bandwidth"]), default=0.0)
+    largest = max(numbers["bandwidth"], key=lambda row: row["bytes"], default={"copy_gb_s": 0.0})
+    copy = largest["copy_gb_s"]  # a smaller copy may stay in L2
     names = [name for name in PEERS if numbers["peers"].get(name) == "installed"]
     heads = ["m", "N", "input", "cold", "warm", "% of copy", "eager", *(f"× {name}" for name in names)]
     lines = [
@@ -164,7 +167,8 @@ def gpu_table(numbers: dict[str, Any], source: str, place: Place) -> str:
             cells = [str(setting["m"]), f"{setting['n']:,}", what, *gpu_cells(row, copy)]
             cells += ["".join(ratio_of(row, of_setting, name)) if "eager_us" in row else "" for name in names]
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"{place.floor} –: fails at this size."])
+    notes = {mark: text for mark, text in MARKS.items() if any(mark in line for line in lines[4:])}
+    return "\n".join([*lines, "", " ".join([place.floor, *notes.values()])])
 
 
 def gpu_cells(row: dict[str, Any], copy: float) -> list[str]:

@@ -124,7 +124,7 @@ def columns_of(T: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def columns_left(start, n, T: tl.constexpr, V: tl.constexpr):
-    """How many columns of a tile lie in the row, in 32 bits, in which a row that is not there may end far before it."""
+    """How many columns of a tile lie in the row; a row may end more than 32 bits count before it."""
     return tl.maximum(tl.minimum(n - start, T * V), 0).to(tl.int32)
 
 

@@ -9,10 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+triton = pytest.importorskip("triton")
+tl = triton.language
+columns_left = importlib.import_module("fastconfig.kernels.rows_triton").columns_left
+
+
+@triton.jit
+def _left(starts, lengths, out, T: tl.constexpr, V: tl.constexpr):  # type: ignore[no-untyped-def]
+    i = tl.program_id(0)
+    tl.store(out + i, columns_left(tl.load(starts + i), tl.load(lengths + i), T, V))
+
 
 def test_a_table_is_written_by_kernels_before_any_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is first needed while a CUDA graph is captured cannot be loaded there."""
-    pytest.importorskip("triton")
     triton_gpu = importlib.import_module("fastconfig.backends.triton_gpu")
     written: list[Any] = []
     monkeypatch.setattr(triton_gpu, "captured_table", lambda words, device: written.append(device.index))
@@ -27,3 +36,16 @@ def test_a_table_is_written_by_kernels_before_any_capture(monkeypatch: pytest.Mo
     for index in (0, 0, 1, 0):
         assert backend.table([1, 2], torch.device("cuda", index)) == "a table"
     assert written == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in the interpreter
+def test_a_row_may_end_far_before_a_tile() -> None:
+    """A missing row has length 0: what lies 2^31 columns behind its end is not in it."""
+    if not importlib.import_module("fastconfig.backends.triton_launch").INTERPRETED:
+        pytest.skip("needs Triton's interpreter")
+    starts = torch.tensor([0, 1 << 31, (1 << 31) + 4096, 1 << 33, (1 << 33) + 5])
+    rest = [7, (1 << 31) + 9, 0, 1 << 40, (1 << 33) + 5]
+    for lengths, wanted in (([0] * 5, [0] * 5), (rest, [7, 9, 0, 64, 0])):
+        out = torch.full((5,), -1, dtype=torch.int32)
+        _left[(5,)](starts, torch.tensor(lengths), out, T=16, V=4)
+        assert out.tolist() == wanted

@@ -177,13 +177,13 @@ def oracle(setting: Setting, inputs: Inputs) -> Exact:
 
 
 def copy_speed(machine: Machine) -> float | None:
-    """GB/s of the largest copy among the ceilings; None where they could not be taken."""
+    """GB/s of the copy of the most bytes, which no cache holds; None where it could not be taken."""
     try:
         text = (machine.work / "steps" / "ceilings.json").read_text(encoding="utf-8")
     except OSError:
         return None
-    speeds = [point["copy_gb_s"] for point in json.loads(text)["points"].values() if "copy_gb_s" in point]
-    return max(speeds, default=None)
+    copies = [point for point in json.loads(text)["points"].values() if "copy_gb_s" in point]
+    return max(copies, key=lambda point: point["bytes"])["copy_gb_s"] if copies else None
 
 
 def goal(setting: Setting, row: dict[str, Any]) -> list[str]:
