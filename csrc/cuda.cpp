@@ -1,5 +1,5 @@
 // fastconfig._cuda: one call an update. Reads the tensors, lays out what the launches are told, launches; waits for nothing.
-// The Python side has checked the gradients (fastconfig/gradients.py) and made their device the current one.
+// The Python side has checked the gradients (fastconfig/gradients/rows.py) and made their device the current one.
 #include <Python.h>
 
 #include <cstdint>

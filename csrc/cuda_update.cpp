@@ -1,5 +1,5 @@
 // The quick way in for eager updates: gradients are checked, the result is made and the launches are sent in one call.
-// Anything that it does not know answers None, and fastconfig/gradients.py looks closer (and explains what is wrong).
+// Anything that it does not know answers None, and fastconfig/gradients/rows.py looks closer (and explains what is wrong).
 #include <Python.h>
 
 #include <algorithm>

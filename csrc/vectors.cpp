@@ -1,5 +1,5 @@
 // The way in for small calls: m contiguous vectors, or m lists of contiguous tensors, on one device, checked in one call
-// and, on the CPU, handed to the kernels in a second one. Anything else answers None, and fastconfig/gradients.py looks
+// and, on the CPU, handed to the kernels in a second one. Anything else answers None, and fastconfig/gradients/rows.py looks
 // closer (and explains what is wrong).
 #include "vectors.hpp"
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .gradients import GradientsLike, Update
+from .gradients.shards import any_dtensor
 from .length_model import BY_GRAM, LengthModel
-from .shards import any_dtensor
 from .weight_model import EqualWeight, WeightModel
 
 

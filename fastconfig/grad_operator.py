@@ -34,12 +34,12 @@ from .config_update import (
     unweighted_rule,
 )
 from .gradients import Gradients, GradientsLike, Update
+from .gradients.shards import Grouped
 from .length_model import *  # noqa: F403  # as conflictfree's module offers them
 from .length_model import PROJECTION, LengthModel, length_rule
 from .length_model import __all__ as _length_all
 from .methods import IMTLG, PCGrad, Rule, as_rule, make_rule
 from .numbers import float64_device
-from .shards import Grouped
 from .utils import write_gradient
 from .weight_model import *  # noqa: F403
 from .weight_model import EQUAL, WeightModel, is_equal

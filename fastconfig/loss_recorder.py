@@ -12,7 +12,7 @@ from typing import Any, Optional, Tuple, Union  # noqa: UP035  # also taken from
 from torch import Tensor
 
 from .checks import abstract, check_losses, check_ordered, fraction, got, whole
-from .indexes import index_list
+from .momentum.indexes import index_list
 
 __all__ = [
     "LatestLossRecorder",

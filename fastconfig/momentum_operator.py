@@ -20,25 +20,25 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union  # also taken fr
 import torch
 from torch import Tensor
 
-from .adoption import Adopting, is_theirs
 from .backends import choose
 from .backends.momentum import momentum_by_steps
 from .checks import abstract, check_group, check_operator, check_recorder, fraction, whole
-from .clock import Clock
 from .compiling import outside_the_graph
 from .config_update import losses_of, merge
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
 from .grad_operator import ConFIGOperator, GradientOperator, rule_of
 from .grad_operator import __all__ as _operator_all
 from .gradients import Gradients, Update
-from .indexes import as_rows, index_list, is_one
+from .gradients.pairs import in_dtype
+from .gradients.shards import Grouped, Shards, reshard
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
-from .momenta import EPSILON, Momenta
+from .momentum.adoption import Adopting, is_theirs
+from .momentum.clock import Clock
+from .momentum.indexes import as_rows, index_list, is_one
+from .momentum.precision import at_precision, merged_by
+from .momentum.state import EPSILON, Momenta
 from .network import parameters_of
-from .pairs import in_dtype
-from .precision import at_precision, merged_by
 from .ranks.replicas import learned
-from .shards import Grouped, Shards, reshard
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
 from .utils import write_gradient

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from .checks import got
-from .gradients import TYPES, Gradients, Update, scan
-from .memory_order import is_dense
+from .gradients import TYPES, Gradients, Update
+from .gradients.checks import dense
+from .gradients.memory_order import is_dense
+from .gradients.pairs import as_real, real_numel, to_complex
+from .gradients.rows import scan
+from .gradients.shards import is_dtensor, is_fsdp1
 from .numbers import DTYPES
-from .pairs import as_real, real_numel, to_complex
-from .row_checks import dense
-from .shards import is_dtensor, is_fsdp1
 
 try:
     from . import _C

@@ -29,13 +29,13 @@ from .checks import got
 from .config_update import merge
 from .grad_operator import PCGradOperator, PPCGradOperator
 from .gradients import Gradients
+from .gradients.pairs import as_real, real_numel
+from .gradients.shards import any_dtensor
 from .methods import REDUCTIONS
 from .network import joined, write
 from .numbers import DTYPES, dtype_names
 from .ops import gram_of
-from .pairs import as_real, real_numel
 from .ranks.replicas import fellow_parameters, replica_group
-from .shards import any_dtensor
 from .training.graphs import leaves_of, nodes_of
 from .training.passes import Row, checked_parameters, collected, kept, listed, passes, summed
 from .training.step import averaged, exchanged

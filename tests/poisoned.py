@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconfig import results
+from fastconfig.gradients import results
 
 
 def poison() -> None:

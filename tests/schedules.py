@@ -21,7 +21,7 @@ from fastconfig import (
     TrackMinimum,
     reference,
 )
-from fastconfig.clock import Clock
+from fastconfig.momentum.clock import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 

@@ -28,7 +28,7 @@ from fastconfig import (
     use_backend,
 )
 from fastconfig.compiled import _flattened
-from fastconfig.results import KEPT_FROM
+from fastconfig.gradients.results import KEPT_FROM
 
 CALLS: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = {
     "update": (ConFIG_update, reference.config),

@@ -22,8 +22,8 @@ from fastconfig import backends, pcgrad
 from fastconfig.acceleration import Acceleration
 from fastconfig.backends.numba_cpu import NumbaBackend
 from fastconfig.distributed import CollectiveError
+from fastconfig.gradients.shards import Shards
 from fastconfig.methods import IMTLG
-from fastconfig.shards import Shards
 from fastconfig.utils import OrderedSliceSelector, RandomSliceSelector
 
 ROWS = torch.randn(3, 50, generator=torch.Generator("cpu").manual_seed(1))  # the same in a spawned process

@@ -22,9 +22,9 @@ from fastconfig import (
 )
 from fastconfig.config_update import PLAIN, merge
 from fastconfig.gradients import Gradients
+from fastconfig.gradients.results import KEPT_FROM
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
-from fastconfig.results import KEPT_FROM
 from fastconfig.training import step
 
 numba_cpu = pytest.importorskip("fastconfig.backends.numba_cpu")

@@ -26,7 +26,7 @@ from fastconfig import (
     PPCGradOperator,
     reference,
 )
-from fastconfig.clock import Clock
+from fastconfig.momentum.clock import Clock
 from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
 from fastconfig.numbers import cutoff
 

@@ -10,8 +10,9 @@ import threading
 import pytest
 import torch
 
-from fastconfig import ConFIG_update, results
-from fastconfig.results import KEPT_FROM, MOST_KEPT, new_result
+from fastconfig import ConFIG_update
+from fastconfig.gradients import results
+from fastconfig.gradients.results import KEPT_FROM, MOST_KEPT, new_result
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch.empty serves")
 

@@ -10,8 +10,8 @@ from inputs import in_one_call
 
 from fastconfig import _C, ConFIG_update
 from fastconfig.gradients import Gradients
+from fastconfig.gradients.results import KEPT_FROM
 from fastconfig.numbers import DTYPES
-from fastconfig.results import KEPT_FROM
 
 pytestmark = in_one_call
 SHAPES = [(4, 3), None, (), (0, 5), (31,), (2, 3, 1, 7), (1, 1), (33,)]

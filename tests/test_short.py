@@ -24,9 +24,9 @@ from fastconfig import (
 from fastconfig.backends.team import ALONE, threads_for
 from fastconfig.config_update import PLAIN, merge
 from fastconfig.gradients import Gradients
+from fastconfig.gradients.results import KEPT_FROM
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
-from fastconfig.results import KEPT_FROM
 
 numba_cpu = pytest.importorskip("fastconfig.backends.numba_cpu")
 pytestmark = in_one_call

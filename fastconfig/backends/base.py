@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..gradients import Gradients, GradientsLike, Update
 from ..methods import Rule
-from ..momenta import Step
+from ..momentum.state import Step
 
 
 class Backend(Protocol):

@@ -14,7 +14,7 @@ from ..gradients import Gradients, Update
 from ..kernels import ir_numba
 from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
 from ..methods import Rule
-from ..momenta import Step
+from ..momentum.state import Step
 from .momentum import TorchMomentum
 from .table import address, entries
 from .team import team_address, threads_for

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, Segment, Update
-from ..memory_order import new_tensor
+from ..gradients.memory_order import new_tensor
 from ..methods import Rule
 from ..numbers import float64_device
 from .base import ThreeSteps

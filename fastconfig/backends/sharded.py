@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, Update
+from ..gradients.shards import Groups, in_order
 from ..methods import Rule
-from ..momenta import Step
+from ..momentum.state import Step
 from ..numbers import float64_device
 from ..ranks.collectives import agreed, summed
-from ..shards import Groups, in_order
 from .base import Backend, ThreeSteps
 from .momentum import TorchMomentum
 

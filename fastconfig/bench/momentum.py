@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import GradientsLike
-from ..momenta import EPSILON
+from ..momentum.state import EPSILON
 from ..momentum_operator import PseudoMomentumOperator
 
 MOMENTUM = "PseudoMomentumOperator"

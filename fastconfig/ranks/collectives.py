@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ..memory_order import new_tensor
+from ..gradients.memory_order import new_tensor
 
 __all__ = ["CollectiveError"]
 

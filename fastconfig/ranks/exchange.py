@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
 from ..gradients import Gradients, Update
-from ..memory_order import new_tensor
-from ..pairs import as_real, real_numel, to_complex
-from ..row_checks import dense
-from ..shards import Place, Shards
+from ..gradients.checks import dense
+from ..gradients.memory_order import new_tensor
+from ..gradients.pairs import as_real, real_numel, to_complex
+from ..gradients.shards import Place, Shards
 from .collectives import Pending, begin_any, gather_parts, scatter_sum, summed
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from ..shards import is_fsdp1
+from ..gradients.shards import is_fsdp1
 
 _models: list[weakref.ref[Any]] = []
 _asked: dict[int, weakref.ref[Tensor]] = {}  # first parameters for which all objects were looked through

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..checks import got
+from ..gradients.checks import dense
+from ..gradients.shards import is_dtensor, reshard
 from ..network import parameters_of, plain_leaves
 from ..ranks.collectives import check_collective
-from ..row_checks import dense
-from ..shards import is_dtensor, reshard
 from .graphs import inner, nodes_of
 from .hidden import REENTRANT, check_hidden, state_of
 

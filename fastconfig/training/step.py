@@ -16,10 +16,10 @@ from ..compiling import outside_the_graph
 from ..config_update import losses_of, merge
 from ..grad_operator import GradientOperator, fixed_rule_of, is_ours, rule_of
 from ..gradients import Gradients, Update
+from ..gradients.shards import any_dtensor, reshard
 from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
 from ..ranks.replicas import fellow_parameters, learned, replica_group
-from ..shards import any_dtensor, reshard
 from .hidden import check_hidden, state_of
 from .passes import Row, collected, kept, leaves, passes, scalars, summed, taken
 from .trunks import Parts, feature_list, parts_of

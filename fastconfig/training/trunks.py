@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 
 from ..checks import got
-from ..shards import is_whole_copy
+from ..gradients.shards import is_whole_copy
 from .graphs import Edge, before, behind, edge_of, leaves_of
 from .passes import leaves
 

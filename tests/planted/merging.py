@@ -8,7 +8,7 @@ from .fault import Fault
 _METHODS = "fastconfig/methods/__init__.py"
 _SOLVERS = "fastconfig/methods/solvers.py"
 _RULE = "fastconfig/methods/base.py"
-_GRADIENTS = "fastconfig/gradients.py"
+_GRADIENTS = "fastconfig/gradients/rows.py"
 _BACKENDS = "fastconfig/backends/__init__.py"
 _OPS = (
     "test_ops.py::test_rcond_cuts_the_eigenvalues_that_the_reference_cuts",
@@ -108,7 +108,7 @@ FAULTS = (
     ),
     Fault(
         "momentum-cutoff",
-        "fastconfig/precision.py",
+        "fastconfig/momentum/precision.py",
         "    if given is held or rule.rcond",
         "    if True or rule.rcond",
         "half-precision gradients in a float32 state are merged with float32's cut-off",
@@ -116,7 +116,7 @@ FAULTS = (
     ),
     Fault(
         "momentum-cutoff-of-models",
-        "fastconfig/precision.py",
+        "fastconfig/momentum/precision.py",
         "operator.rcond = max(cutoff(given), cutoff(rows.dtype))",
         "operator.rcond = cutoff(rows.dtype)",
         "the same with a user's own model",
@@ -133,7 +133,7 @@ FAULTS = (
     ),
     Fault(
         "dense-with-gaps",
-        "fastconfig/memory_order.py",
+        "fastconfig/gradients/memory_order.py",
         "            if stride != expected:\n                return False\n",
         "            if stride < expected:\n                return False\n",
         "a tensor with gaps counts as dense",
@@ -157,7 +157,7 @@ FAULTS = (
     ),
     Fault(
         "conjugate-pairs",
-        "fastconfig/pairs.py",
+        "fastconfig/gradients/pairs.py",
         "torch.view_as_real(tensor.resolve_conj())",
         "torch.view_as_real(tensor.conj().resolve_conj())",
         "complex gradients are taken conjugate",
@@ -173,7 +173,7 @@ FAULTS = (
     ),
     Fault(
         "result-still-in-use",
-        "fastconfig/results.py",
+        "fastconfig/gradients/results.py",
         "if references == _UNUSED and len(block) == wanted:",
         "if references <= _UNUSED + 1 and len(block) == wanted:",
         "a result that somebody still holds is written over by the next call",
@@ -181,7 +181,7 @@ FAULTS = (
     ),
     Fault(
         "result-shared-by-forks",
-        "fastconfig/results.py",
+        "fastconfig/gradients/results.py",
         "flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS",
         "flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS",
         "a forked child writes to its parent's results",

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from .fault import Fault
 
-_MOMENTA = "fastconfig/momenta.py"
+_MOMENTA = "fastconfig/momentum/state.py"
 _OPERATOR = "fastconfig/momentum_operator.py"
 _RECORDER = "fastconfig/loss_recorder.py"
-_CLOCK = "fastconfig/clock.py"
+_CLOCK = "fastconfig/momentum/clock.py"
 _LOADED = ("test_loaded_states.py", "test_momentum_state.py")
 
 FAULTS = (

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..numbers import DTYPES, cutoff
+from .checks import check_dense, check_no_group, dense, kind_of, names_of, refuse, refuse_mixed
 from .memory_order import flat_view, new_like_all, new_tensor, new_tensors, one_memory_order
-from .numbers import DTYPES, cutoff
 from .pairs import as_complex, as_real, real_rows
 from .results import KEPT_FROM, ON_CPU
-from .row_checks import check_dense, check_no_group, dense, kind_of, names_of, refuse, refuse_mixed
 from .shards import Shards, any_dtensor, local_rows, local_tensor
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 try:
-    from ._C import attach, describe
-    from ._C import scan as scan
+    from .._C import attach, describe
+    from .._C import scan as scan
 
     attach(torch.Tensor.__dlpack_c_exchange_api__)
 except (ImportError, AttributeError):  # not built, or torch before 2.10: the checks below do the same, slower

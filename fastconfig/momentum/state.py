@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..gradients import Gradients, Update
+from ..gradients.memory_order import flat_view, in_order_of, like_in, zeros_in_order
+from ..gradients.shards import Shards, joined_shards, local_state
 from .clock import Clock
-from .gradients import Gradients, Update
-from .memory_order import flat_view, in_order_of, like_in, zeros_in_order
-from .shards import Shards, joined_shards, local_state
 
 EPSILON = 1e-8  # beside the root of a second moment
 

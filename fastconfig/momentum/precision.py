@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .grad_operator import ConFIGOperator, GradientOperator, is_ours
-from .methods import Rule
-from .numbers import cutoff
+from ..grad_operator import ConFIGOperator, GradientOperator, is_ours
+from ..methods import Rule
+from ..numbers import cutoff
 
 
 def merged_by(

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .numbers import DTYPES, dtype_names
+from ..numbers import DTYPES, dtype_names
+from ..transforms import refuse_transforms
 from .shards import Shards
-from .transforms import refuse_transforms
 
 
 def names_of(argument: str | Sequence[str], m: int) -> Sequence[str]:

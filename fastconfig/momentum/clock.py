@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .numbers import float64_device
+from ..numbers import float64_device
 
 
 class Clock:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .numbers import DTYPES
+from ..numbers import DTYPES
 
 KEPT_FROM = 1 << 20  # bytes of a result from which on its memory is kept
 MOST_KEPT = 256 << 20  # bytes that are kept altogether

@@ -10,7 +10,7 @@ from torch import Tensor
 from .results import KEPT_FROM, MOST_SHARED, new_result
 
 try:
-    from ._C import new_results
+    from .._C import new_results
 except ImportError:  # not built: they are made one by one
     new_results = None  # type: ignore[assignment]
 

@@ -1,0 +1,10 @@
+"""Gradients in the forms that they come in: the checks that explain, memory, where parts lie."""
+
+import sys
+
+from . import shards
+from .rows import TYPES, Gradients, GradientsLike, Segment, Update
+
+__all__ = ["TYPES", "Gradients", "GradientsLike", "Segment", "Update"]
+
+sys.modules["fastconfig.shards"] = shards  # where pickles of version 0.1 look

@@ -1,0 +1,7 @@
+"""The state of momentum operators: momenta, their step and clock, the indexes of the gradients that come."""
+
+import sys
+
+from . import clock, state
+
+sys.modules |= {"fastconfig.momenta": state, "fastconfig.clock": clock}  # where pickles of version 0.1 look
