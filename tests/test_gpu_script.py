@@ -198,7 +198,7 @@ def test_a_dry_run_from_an_environment_within_an_environment(gpu: Any, tmp_path:
         capture_output=True, text=True, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "install           60     60  a wheel" in run.stdout
+    assert "install           75     75  a wheel" in run.stdout
     merged = json.loads((out / "gpu-dry-run.json").read_text())
     assert merged["failed"] == []
     assert merged["install"]["installed"] == wheel.name

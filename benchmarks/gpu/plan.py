@@ -32,21 +32,21 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("ceilings", 30, "gpu.ceilings:run", 40, "the machine, and how fast it copies and reads"),
+    Step("ceilings", 25, "gpu.ceilings:run", 40, "the machine, and how fast it copies and reads"),
     Step(
-        "install", 60, "gpu.install:run", 100, "a wheel that was built beforehand, or else a build; the peers"
+        "install", 75, "gpu.install:run", 100, "a wheel that was built beforehand, or else a build; the peers"
     ),
-    Step("smoke", 40, "gpu.smoke:run", 20, "every kernel variant, aligned and odd, against float64"),
+    Step("smoke", 30, "gpu.smoke:run", 20, "every kernel variant, aligned and odd, against float64"),
     Step("ours", 85, "gpu.times:ours", 25, "CUDA kernels as graph replays, cold and warm L2, with % of copy"),
     Step("host", 20, "gpu.host:run", 20, "microseconds of the host in an eager call"),
-    Step("peers", 45, "gpu.times:peers", 25, "other packages, eager, with ours eager beside them"),
-    Step("training", 40, "gpu.training:run", 40, "whole training steps, beside conflictfree's loop"),
-    Step("tests", 60, "gpu.suite:cuda", 90, "the GPU test files with xdist and JUnit XML"),
-    Step("triton", 30, "gpu.times:triton", 30, "Triton's kernels: right, and how fast"),
-    Step("triton-tests", 55, "gpu.suite:triton", 90, "the GPU test files on Triton"),
-    Step("memcheck", 30, "gpu.tools:memcheck", 60, "a small run under compute-sanitizer"),
-    Step("racecheck", 20, "gpu.tools:racecheck", 60, "the same for races in shared memory"),
-    Step("ncu", 20, "gpu.tools:counters", 60, "hardware counters of three kernels"),
+    Step("peers", 20, "gpu.times:peers", 25, "other packages, eager, with ours eager beside them"),
+    Step("training", 70, "gpu.training:run", 40, "whole training steps, beside conflictfree's loop"),
+    Step("tests", 75, "gpu.suite:cuda", 90, "the GPU test files with xdist and JUnit XML"),
+    Step("triton", 25, "gpu.times:triton", 30, "Triton's kernels: right, and how fast"),
+    Step("triton-tests", 60, "gpu.suite:triton", 90, "the GPU test files on Triton"),
+    Step("memcheck", 20, "gpu.tools:memcheck", 60, "a small run under compute-sanitizer"),
+    Step("racecheck", 15, "gpu.tools:racecheck", 60, "the same for races in shared memory"),
+    Step("ncu", 15, "gpu.tools:counters", 60, "hardware counters of three kernels"),
 )
 
 
