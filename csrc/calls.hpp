@@ -47,6 +47,13 @@ inline const Device& device_of(int index) {
   return known_devices.emplace(index, device).first->second;
 }
 
+// The current one, of which a context was made.
+inline Device& current_known_device() {
+  int index = 0;
+  check(cudaGetDevice(&index), "cudaGetDevice");
+  return known_devices.at(index);
+}
+
 inline Context context_of(int64_t index, int64_t stream, int kind) {
   check(cudaSetDevice(static_cast<int>(index)), "cudaSetDevice");
   const Device& device = device_of(static_cast<int>(index));

@@ -155,7 +155,13 @@ int64_t run_rows(const Packing& rows, const Call& call, const Context& context, 
   for (int64_t first = 0; first < rows.problems; first += kProblems) {
     const int64_t problems = rows.problems - first < kProblems ? rows.problems - first : kProblems;
     rows.fill(first, table_memory, table);
-    launch_problems(context, p, table, first, problems, call, Scratch(memory + 8 * words));
+    try {
+      launch_problems(context, p, table, first, problems, call, Scratch(memory + 8 * words));
+    } catch (const RefusedAtOnce&) {
+      Context again = context;
+      again.device.cooperative = current_known_device().cooperative = false;
+      return run_rows(rows, call, again, memory, bytes);
+    }
   }
   return 0;
 }
@@ -230,7 +236,7 @@ PyObject* problem(PyObject*, PyObject*) {
 }
 
 // options(one_launch, overlapped): whether an update may be one cooperative launch; whether a launch may begin before the
-// one it follows has ended.
+// one it follows has ended. Devices that have refused the one launch are asked again.
 PyObject* options(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 2) {
     PyErr_SetString(PyExc_TypeError, "options takes 2 arguments");
@@ -238,6 +244,7 @@ PyObject* options(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   }
   one_launch = PyObject_IsTrue(arguments[0]) == 1;
   overlapped = PyObject_IsTrue(arguments[1]) == 1;
+  known_devices.clear();
   Py_RETURN_NONE;
 }
 

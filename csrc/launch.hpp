@@ -21,6 +21,9 @@ inline void check(cudaError_t error, const char* what) {
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
 }
 
+// A device that runs all blocks of a launch at once may refuse to where it is shared: MPS, green contexts.
+struct RefusedAtOnce {};
+
 struct Context {
   cudaStream_t stream;
   Device device;
@@ -54,7 +57,12 @@ void launch(const Context& context, void (*kernel)(Parameters...), int64_t block
     attribute.val.programmaticStreamSerializationAllowed = 1;
     config.numAttrs = 1;
   }
-  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "launch of a kernel");
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+  if (mode == Mode::cooperative && (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported)) {
+    cudaGetLastError();  // is told once
+    throw RefusedAtOnce{};
+  }
+  check(error, "launch of a kernel");
 }
 
 template <int N>

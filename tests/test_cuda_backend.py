@@ -147,6 +147,31 @@ def test_scratch_memory_is_kept(kernels: ModuleType, monkeypatch: pytest.MonkeyP
     assert [missing > 0 for missing in spy.missing] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_device_that_refuses_the_one_launch_gets_two(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    """As under MPS and in green contexts; it is asked once."""
+    grads = [torch.randn(5000) for _ in range(3)]
+    try:
+        with use_backend("cuda"):
+            backend = backends.load("cuda")
+            if not quick:
+                monkeypatch.setattr(backend, "short_update", lambda *_: None)
+            whole = ConFIG_update(grads)
+            kernels.options(False, True)
+            launches = ConFIG_update(grads)
+            kernels.options(True, True)
+            monkeypatch.setenv("FASTCONFIG_EMULATED_REFUSES", "1")
+            assert torch.equal(ConFIG_update(grads), launches)
+            monkeypatch.delenv("FASTCONFIG_EMULATED_REFUSES")
+            assert torch.equal(ConFIG_update(grads), launches)
+            kernels.options(True, True)
+            assert torch.equal(ConFIG_update(grads), whole)
+    finally:
+        kernels.options(True, True)
+
+
 def test_tensors_of_an_older_torch_are_read_in_python(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@
 #define FASTCONFIG_EMULATED 1
 
 #include <cstddef>
+#include <cstdlib>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -152,6 +153,8 @@ inline cudaError_t check(const cudaLaunchConfig_t& config, bool* cooperative) {
   if (volume(block) == 0 || block.x > 1024 || block.y > 1024 || block.z > 64 || volume(block) > 1024)
     return cudaErrorInvalidConfiguration;
   if (!*cooperative) return cudaSuccess;
+  // as where a device is shared, which says that it could
+  if (std::getenv("FASTCONFIG_EMULATED_REFUSES") != nullptr) return cudaErrorCooperativeLaunchTooLarge;
   if (device.cooperative == 0) return cudaErrorNotSupported;
   const uint64_t resident = 2048 / ((volume(block) + 31) / 32 * 32) * device.processors;  // 2048 threads a processor
   return volume(grid) > resident ? cudaErrorCooperativeLaunchTooLarge : cudaSuccess;
