@@ -22,11 +22,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # and the processes that they sta
 
 @pytest.fixture(autouse=True)
 def seed() -> int:
-    """A seed of the system's for torch and NumPy; FASTCONFIG_TEST_SEED repeats a run."""
+    """A seed of the system's for torch, NumPy and tests/emulator; FASTCONFIG_TEST_SEED repeats a run."""
     given = os.environ.get("FASTCONFIG_TEST_SEED")
     value = int.from_bytes(os.urandom(4), "little") if given is None else int(given)
     print(f"FASTCONFIG_TEST_SEED={value}")
     torch.manual_seed(value)
+    os.environ["FASTCONFIG_EMULATOR_SEED"] = str(value)
     np.random.seed(value)  # noqa: NPY002  # RandomSliceSelector draws from the global generator
     return value
 

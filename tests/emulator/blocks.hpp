@@ -1,4 +1,5 @@
-// The blocks of a launch: each has its threads as fibers on one OS thread, and lets them go on warp by warp.
+// The blocks of a launch: each has its threads as fibers on one OS thread, and lets them go on warp by warp. Nothing but
+// barriers and the operations of warps says who goes first: the rest is drawn, see order.hpp.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 
 #include "fibers.hpp"
 #include "grid.hpp"
+#include "order.hpp"
 #include "vector_types.hpp"
 
 namespace emulator {
@@ -52,13 +54,15 @@ class Block {
     blockDim = grid_.block;
     gridDim = size;
     current() = this;
+    order_ = Order(grid_.seed + index);
+    patient_ = order_.below(2) == 0;
     std::memset(shared_.get(), 0xff, grid_.shared_bytes);  // NaN, until the kernel writes it
     live_ = threads_;
     for (unsigned rank = 0; rank < threads_; ++rank) warps_[rank / 32].live |= 1u << rank % 32;
     for (Warp& warp : warps_) warp.runnable = warp.live;
     while (live_ > 0) {
       bool any = false;
-      for (size_t w = 0; w < warps_.size(); ++w) any |= run_warp(w);
+      for (unsigned w : order_.shuffled(static_cast<unsigned>(warps_.size()))) any |= run_warp(w);
       if (!any) deadlock();
     }
     grid_.leave();
@@ -106,13 +110,18 @@ class Block {
     block->leave();
   }
 
-  // Whether a lane could go on.
-  bool run_warp(size_t w) {
+  // Whether a lane could go on. A patient block has a warp run up to the next barrier of the block, another one for a
+  // part of the way.
+  bool run_warp(unsigned w) {
     Warp& warp = warps_[w];
     const bool any = warp.runnable != 0;
-    while (warp.runnable != 0) {
-      for (unsigned left = warp.runnable; left != 0; left &= left - 1) {
-        rank_ = static_cast<unsigned>(w) * 32 + __builtin_ctz(left);
+    for (uint64_t rounds = patient_ ? UINT64_MAX : order_.below(4) + 1; warp.runnable != 0 && rounds > 0; --rounds) {
+      const uint64_t drawn = order_.draw();
+      const unsigned ready = warp.runnable, first = drawn % 32, step = drawn / 32 % 32 | 1;  // odd: meets every lane
+      for (unsigned k = 0; k < 32; ++k) {
+        const unsigned lane = (first + k * step) % 32;
+        if ((ready >> lane & 1) == 0) continue;
+        rank_ = w * 32 + lane;
         threadIdx = index(rank_);
         fibers_[rank_]->resume();
       }
@@ -205,19 +214,23 @@ class Block {
   unsigned at_block_barrier_ = 0, at_grid_barrier_ = 0;  // threads that have arrived
   unsigned live_ = 0;
   unsigned rank_ = 0;  // of the thread that runs
+  Order order_{0};
+  bool patient_ = true;
 };
 
-// All blocks of a cooperative launch at once, those of another a few at a time.
+// All blocks of a cooperative launch at once, those of another in a drawn order and as many at a time as is drawn.
 inline void run(Grid& grid) {
   const uint64_t blocks = grid.blocks();
+  Order order(grid.seed);
+  const std::vector<unsigned> drawn = order.shuffled(static_cast<unsigned>(blocks));
   std::atomic<uint64_t> next{0};
   const auto work = [&] {
     std::fesetenv(FE_DFL_ENV);  // as on the device, whatever the process does with denormals
     Block block(grid);
-    for (uint64_t index; (index = next++) < blocks;) block.run(index);
+    for (uint64_t k; (k = next++) < blocks;) block.run(drawn[k]);
   };
-  const uint64_t workers =
-      grid.cooperative ? blocks : std::min<uint64_t>(blocks, std::max(2u, std::thread::hardware_concurrency()));
+  const uint64_t most = std::max(2u, std::thread::hardware_concurrency());
+  const uint64_t workers = grid.cooperative ? blocks : std::min(blocks, order.below(most) + 1);
   std::vector<std::thread> threads;
   for (uint64_t k = 0; k < workers; ++k) threads.emplace_back(work);
   for (std::thread& thread : threads) thread.join();

@@ -13,6 +13,7 @@
 #include <string>
 #include <utility>
 
+#include "order.hpp"
 #include "vector_types.hpp"
 
 namespace emulator {
@@ -25,12 +26,14 @@ class Grid {
         shared_bytes(shared_bytes),
         cooperative(cooperative),
         body(std::move(body)),
+        seed(launch_seed()),
         kernel_(kernel) {}
 
   const dim3 size, block;
   const size_t shared_bytes;
   const bool cooperative;
   const std::function<void()> body;  // the kernel with its parameters
+  const uint64_t seed;               // of the order in which its blocks and their warps run
 
   uint64_t blocks() const { return uint64_t{size.x} * size.y * size.z; }
   unsigned threads() const { return block.x * block.y * block.z; }

@@ -282,6 +282,22 @@ FAULTS = (
         (f"{_GPU}::TestFloat32Products",),
     ),
     Fault(
+        "cuda-stage-barrier",
+        "kernels/stage.cuh",
+        "      if (t < m) memory.c[t] /= corrections[t];\n    }\n  }\n  __syncthreads();\n",
+        "      if (t < m) memory.c[t] /= corrections[t];\n    }\n  }\n",
+        "warps may read coefficients that the first warp has not written yet",
+        ("test_cuda_orders.py::test_updates",),
+    ),
+    Fault(
+        "cuda-combine-barrier",
+        "kernels/combine.cu",
+        "  __syncthreads();\n  combine_share<T, kGroup, false>(",
+        "  combine_share<T, kGroup, false>(",
+        "warps may read coefficients that others have not copied yet",
+        ("test_cuda_orders.py::test_updates",),
+    ),
+    Fault(
         "cuda-momentum-average",
         "kernels/momentum.cuh",
         "weight(static_cast<Wide<T>>(beta < 0.5 ? beta : 1 - beta))",

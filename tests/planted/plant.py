@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("README.md")
 SURVIVED = "**survived**"
 CXX = os.environ.get("CXX", "g++")
-NATIVE = ("bindings", "networks", "vectors")  # sources of fastconfig._C
+NATIVE = ("bindings", "networks", "results", "vectors")  # sources of fastconfig._C
 LIMIT = 300  # seconds of a run: a fault may hang
 ALL_LIMIT = 3600
 RESULT = re.compile(r"^(tests/\S+?::.+?)\s+(PASSED|FAILED|ERROR|SKIPPED|XFAIL)")
@@ -61,8 +61,8 @@ class Copy:
         packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         paths = folder / ".venv" / "lib" / version / "site-packages" / "copy.pth"
         paths.write_text("\n".join([str(folder), *packages]))
-        if (ROOT / "build" / "emulated").is_dir():  # by the contents of the sources: good for those that stay
-            shutil.copytree(ROOT / "build" / "emulated", folder / "build" / "emulated")
+        if (ROOT / "build" / "tests").is_dir():  # by the contents of the sources: good for those that stay
+            shutil.copytree(ROOT / "build" / "tests", folder / "build" / "tests")
         self._objects = self._compiled([folder / "csrc" / f"{name}.cpp" for name in NATIVE], "clean")
         self._link(self._objects)
         self._kept = self.module.read_bytes()
