@@ -92,6 +92,10 @@ struct Names {
   PyObject* hooks = PyUnicode_InternFromString("_post_accumulate_grad_hooks");
   PyObject* is_neg = PyUnicode_InternFromString("is_neg");
   PyObject* new_empty = PyUnicode_InternFromString("new_empty");
+  PyObject* counts = PyUnicode_InternFromString("counts");
+  PyObject* updates = PyUnicode_InternFromString("updates");
+  PyObject* beta_1 = PyUnicode_InternFromString("beta_1");
+  PyObject* beta_2 = PyUnicode_InternFromString("beta_2");
 };
 
 inline const Names& names() {

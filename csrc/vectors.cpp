@@ -7,48 +7,13 @@
 #include <vector>
 
 #include "coefficients.hpp"
-#include "tensors.hpp"
+#include "results.hpp"
+#include "rows.hpp"
 
 namespace fastconfig {
 namespace {
 
-// What all tensors of one call share; kind is negative as long as none was seen.
-struct Common {
-  int kind = -1;
-  dlpack::Device device{};
-};
-
 int index_of(const dlpack::Device& device) { return device.type == dlpack::kCpu ? -1 : static_cast<int>(device.id); }
-
-// Tensors that share a shape: the m of one column. Those that are None are left out.
-struct Column {
-  PyObject* first = nullptr;  // borrowed
-  dlpack::Tensor tensor{};
-};
-
-// Looks at column p of the rows, which are tensors themselves where ``vectors``; false if they are not plain, or differ
-// in shape, or from what they all share. Tells where each is, if there is room for it.
-bool read_column(PyObject* rows, Py_ssize_t p, bool vectors, PyObject* types, Common& common, Column& column,
-                 int64_t* addresses = nullptr) {
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(rows); ++i) {
-    PyObject* object = element(rows, i, p, vectors);
-    if (object == Py_None && !vectors) continue;
-    dlpack::Tensor tensor{};
-    if (!view(object, types, tensor) || !contiguous(tensor)) return false;
-    if (common.kind < 0) common = {kind_of(tensor.dtype), tensor.device};
-    if (kind_of(tensor.dtype) != common.kind || tensor.device.type != common.device.type ||
-        tensor.device.id != common.device.id)
-      return false;
-    if (addresses != nullptr) addresses[i] = integer(data(tensor));
-    if (column.first == nullptr) {
-      column.first = object;
-      column.tensor = tensor;
-    } else if (!same_shape(tensor, column.tensor)) {
-      return false;
-    }
-  }
-  return true;
-}
 
 // scan(rows, types) -> (kind, n, [shape or None, ...] or None, device) if rows, a list, holds contiguous tensors of
 // exactly one of the types and one dtype and device: m vectors of one shape, or m lists or tuples of as many tensors,
@@ -203,38 +168,19 @@ PyObject* run_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-// What short_update and merge_into need for gradients of one dtype; run is 0 until keep_kernels was called for it.
-struct Kernels {
-  PyObject* empty_like;   // torch.empty_like
-  PyObject* threads_for;  // of fastconfig/backends/team.py
-  int64_t run, team, gram_body, combine_body, size, alone, most;
-
-  bool take(int64_t n) const { return run != 0 && n != 0 && n <= most / size; }
-};
-Kernels kept_kernels[4] = {};
+Kernels kept_kernels[4] = {};  // of short_update and merge_into, by the kind of element
 
 // keep_kernels(kind, empty_like, threads_for, run, team, gram_body, combine_body, size, alone, most): how short_update
 // makes a result of this kind of element, the kernels, bytes of an element, of an input from which on threads_for is
-// asked, and of the largest result. What was kept before stays alive: another thread may be about to use it.
+// asked, and of the largest result.
 PyObject* keep_kernels(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  int64_t kind, v[7];
+  int64_t kind;
   if (count != 10 || !as_int(arguments[0], kind) || kind < 0 || kind > 3) {
     if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "keep_kernels takes a kind, 0 to 3, and 9 more arguments");
     return nullptr;
   }
-  if (!as_ints(arguments + 3, v, 7)) return nullptr;
-  kept_kernels[kind] = {Py_NewRef(arguments[1]), Py_NewRef(arguments[2]), v[0], v[1], v[2], v[3], v[4], v[5],
-                        v[6]};
+  if (!kept_kernels[kind].read(arguments + 1)) return nullptr;
   Py_RETURN_NONE;
-}
-
-// Threads for ``bytes`` of input; -1 and a Python error if that fails.
-int64_t threads_of(const Kernels& kernels, int64_t bytes) {
-  if (bytes < kernels.alone) return 1;
-  const Reference size(PyLong_FromLongLong(bytes));
-  const Reference threads(size ? PyObject_CallOneArg(kernels.threads_for, size.get()) : nullptr);
-  int64_t value = -1;
-  return threads && as_int(threads.get(), value) ? value : -1;
 }
 
 // How an update is computed.
@@ -246,7 +192,7 @@ struct Stage {
   bool read(const Kernels& kernels, PyObject* address, PyObject* cut, int64_t elements) {
     cutoff = PyFloat_AsDouble(cut);
     if ((cutoff == -1 && PyErr_Occurred()) || !as_int(address, rule)) return false;
-    threads = threads_of(kernels, elements * kernels.size);
+    threads = kernels.threads(elements * kernels.size);
     return threads >= 0;
   }
 };
@@ -259,20 +205,86 @@ void update(const Kernels& kernels, const Stage& stage, const std::vector<int64_
   Py_BEGIN_ALLOW_THREADS
   reinterpret_cast<Run>(kernels.run)(kUpdate, integer(table.data()), 1, segments, m, integer(scratch.data()),
                                      integer(scratch.data() + m * m), coefficients, stage.rule, stage.cutoff,
-                                     kernels.size, stage.threads, kernels.team, kernels.gram_body, kernels.combine_body);
+                                     kernels.size, stage.threads, kernels.team, kernels.first_body, kernels.second_body);
   Py_END_ALLOW_THREADS
 }
 
-// short_update(grads, types, rule, cutoffs) -> the update of a list or tuple of vectors as scan accepts them, on the CPU
-// and no larger than keep_kernels said for their dtype. Otherwise None. rule: address; cutoffs: one a kind.
+// Appends the table entry of a column (kernels/gram_numba.py) of contiguous tensors.
+void add_entry(std::vector<int64_t>& table, int64_t size, int64_t target, const std::vector<int64_t>& addresses) {
+  table.insert(table.end(), {size, target});
+  table.insert(table.end(), addresses.begin(), addresses.end());
+  table.insert(table.end(), addresses.size(), 1);
+}
+
+// The update of m lists or tuples of tensors (None is zeros), in a list of new tensors that share a buffer; or None.
+PyObject* update_lists(PyObject* given, PyObject* types, PyObject* rule, PyObject* cutoffs) {
+  const Reference rows(PySequence_List(given));  // the caller's, and each of these, may change while a kernel reads
+  if (!rows) return nullptr;
+  const auto m = static_cast<int64_t>(PyList_GET_SIZE(rows.get()));
+  for (int64_t i = 0; i < m; ++i) {
+    if (!is_row(PyList_GET_ITEM(rows.get(), i))) Py_RETURN_NONE;
+    PyObject* row = PySequence_Tuple(PyList_GET_ITEM(rows.get(), i));
+    if (row == nullptr || PyList_SetItem(rows.get(), i, row) != 0) return nullptr;
+    if (Py_SIZE(row) != Py_SIZE(PyList_GET_ITEM(rows.get(), 0))) Py_RETURN_NONE;
+  }
+  std::vector<Column> columns(Py_SIZE(PyList_GET_ITEM(rows.get(), 0)));
+  std::vector<int64_t> table, addresses(m), places;
+  Common common;
+  PyObject* like = nullptr;
+  int64_t n = 0;
+  for (size_t p = 0; p < columns.size(); ++p) {
+    addresses.assign(m, 0);
+    const bool fits = read_column(rows.get(), p, false, types, common, columns[p], addresses.data());
+    if (PyErr_Occurred()) return nullptr;
+    if (!fits) Py_RETURN_NONE;
+    if (columns[p].first == nullptr) continue;
+    like = columns[p].first;
+    const int64_t size = numel(columns[p].tensor);
+    n += size;
+    if (common.device.type != dlpack::kCpu || (n != 0 && !kept_kernels[common.kind].take(n))) Py_RETURN_NONE;
+    if (size != 0) add_entry(table, size, 0, addresses);
+  }
+  if (like == nullptr) Py_RETURN_NONE;
+  const Kernels kernels = kept_kernels[common.kind];
+  if (!kernels.take(n)) Py_RETURN_NONE;
+  Stage stage;
+  if (!stage.read(kernels, rule, PyTuple_GET_ITEM(cutoffs, common.kind), m * n)) return nullptr;
+  Places ends(kernels.size);
+  for (const Column& column : columns) places.push_back(column.first == nullptr ? 0 : ends.add(numel(column.tensor)));
+  if (!kernels.take(ends.end())) Py_RETURN_NONE;
+  dlpack::Tensor memory{};
+  const Reference buffer(new_vector(like, ends.end(), memory));
+  const Reference results(PyList_New(static_cast<Py_ssize_t>(columns.size())));
+  if (!buffer || !results) return nullptr;
+  Pieces pieces(buffer.get());
+  int64_t* target = table.data() + 1;
+  for (size_t p = 0; p < columns.size(); ++p) {
+    const dlpack::Tensor& tensor = columns[p].tensor;
+    const bool none = columns[p].first == nullptr;
+    PyObject* piece = none ? Py_NewRef(Py_None) : pieces.contiguous(tensor.shape, tensor.ndim, places[p]);
+    if (piece == nullptr) return nullptr;
+    PyList_SET_ITEM(results.get(), p, piece);
+    if (none || numel(tensor) == 0) continue;
+    *target = integer(data(memory) + places[p] * kernels.size);
+    target += 2 + 2 * m;
+  }
+  update(kernels, stage, table, m);
+  return Py_NewRef(results.get());
+}
+
+// short_update(grads, types, rule, cutoffs) -> the update of a list or tuple of vectors, or of lists or tuples of tensors,
+// as scan accepts them, on the CPU and no larger than keep_kernels said for their dtype. Otherwise None. rule: address;
+// cutoffs: one a kind.
 PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 4 || !PyTuple_Check(arguments[3]) || PyTuple_GET_SIZE(arguments[3]) != 4) {
     PyErr_SetString(PyExc_TypeError, "short_update takes gradients, a tuple of types, a rule and four cut-offs");
     return nullptr;
   }
-  if (exchange == nullptr || !is_row(arguments[0]) || Py_SIZE(arguments[0]) == 0 || is_row(item(arguments[0], 0)) ||
-      watched())
-    Py_RETURN_NONE;
+  if (exchange == nullptr || !is_row(arguments[0]) || Py_SIZE(arguments[0]) == 0 || watched()) Py_RETURN_NONE;
+  if (is_row(item(arguments[0], 0))) {
+    if (reinterpret == nullptr) Py_RETURN_NONE;
+    return update_lists(arguments[0], arguments[1], arguments[2], arguments[3]);
+  }
   const Reference rows(PySequence_List(arguments[0]));  // the caller's may change while a kernel reads
   if (!rows) return nullptr;
   const auto m = static_cast<int64_t>(PyList_GET_SIZE(rows.get()));
@@ -341,9 +353,7 @@ PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (size == 0) continue;
     n += size;
     fits = fits && kept_kernels[common.kind].take(n);
-    table.insert(table.end(), {size, target});
-    table.insert(table.end(), addresses.begin(), addresses.end());
-    table.insert(table.end(), m, 1);
+    add_entry(table, size, target, addresses);
   }
   if (PyErr_Occurred()) return nullptr;
   if (!fits || common.kind < 0 || common.device.type != dlpack::kCpu) Py_RETURN_NONE;
@@ -370,7 +380,7 @@ PyMethodDef methods[] = {
 
 int add_vectors(PyObject* module) {
   const bool added = PyModule_AddFunctions(module, methods) == 0;
-  return added && add_networks(module) == 0 && add_results(module) == 0 ? 0 : -1;
+  return added && add_networks(module) == 0 && add_results(module) == 0 && add_steps(module) == 0 ? 0 : -1;
 }
 
 }  // namespace fastconfig

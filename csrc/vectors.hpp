@@ -23,4 +23,7 @@ int add_networks(PyObject* module);
 // Adds new_results.
 int add_results(PyObject* module);
 
+// Adds keep_step_kernels and short_step.
+int add_steps(PyObject* module);
+
 }  // namespace fastconfig

@@ -74,6 +74,31 @@ def new_results(like: Any, shapes: list[Any], most: int, /) -> list[Any] | None:
 def short_update(
     grads: Any, types: tuple[type, ...], rule: int, cutoffs: tuple[float, ...], /
 ) -> Any | None: ...
+def keep_step_kernels(
+    kind: int,
+    given: int,
+    empty_like: Any,
+    threads_for: Any,
+    run: int,
+    team: int,
+    accumulate_body: int,
+    rescale_body: int,
+    size: int,
+    alone: int,
+    most: int,
+    /,
+) -> None: ...
+def short_step(
+    vectors: list[Any],
+    gram: Any,
+    clock: Any,
+    indexes: Any,
+    grads: Any,
+    types: tuple[type, ...],
+    rule: int,
+    cutoffs: tuple[float, ...],
+    /,
+) -> Any | None: ...
 def merge_into(
     rows: list[Any],
     parameters: list[Any],

@@ -35,7 +35,7 @@ from .ir_numba import (
 )
 from .vectors_numba import combination
 
-EPSILON = 1e-8  # that of fastconfig/momentum/state.py
+EPSILON = 1e-8  # that of fastconfig/momentum/step.py
 MISSING = -1  # the kind of a gradient that there is not
 KINDS = tuple(kind for kind in range(len(ITEMSIZE)) if unsupported(kind) is None)
 FLOATS = ir.VectorType(ir.FloatType(), LANES)

@@ -6,7 +6,7 @@
 namespace fastconfig {
 namespace {
 
-constexpr double kEpsilon = 1e-8;  // beside the root, as in fastconfig/momentum/state.py
+constexpr double kEpsilon = 1e-8;  // beside the root, as in fastconfig/momentum/step.py
 
 // What all threads of a block need of the counters.
 struct Factors {

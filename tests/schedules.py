@@ -91,6 +91,30 @@ def joined(update: list[Tensor]) -> Tensor:
     return torch.cat([piece.reshape(-1) for piece in update])
 
 
+class Long(PseudoMomentumOperator):
+    """Goes the long way every time."""
+
+    def _short_step(self, indexes: Any, grads: Any) -> None:
+        return None
+
+
+def state(operator: PseudoMomentumOperator) -> tuple[Any, ...]:
+    """All that a step changes, in a form that == compares to the bit."""
+    known = operator.state_dict()
+    tensors = [*(row[0] for row in known["momenta"]), known["second"][0], known["fake"][0], known["gram"]]
+    bits = [None if tensor is None else (tensor.dtype, tensor.numpy().tobytes()) for tensor in tensors]
+    return known["counts"], known["updates"], bits
+
+
+def same_step(operators: list[Any], *arguments: Any) -> Tensor:
+    first, second = (operator.calculate_gradient(*arguments) for operator in operators)
+    assert first.dtype == second.dtype
+    assert torch.equal(first.isnan(), second.isnan())
+    assert torch.equal(first.nan_to_num(), second.nan_to_num())
+    assert state(operators[0]) == state(operators[1])
+    return first
+
+
 def count_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clocks count where the gradients are, as on a device that runs behind the host."""
 

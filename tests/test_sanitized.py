@@ -19,7 +19,8 @@ import fastconfig
 
 pytestmark = slow
 CSRC = built.ROOT / "csrc"
-SOURCES = [CSRC / name for name in ("bindings.cpp", "networks.cpp", "results.cpp", "vectors.cpp")]
+NAMES = ("bindings", "networks", "results", "steps", "vectors")
+SOURCES = [CSRC / f"{name}.cpp" for name in NAMES]
 FLAGS = ["-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer"]
 FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # an editable installation is found by a finder, which comes before all folders
@@ -77,7 +78,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 
 @pytest.mark.parametrize(
-    "names", [["fuzz"], ["short", "merge_into", "network", "gradients"]], ids=["fuzz", "tests"]
+    "names",
+    [["fuzz"], ["short", "merge_into", "momentum_short", "network", "gradients"]],
+    ids=["fuzz", "tests"],
 )
 def test_sanitized(names: list[str], package: tuple[Path, dict[str, str]], seed: int) -> None:
     folder, environment = package

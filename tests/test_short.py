@@ -1,4 +1,4 @@
-"""Short vectors on the CPU, merged in one compiled call: the same bits as the way that checks everything."""
+"""Short vectors and lists on the CPU, merged in one compiled call: the bits of the way that checks all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _known() -> Iterator[None]:
         yield
 
 
-def short(rows: Any, rule: Rule = CONFIG) -> Tensor | None:
+def short(rows: Any, rule: Rule = CONFIG) -> Any:
     return backends.short_update(rows, rule)
 
 
@@ -60,6 +60,36 @@ def test_the_bits_of_the_long_way(dtype: torch.dtype, rule: Rule) -> None:
             assert torch.isfinite(update).all()
             assert update.dtype == dtype
             assert torch.equal(update, merge(Gradients(rows), rule))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", [CONFIG, PCGRAD, IMTLG], ids=["config", "pcgrad", "imtlg"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lists_have_the_bits_of_the_long_way(dtype: torch.dtype, rule: Rule) -> None:
+    for m in (1, 3, 9):
+        columns = [conflicting(m, n).to(dtype) for n in (1, 35, 300, 1031)]
+        shapes = [(), (5, 7), (300,), (1031, 1)]
+        rows: list[Any] = [
+            [None, *(column[i].view(shape) for column, shape in zip(columns, shapes, strict=True))]
+            for i in range(m)
+        ]
+        for row in rows[1:]:
+            row[2] = None
+        rows = [[*row[:3], torch.ones(0, 3, dtype=dtype), *row[3:]] for row in rows]
+        wanted: Any = merge(Gradients(rows), rule)
+        for given in (rows, tuple(rows), list(map(tuple, rows))):
+            update: Any = short(given, rule)
+            assert update is not None
+            assert update[0] is wanted[0] is None
+            for a, b in zip(update[1:], wanted[1:], strict=True):
+                assert (a.dtype, a.shape, a.stride()) == (dtype, b.shape, b.stride())
+                assert torch.equal(a, b)
+                assert torch.isfinite(a).all()
+
+
+def test_lists_up_to_results_that_share_a_buffer() -> None:
+    for n, shared in ((KEPT_FROM // 8 - 32, True), (KEPT_FROM // 8, False)):
+        rows = [[torch.randn(n), torch.randn(n)] for _ in range(2)]
+        assert (short(rows) is not None) == shared
 
 
 def test_on_one_thread_and_several_up_to_results_that_are_kept() -> None:
@@ -108,7 +138,6 @@ def test_functions_and_operators_take_it(monkeypatch: pytest.MonkeyPatch) -> Non
         3.0,
         torch.ones(2, 5),
         iter([torch.ones(5)]),
-        [[torch.ones(5)]],
         [torch.ones(5), torch.ones(6)],
         [torch.ones(5), torch.ones(5).double()],
         [torch.ones(5), None],
@@ -120,10 +149,31 @@ def test_functions_and_operators_take_it(monkeypatch: pytest.MonkeyPatch) -> Non
         [torch.ones(5, device="meta")],
         [torch.ones(5).to_sparse()],
         [torch.ones(5, dtype=torch.complex64).conj().imag],
+        [[]],
+        [[None], [None]],
+        [[torch.ones(0)]],
+        [[torch.ones(5)], torch.ones(5)],
+        [torch.ones(5), [torch.ones(5)]],
+        [[torch.ones(5)], [torch.ones(5), None]],
+        [[torch.ones(5)], [torch.ones(6)]],
+        [[torch.ones(5), torch.ones(5).double()]],
+        [[torch.ones(5), torch.ones(10)[::2]]],
+        [[torch.ones(5), 3.0]],
+        [[[torch.ones(5)]]],
+        [[torch.ones(5)], iter([torch.ones(5)])],
     ],
     ids=[
-        *("no gradient", "a number", "a tensor", "an iterator", "per parameter", "shapes", "dtypes", "none"),
+        *("no gradient", "a number", "a tensor", "an iterator", "shapes", "dtypes", "none"),
         *("scalars", "matrices", "empty", "strided", "integers", "meta", "sparse", "negative"),
+        *("no parameter", "no tensor", "no element", "a vector below", "a list below", "lengths of lists"),
+        *(
+            "shapes in lists",
+            "dtypes in lists",
+            "strided in lists",
+            "numbers in lists",
+            "deeper",
+            "iterators",
+        ),
     ],
 )
 def test_anything_else_goes_the_long_way(grads: Any) -> None:
@@ -155,13 +205,20 @@ def test_a_dtype_without_kernels_goes_the_long_way() -> None:
 
 def test_no_reference_is_lost_or_kept() -> None:
     rows = [torch.randn(20) for _ in range(3)]
-    before = [sys.getrefcount(object) for object in (rows, *rows)]
+    lists = [[row, None, row] for row in rows]
+    before = [sys.getrefcount(object) for object in (rows, *rows, *lists)]
     update, like = short(rows), torch.ones(1)
     assert sys.getrefcount(update) == sys.getrefcount(like)
     for _ in range(50):
         short(rows)
         short([*rows, torch.ones(3)])
-    assert [sys.getrefcount(object) for object in (rows, *rows)] == before
+        short(lists)
+        short([*lists, [None, None, torch.ones(3)]])
+        short([*lists, rows[0]])
+    assert [sys.getrefcount(object) for object in (rows, *rows, *lists)] == before
+    updates, likes = short(lists), [torch.ones(1), None, torch.ones(1)]
+    assert updates[1] is None
+    assert [sys.getrefcount(updates[k]) for k in (0, 2)] == [sys.getrefcount(likes[k]) for k in (0, 2)]
 
 
 def test_a_result_that_cannot_be_made_is_an_error() -> None:
@@ -181,12 +238,15 @@ def test_a_result_that_cannot_be_made_is_an_error() -> None:
 def test_a_list_that_changes_meanwhile() -> None:
     """Its tensors are held while the kernel runs without the GIL."""
     rows = [torch.randn(2000) for _ in range(8)]
+    lists = [[row] for row in rows]
     wanted = short(list(rows))
     assert wanted is not None
 
     def swap() -> None:
         for _ in range(300):
             rows[:] = [row.clone() for row in rows]
+            for row in lists:
+                row[:] = [row[0].clone()]
 
     with ThreadPoolExecutor(1) as pool:
         swapping = pool.submit(swap)
@@ -194,3 +254,4 @@ def test_a_list_that_changes_meanwhile() -> None:
             update = short(rows)
             assert update is not None
             assert torch.equal(update, wanted)
+            assert torch.equal(short(lists)[0], wanted)

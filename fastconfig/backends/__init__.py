@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from ..gradients import Gradients, GradientsLike, Update
 from ..methods import Rule
 from .base import Backend, BackendUnavailable
+
+if TYPE_CHECKING:
+    from ..momentum.step import Plain
 
 __all__ = ["Backend", "BackendUnavailable", "choose", "explain", "last_backend", "load", "use_backend"]
 
@@ -88,6 +92,18 @@ def merge_into(
         if backends and (written := backends[0].merge_into(rows, parameters, rule)) is not None:
             _last = backends[0]
             return written
+    return None
+
+
+def short_step(state: Plain, indexes: Any, grads: Any, rule: Rule) -> Tensor | None:
+    """The same of a momentum step; the update, or None and the state as before."""
+    global _last
+    if rule.native is None:
+        return None
+    for backends in _serving.values() if _requested is None or _requested == AUTO else _asked_for():
+        if backends and (update := backends[0].short_step(state, indexes, grads, rule)) is not None:
+            _last = backends[0]
+            return update
     return None
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..gradients import Gradients, GradientsLike, Update
 from ..methods import Rule
-from ..momentum.state import Step
+from ..momentum.step import Plain, Step
 
 
 class Backend(Protocol):
@@ -49,6 +49,10 @@ class Backend(Protocol):
         Returns:
             What was written to: the ``.grad`` of those that any row has a gradient of; or None.
         """
+        return None
+
+    def short_step(self, state: Plain, indexes: Any, grads: Any, rule: Rule) -> Tensor | None:
+        """A whole step by indexes and gradients as given, if there is a shorter way for these; or None."""
         return None
 
     def accumulate(self, step: Step) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..methods import Rule
-from ..momentum.state import Step
+from ..momentum.step import Step
 from ..numbers import DTYPES
 from .base import Backend, device_cutoff
 from .table import address, entries, tensor_entry

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..gradients import Update
 from ..methods import Rule
-from ..momentum.state import EPSILON, Step
+from ..momentum.step import EPSILON, Step
 from ..numbers import float64_device
 from .base import Backend, block_elements, coefficients_by
 

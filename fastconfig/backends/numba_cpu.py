@@ -48,7 +48,7 @@ class NumbaBackend(NumbaMomentum):
         c = c.contiguous()
         _run(COMBINE, grads, out, 0, c.data_ptr())
 
-    def short_update(self, grads: GradientsLike, rule: Rule) -> Tensor | None:
+    def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
         return _C.short_update(grads, TYPES, rule.native_address, rule.cutoffs)
 
     def merge_into(

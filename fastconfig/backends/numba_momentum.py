@@ -8,16 +8,18 @@ from functools import cache
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from .. import _C
-from ..gradients import Gradients, Update
+from ..gradients import TYPES, Gradients, Update
+from ..gradients.results import KEPT_FROM
 from ..kernels import ir_numba
 from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
 from ..methods import Rule
-from ..momentum.state import Step
+from ..momentum.step import Plain, Step
 from .momentum import TorchMomentum
 from .table import address, entries
-from .team import team_address, threads_for
+from .team import ALONE, team_address, threads_for
 
 KINDS = {
     torch.float32: ir_numba.F32,
@@ -42,6 +44,9 @@ class NumbaMomentum(TorchMomentum, Protocol):
         else:
             super().momentum_update(step, rule, out)
 
+    def short_step(self, state: Plain, indexes: Any, grads: Any, rule: Rule) -> Tensor | None:
+        return _C.short_step(*state, indexes, grads, TYPES, rule.native_address, rule.cutoffs)
+
     def rescale(self, step: Step, merged: Update, out: Update) -> None:
         if _converts(step):
             rows: Any = [merged]
@@ -57,7 +62,7 @@ def _converts(step: Step) -> bool:
 def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule | None = None) -> None:
     """``steps`` of momentum_numba.py, with ``rows`` in the table."""
     dtype, m = rows.dtype, rows.m
-    run, team, coefficients, accumulate_body, rescale_body = _entries(dtype)
+    run, team, coefficients, accumulate_body, rescale_body = _entries(dtype, step.dtype)
     table = _rows(step, rows, out)
     coming = _coming(step)
     chosen = array("q", step.chosen)
@@ -95,10 +100,16 @@ def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule
 
 
 @cache
-def _entries(dtype: torch.dtype) -> tuple[Any, int, int, int, int]:
-    """The compiled call; addresses of team.py, fastconfig_coefficients and both passes' bodies."""
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int64)
-    return (kind(momentum_address()), team_address(), _C.coefficients_address, *bodies(KINDS[dtype]))
+def _entries(dtype: torch.dtype, given: torch.dtype) -> tuple[Any, int, int, int, int]:
+    """The compiled call; addresses of team.py, fastconfig_coefficients and both passes' bodies.
+
+    For a state and gradients of these dtypes, which short_step knows from now on.
+    """
+    kinds, run, team, size = (KINDS[dtype], KINDS[given]), momentum_address(), team_address(), dtype.itemsize
+    first, second = bodies(KINDS[dtype])
+    most = (KEPT_FROM - 1) // given.itemsize * size
+    _C.keep_step_kernels(*kinds, torch.empty_like, threads_for, run, team, first, second, size, ALONE, most)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(run), team, _C.coefficients_address, first, second
 
 
 def _rows(step: Step, rows: Gradients, out: Update | None) -> array[int]:

@@ -17,7 +17,7 @@ from triton.errors import TritonError
 from ..gradients import Gradients, Update
 from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
-from ..momentum.state import Step
+from ..momentum.step import Step
 from . import serves_instead, withdraw
 from .base import BackendUnavailable, device_cutoff
 from .momentum import TorchMomentum

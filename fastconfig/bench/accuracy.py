@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import reference
 from ..methods import RULES
-from ..momentum.state import EPSILON
+from ..momentum.step import EPSILON
 from ..numbers import cutoff
 from .cases import Inputs, Setting, flat, stages, updates
 from .momentum import MOMENTUM, schedule

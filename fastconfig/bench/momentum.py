@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import GradientsLike
-from ..momentum.state import EPSILON
+from ..momentum.step import EPSILON
 from ..momentum_operator import PseudoMomentumOperator
 
 MOMENTUM = "PseudoMomentumOperator"

@@ -1,4 +1,4 @@
-"""The state of the momentum operators, and one step of it as the backends see it; all input checks.
+"""The state of the momentum operators; all input checks.
 
 Every row is a list of tensors, one a parameter, or one vector. A parameter's tensors share one dense memory
 order, that of the gradient it was first seen with, and a row has none for a parameter that its gradients
@@ -8,7 +8,6 @@ never had: a missing tensor counts as zeros.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -18,41 +17,7 @@ from ..gradients import Gradients, Update
 from ..gradients.memory_order import flat_view, in_order_of, like_in, zeros_in_order
 from ..gradients.shards import Shards, joined_shards, local_state
 from .clock import Clock
-
-EPSILON = 1e-8  # beside the root of a second moment
-
-
-@dataclass
-class Step:
-    """One step as a backend sees it: flat tensors, a segment of :attr:`momenta` after the other.
-
-    Attributes:
-        momenta: m rows of the state, written in place.
-        second: of every segment the second moment (n_s,), written in place.
-        fake: of every segment the last merged momentum (n_s,) times 1 - beta_1^t, written in place.
-        chosen: which k of the momenta are updated, all different.
-        grads: of every segment their k gradients (n_s,) of any stride; None counts as zeros.
-        dtype: that of the gradients and of the result.
-        clock: has counted this step already; has the betas.
-        kept: what a backend keeps from one step to the next, while the state's tensors stay where they are.
-        known: (m, m) float64 on the CPU, products of the momenta before this step; None where nobody knows.
-        gram: the same after it, from a backend that keeps them, in the same memory or in other.
-    """
-
-    momenta: Gradients
-    second: list[Tensor]
-    fake: list[Tensor]
-    chosen: tuple[int, ...]
-    grads: list[list[Tensor | None]]
-    dtype: torch.dtype
-    clock: Clock
-    kept: dict[str, Any]
-    known: Tensor | None = None
-    gram: Tensor | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return self.momenta.device
+from .step import Plain, Step
 
 
 class Momenta:
@@ -95,6 +60,13 @@ class Momenta:
         second, fake = self.flat("second"), self.flat("fake")
         return Step(self.gradients, second, fake, tuple(chosen), grads, dtype, self.clock, self.kept, known)
 
+    @property
+    def plain(self) -> Plain | None:
+        """The state, if it is one of plain vectors that are all there, and the host counts; else None."""
+        if self._vectors is None or self._gram is None or self.shards is not None or self.pairs:
+            return None
+        return self._vectors, self._gram, self.clock
+
     def keep(self, step: Step) -> None:
         """After a step: what the next one may start from."""
         self._gram = step.gram
@@ -106,6 +78,7 @@ class Momenta:
         self._gradients: Gradients | None = None
         self._flat: dict[str, list[Tensor]] = {}
         self._length = -1  # of plain vectors that are known to fit
+        self._vectors: list[Any] | None = None  # these, all of the state
         self.kept: dict[str, Any] = {}  # by backends, as long as all tensors stay where they are
 
     def _look_where_they_lie(self) -> None:
@@ -118,7 +91,8 @@ class Momenta:
     def __getstate__(self) -> dict[str, Any]:
         """Without what holds for these very tensors only: a copy has others."""
         self._lent = []
-        return vars(self) | {"_gradients": None, "_flat": {}, "_length": -1, "kept": {}, "_lent": None}
+        gone: dict[str, Any] = {"_gradients": None, "_flat": {}, "_length": -1, "_vectors": None}
+        return vars(self) | gone | {"kept": {}, "_lent": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -149,6 +123,8 @@ class Momenta:
         self.clock.tick(chosen)
         if grads.form == "vectors" and grads.plain and all(row[0] is not None for row in self.rows):
             self._length = grads.n
+            if self.clock.steps is None:
+                self._vectors = [row[0] for row in (*self.rows, *self.others.values())]
         columns = zip(given, self.columns, strict=True)
         return [[_flat(row, column) for row in tensors] for tensors, column in columns if column is not None]
 

@@ -109,6 +109,14 @@ FAULTS = (
         ("test_momentum.py::test_the_operator_may_change_between_steps",),
     ),
     Fault(
+        "short-step-of-an-old-state",
+        _MOMENTA,
+        "self._vectors: list[Any] | None = None  #",
+        "self._vectors: list[Any] | None = vars(self).get('_vectors')  #",
+        "short steps go on in tensors that the state no longer has",
+        ("test_momentum_short.py",),
+    ),
+    Fault(
         "gram-of-other-dtype",
         _MOMENTA,
         "tensor.dtype is not self.dtype for row in rows for tensor in row):\n            self._gram = None",
@@ -150,7 +158,7 @@ FAULTS = (
     ),
     Fault(
         "losses-before-the-check",
-        _OPERATOR,
+        "fastconfig/momentum/base.py",
         "        self._momenta.check(rows)\n        losses = self._recorded(chosen, losses)\n",
         "        losses = self._recorded(chosen, losses)\n        self._momenta.check(rows)\n",
         "losses of gradients that are refused are recorded",

@@ -1,18 +1,20 @@
-"""Faults of csrc/vectors.cpp, networks.cpp and tensors.hpp: what reads and writes tensors in C."""
+"""Faults of csrc/vectors.cpp, steps.cpp, networks.cpp, rows.hpp and tensors.hpp: what reads and writes tensors in C."""
 
 # ruff: noqa: E501  # the sources' text as it is
 from __future__ import annotations
 
 from .fault import Fault
 
+_ROWS = "csrc/rows.hpp"
 _VECTORS = "csrc/vectors.cpp"
+_STEPS = "csrc/steps.cpp"
 _NETWORKS = "csrc/networks.cpp"
 _TENSORS = "csrc/tensors.hpp"
 
 FAULTS = (
     Fault(
         "scan-strided",
-        _VECTORS,
+        _ROWS,
         "if (!view(object, types, tensor) || !contiguous(tensor)) return false;",
         "if (!view(object, types, tensor)) return false;",
         "strided gradients are read as if they were contiguous",
@@ -20,7 +22,7 @@ FAULTS = (
     ),
     Fault(
         "scan-dtypes",
-        _VECTORS,
+        _ROWS,
         "if (kind_of(tensor.dtype) != common.kind || tensor.device.type != common.device.type ||\n        tensor.device.id",
         "if (tensor.device.type != common.device.type ||\n        tensor.device.id",
         "gradients of several dtypes are read as the first one's",
@@ -28,7 +30,7 @@ FAULTS = (
     ),
     Fault(
         "scan-shapes",
-        _VECTORS,
+        _ROWS,
         "} else if (!same_shape(tensor, column.tensor)) {",
         "} else if (tensor.ndim != column.tensor.ndim) {",
         "gradients of different lengths are read beyond their ends",
@@ -57,6 +59,38 @@ FAULTS = (
         "const Reference rows(PyList_Check(arguments[0]) ? Py_NewRef(arguments[0]) : PySequence_List(arguments[0]));",
         "a caller's list may change, and its tensors die, while a kernel reads them",
         ("test_short.py",),
+    ),
+    Fault(
+        "short-rows-of-the-callers",
+        _VECTORS,
+        "PyObject* row = PySequence_Tuple(PyList_GET_ITEM(rows.get(), i));",
+        "PyObject* row = Py_NewRef(PyList_GET_ITEM(rows.get(), i));",
+        "a caller's list of tensors may change, and these die, while a kernel reads them",
+        ("test_short.py",),
+    ),
+    Fault(
+        "step-index-twice",
+        _STEPS,
+        "i >= m || std::find(chosen.begin(), chosen.end(), i) != chosen.end()) return false;",
+        "i >= m) return false;",
+        "a momentum takes two gradients in one step, and counts two",
+        ("test_momentum_short.py",),
+    ),
+    Fault(
+        "step-cutoff",
+        _STEPS,
+        "clock.numbers(std::max(rcond, coarse));",
+        "clock.numbers(rcond);",
+        "the rank of momenta of half precision is cut as if their gradients had been exact",
+        ("test_momentum_short.py",),
+    ),
+    Fault(
+        "step-corrected-late",
+        _STEPS,
+        "for (const int64_t t : counts_) numbers.push_back(decayed(beta_1, t));",
+        "for (const int64_t t : counts_) numbers.push_back(decayed(beta_1, t - 1));",
+        "a short step corrects momenta for a step too few",
+        ("test_momentum_short.py",),
     ),
     Fault(
         "merge-target-strided",
