@@ -11,6 +11,7 @@ import built
 import emulated
 import processes
 import pytest
+from pairs import slow
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent / "csrc"
@@ -63,7 +64,7 @@ def test_sanitized(source: Path, compiler: list[str], seed: int) -> None:
     compile_and_run([*compiler, *SANITIZED, *WARNINGS], source, seed, [CSRC])
 
 
-@pytest.mark.parametrize("parity", [0, 1])
+@pytest.mark.parametrize("parity", [0, pytest.param(1, marks=slow)])
 def test_coefficients_on_a_device(parity: int, seed: int) -> None:
     """The kernels' m x m stage holds what the host's does; seeds of either parity take another launch."""
     found = processes.compiler()

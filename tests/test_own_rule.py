@@ -12,6 +12,7 @@ import emulated
 import pytest
 import torch
 from inputs import conflicting, relative_error, rounding_bound
+from pairs import slow
 from rich.console import Console
 from schedules import ELEMENTS, errors, joined, per_parameter, several
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def milder(gram: Tensor) -> Tensor:
 OPERATORS = {"class": lambda: GramOperator(Milder()), "function": lambda: GramOperator(milder)}
 
 
-@pytest.fixture(params=["numba", "pytorch", "triton", "cuda"])
+@pytest.fixture(params=["numba", "pytorch", pytest.param("triton", marks=slow), "cuda"])
 def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "triton":
         pytest.importorskip("triton")
@@ -66,6 +67,16 @@ def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         emulated.serve(monkeypatch, float64=True)
     with fastconfig.use_backend(request.param):
         yield request.param
+
+
+def test_once_in_tritons_interpreter() -> None:
+    """What all forms and dtypes of the slow tests have in common."""
+    pytest.importorskip("triton")
+    rows = conflicting(3, 257)
+    exact = Milder.oracle(rows)
+    with fastconfig.use_backend("triton"):
+        update = GramOperator(Milder()).calculate_gradient(list(rows))
+    assert relative_error(update, exact) <= rounding_bound(rows, exact)
 
 
 @pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
