@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows_triton import load_columns, locate, origin_of, result_of, row_of, store_columns, stretch
+from .rows_triton import length_at, load_columns, locate, origin_of, result_of, row_of, store_columns, stretch
 
 
 @triton.jit
@@ -19,7 +19,7 @@ def _term(
 ):  # fmt: skip
     """c_i, and (T, V) of row i; zeros for i >= m."""
     pointer, step, n = row_of(origin, entry, row_step, column_step, n, i, m, MODE)
-    x = load_columns(pointer, step, start, n, T, V, MODE)
+    x = load_columns(pointer, step, start, length_at(n, start), T, V, MODE)
     return tl.load(c + i, mask=i < m, other=0.0), x
 
 

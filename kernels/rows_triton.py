@@ -124,8 +124,14 @@ def columns_of(T: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def columns_left(start, n, T: tl.constexpr, V: tl.constexpr):
-    """How many columns of a tile lie in the row; a row may end more than 32 bits count before it."""
-    return tl.maximum(tl.minimum(n - start, T * V), 0).to(tl.int32)
+    """How many columns of a tile lie in the row, in 32 bits; none or less beyond its end."""
+    return tl.minimum(n - start, T * V).to(tl.int32)
+
+
+@triton.jit
+def length_at(n, start):
+    """The length of a row; one that is not there ends where a tile starts, within 32 bits of it."""
+    return tl.where(n > 0, n, start)
 
 
 @triton.jit

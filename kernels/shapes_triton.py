@@ -1,7 +1,7 @@
 """Launch shapes of the Triton kernels: one place, a pure function of what is known without a GPU.
 
-A thread takes 16 bytes of a row at a time, 256 threads a program; where rows have strides or odd addresses,
-neighbouring threads take neighbouring elements. A multiprocessor needs some 48 KiB on their way to it: the
+A thread takes up to 16 bytes of a row at a time, 256 threads a program; where rows have strides or odd
+addresses, neighbouring threads take neighbouring elements. A multiprocessor needs some 48 KiB on their way to it: the
 gram pass, whose sums fill the registers, has the next tiles on their way to shared memory, and few programs,
 whose partials one program adds up; the combine pass has as many programs as fit.
 """
@@ -65,8 +65,9 @@ def shape(
     """
     rows = tile_rows(m)
     small = m <= SMALL
-    vector = 16 // itemsize if whole else 1
-    depth = CHAIN if not float64 else 64 if rows <= 16 else 32
+    # with 8 columns of 8 rows in float64 a thread of the gram pass spills
+    vector = 1 if not whole else 4 if itemsize == 2 and rows == SMALL else 16 // itemsize
+    depth = CHAIN if not float64 or (rows == MOST and not whole) else 64 if rows <= 16 else 32
     each = max(1, processors // max(1, problems))
     # in a product of tiles, a vector a thread at least, so that loads stay 16 bytes wide
     most = 4 if rows <= 16 else 8 if rows <= 32 or whole else 16

@@ -11,13 +11,15 @@ import torch
 
 triton = pytest.importorskip("triton")
 tl = triton.language
-columns_left = importlib.import_module("fastconfig.kernels.rows_triton").columns_left
+_rows = importlib.import_module("fastconfig.kernels.rows_triton")
+columns_left, length_at = _rows.columns_left, _rows.length_at
 
 
 @triton.jit
 def _left(starts, lengths, out, T: tl.constexpr, V: tl.constexpr):  # type: ignore[no-untyped-def]
     i = tl.program_id(0)
-    tl.store(out + i, columns_left(tl.load(starts + i), tl.load(lengths + i), T, V))
+    start = tl.load(starts + i)
+    tl.store(out + i, columns_left(start, length_at(tl.load(lengths + i), start), T, V))
 
 
 def test_a_table_is_written_by_kernels_before_any_capture(monkeypatch: pytest.MonkeyPatch) -> None:
