@@ -1,9 +1,9 @@
 """Launch shapes of the Triton kernels: one place, a pure function of what is known without a GPU.
 
 A thread takes up to 16 bytes of a row at a time, 256 threads a program; where rows have strides or odd
-addresses, neighbouring threads take neighbouring elements. A multiprocessor needs some 48 KiB on their way to it: the
-gram pass, whose sums fill the registers, has the next tiles on their way to shared memory, and few programs,
-whose partials one program adds up; the combine pass has as many programs as fit.
+addresses, neighbouring threads take neighbouring elements. A multiprocessor needs some 48 KiB on their way
+to it: the gram pass, whose sums fill the registers, has the next tiles on their way to shared memory, and few
+programs, whose partials one program adds up; the combine pass has as many programs as fit.
 """
 
 from __future__ import annotations
