@@ -97,8 +97,8 @@ class Clock {
 // short_step(vectors, gram, clock, indexes, grads, types, rule, cutoffs) -> the update after a step whose arguments are
 // plain, on the CPU and no larger than keep_step_kernels said. Otherwise None, and nothing has changed. vectors: the m
 // momenta, then the second moment and the last merged momentum; gram: products of the momenta, written over; clock: a
-// fastconfig.momentum.clock.Clock, which counts the step. indexes: one, or a list or tuple; grads: one vector, or a list or tuple of
-// as many as there are indexes, as scan accepts them. rule, cutoffs: as in short_update.
+// fastconfig.momentum.clock.Clock, which counts the step. indexes: one, or a list or tuple; grads: one vector, or a list
+// or tuple of as many as there are indexes, as scan accepts them. rule, cutoffs: as in short_update.
 PyObject* short_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 8 || !PyTuple_Check(arguments[5]) || !PyTuple_Check(arguments[7]) || PyTuple_GET_SIZE(arguments[7]) != 4) {
     PyErr_SetString(PyExc_TypeError, "short_step takes a state, indexes, gradients, types, a rule and four cut-offs");

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .backends import choose, short_update
-from .backends.base import coefficients_by
 from .checks import (
     check_flag,
     check_group,
@@ -193,7 +192,7 @@ def merge(grads: Gradients, rule: Rule, out: Update | None = None, losses: Tenso
     if rule.native is not None:
         backend.update(grads, rule, update)
     else:
-        backend.combine(grads, coefficients_by(backend, backend.gram(grads), rule, grads, losses), update)
+        backend.combine(grads, rule.coefficients(backend.gram(grads), grads.dtype, losses), update)
     return grads.as_given(update)
 
 

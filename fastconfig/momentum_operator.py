@@ -14,7 +14,7 @@ Names, parameters and defaults are conflictfree's; what raises there by mistake 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Optional, Union  # also taken from here by star import
+from typing import Any, Optional, Union  # also taken from here by star import
 
 import torch
 from torch import Tensor
@@ -36,9 +36,6 @@ from .momentum.precision import at_precision, merged_by
 from .momentum.step import EPSILON
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "LatestLossRecorder",
