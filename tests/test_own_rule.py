@@ -186,6 +186,22 @@ def test_rules_pickled_by_version_0_1() -> None:
     assert torch.equal(GramOperator(rule).calculate_gradient(rows), wanted)
 
 
+class Named(Milder):
+    """Has an attribute of a name that this package's rules once had, and makes nothing of rcond."""
+
+    def __init__(self) -> None:
+        self.method = "config"
+
+
+def test_a_rule_with_attributes_of_its_own() -> None:
+    rows = conflicting(3, 100)
+    rule = Named()
+    for other in (copy.copy(rule), copy.deepcopy(rule), pickle.loads(pickle.dumps(rule))):
+        assert (type(other), other.method) == (Named, "config")
+        update = GramOperator(other).calculate_gradient(rows)
+        assert torch.equal(update, GramOperator(Milder()).calculate_gradient(rows))
+
+
 def test_one_list_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "milder", Milder)
     rows = conflicting(3, 100).double()

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from fastconfig.gradients import Gradients
+
 triton = pytest.importorskip("triton")
 tl = triton.language
 _rows = importlib.import_module("fastconfig.kernels.rows_triton")
@@ -51,3 +53,17 @@ def test_a_row_may_end_far_before_a_tile() -> None:
         out = torch.full((5,), -1, dtype=torch.int32)
         _left[(5,)](starts, torch.tensor(lengths), out, T=16, V=4)
         assert out.tolist() == wanted
+
+
+def test_missing_rows_of_more_elements_than_32_bits_count_are_left_to_pytorch() -> None:
+    backend = importlib.import_module("fastconfig.backends.triton_gpu").TritonBackend()
+    for n, rest, taken in (
+        (1 << 31, None, False),
+        ((1 << 31) - 8, None, True),
+        (1 << 31, torch.zeros(1), True),
+    ):
+        long = torch.zeros(1).expand(n)
+        grads = Gradients(
+            [[long, torch.zeros(7)], [rest if rest is None else rest.expand(n), torch.zeros(7)]]
+        )
+        assert backend.takes(grads) == taken

@@ -27,6 +27,7 @@ from .triton_launch import INTERPRETED, VERSION, Call, captured_table, solve, us
 _OLDEST = (3, 2)
 _FLOAT64_TILES = (3, 5)  # the first Triton that multiplies float64 tiles
 _PROBLEMS = 65535  # of a batch: what a grid's second dimension holds
+_FAR = 1 << 31  # elements
 _TABLES = 16  # address tables that are kept
 
 # What stops Triton from compiling: no C compiler for its launcher, no room on the device, a bug of its own.
@@ -48,7 +49,7 @@ def _or_pytorch(step: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(step)
     def run(self: TritonBackend, *given: Any) -> Any:
         grads = next(each for each in given if isinstance(each, Gradients))
-        if grads.m <= self.most and (grads.batch or 0) <= _PROBLEMS:
+        if self.takes(grads):
             try:
                 return step(self, *given)
             except Exception as error:
@@ -77,6 +78,13 @@ class TritonBackend(TorchMomentum):
         self._tables: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._ready: set[int] = set()  # devices that captured_table has run on
         self._pytorch = PyTorchBackend()
+
+    def takes(self, grads: Gradients) -> bool:
+        """Whether the kernels serve these; else plain PyTorch does."""
+        if grads.m > self.most or (grads.batch or 0) > _PROBLEMS:
+            return False
+        # gram counts columns behind the end of a row in 32 bits, and a missing row ends at once
+        return grads.n < _FAR or not any(row is None for segment in grads.segments for row in segment)
 
     def unsupported(self, grads: Gradients) -> str | None:
         if grads.device_type == "cuda" or (INTERPRETED and grads.device_type == "cpu"):

@@ -51,6 +51,7 @@ class Rule:
     native: ClassVar[str | None] = None
     oracle: ClassVar[Callable[..., Tensor]]  # the paper's formula on full rows (m, N), never through G
 
+    rcond: float | None = None
     weights: Tensor | None = None
     length = "projection"
     track_id = 0
@@ -138,10 +139,11 @@ class Rule:
         return {name: value for name, value in vars(self).items() if name not in _MADE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if (method := state.pop("method", None)) is not None:  # of version 0.1, which had one class for all
+        if type(self) is Rule and "method" in state:  # of version 0.1, which had one class for all
             from . import RULES
 
-            self.__class__ = RULES[method]
+            self.__class__ = RULES[state["method"]]
+            state = {name: value for name, value in state.items() if name != "method"}
         vars(self).update(state)
 
 
