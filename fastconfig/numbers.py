@@ -30,9 +30,9 @@ def cutoff(dtype: torch.dtype) -> float:
         raise TypeError(f"dtype: got {dtype}, want one of {dtype_names()}") from None
 
 
-def dtype_names() -> str:
+def dtype_names(dtypes: tuple[torch.dtype, ...] = DTYPES) -> str:
     """The served dtypes as an error message names them."""
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def float64_device(device: torch.device) -> torch.device:

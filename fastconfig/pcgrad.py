@@ -29,6 +29,7 @@ from .checks import got
 from .config_update import merge
 from .grad_operator import PCGradOperator, PPCGradOperator
 from .gradients import Gradients
+from .gradients.checks import check_dense
 from .gradients.pairs import as_real, real_numel
 from .gradients.shards import any_dtensor
 from .methods import REDUCTIONS
@@ -42,6 +43,9 @@ from .training.step import averaged, exchanged
 from .wrapped_optimizer import WrappedOptimizer
 
 __all__ = ["PCGrad", "PPCGrad"]
+
+
+_MASKS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, *DTYPES)
 
 
 class _Projection(WrappedOptimizer):
@@ -118,23 +122,17 @@ class _Projection(WrappedOptimizer):
             raise ValueError(
                 "grads: got no vectors, want m flattened gradients (N,): see pc_backward for others"
             )
-        m, n = rows.m, rows.n
-        if has_grads is not None:
-            if len(has_grads) != m:
-                raise ValueError(f"has_grads: got {len(has_grads)}, want {m}: one a gradient")
-            for i, mask in enumerate(has_grads):
-                if mask.shape != (n,):
-                    raise ValueError(f"has_grads[{i}]: got shape {tuple(mask.shape)}, want {(n,)}")
-        whole = has_grads is None or self.reduction == "sum" or _all_there(has_grads)
+        masks = None if has_grads is None else _checked_masks(has_grads, rows)
+        whole = masks is None or self.reduction == "sum" or _all_there(masks)
         operator = self._operators[self.reduction if whole else "sum"]
         update = merge(rows, operator.rule_for(rows, **given))
         assert isinstance(update, Tensor)
-        if has_grads is None or whole:
+        if masks is None or whole:
             return update
-        shared = has_grads[0].to(update.dtype, copy=True)
-        for mask in has_grads[1:]:
-            shared.mul_(mask)
-        return update.div_(shared.mul_(m - 1).add_(1))
+        shared = masks[0]
+        for mask in masks[1:]:
+            shared = shared & mask
+        return update.div_(shared.to(update.dtype).mul_(rows.m - 1).add_(1))
 
     def pc_backward(
         self,
@@ -342,12 +340,32 @@ def _filled(update: Sequence[Tensor | None], parameters: list[Tensor]) -> list[T
     return [torch.zeros_like(par) if piece is None else piece for piece, par in pairs]
 
 
+def _checked_masks(has_grads: Any, rows: Gradients) -> list[Tensor]:
+    """m masks (N,) as bool tensors: which elements a task has."""
+    if isinstance(has_grads, Tensor):
+        check_dense(has_grads, "has_grads", _MASKS)
+        if has_grads.shape != (rows.m, rows.n):
+            raise ValueError(f"has_grads: got shape {tuple(has_grads.shape)}, want {(rows.m, rows.n)}")
+    elif isinstance(has_grads, (Mapping, str)) or not isinstance(has_grads, Iterable):
+        raise TypeError(f"has_grads: got {got(has_grads)}, want a sequence of masks (N,)")
+    masks = list(has_grads)
+    if len(masks) != rows.m:
+        raise ValueError(f"has_grads: got {len(masks)}, want {rows.m}: one a gradient")
+    for i, mask in enumerate(masks):
+        name = f"has_grads[{i}]"
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"{name}: got {got(mask)}, want a tensor ({rows.n},) of 0 and 1")
+        if mask.shape != (rows.n,):
+            raise ValueError(f"{name}: got shape {tuple(mask.shape)}, want {(rows.n,)}")
+        if mask.device != rows.device:
+            raise ValueError(f"{name}: got device {mask.device}, want {rows.device}, that of the gradients")
+        check_dense(mask, name, _MASKS)
+    return [mask if mask.dtype is torch.bool else mask != 0 for mask in masks]
+
+
 def _all_there(masks: Sequence[Tensor]) -> bool:
     """Whether masks are all ones, where finding out does not wait for a device: cheaper than merging them."""
-    return all(
-        mask.device.type == "cpu" and bool(mask.all() if mask.dtype is torch.bool else mask.amin() > 0)
-        for mask in masks
-    )
+    return all(mask.device.type == "cpu" and bool(mask.all()) for mask in masks)
 
 
 def _parameters(parameters: Any) -> list[Tensor]:

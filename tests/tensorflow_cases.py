@@ -353,6 +353,8 @@ def test_errors(method: Any, tape: tuple[Any, list[Any], Any]) -> None:
         method().project_conflicting([tf.ones(3), tf.ones(4)])
     with pytest.raises(ValueError, match=r"has_grads\[1\]: got shape \(4,\), want \(3,\)"):
         method().project_conflicting(vectors, [tf.ones(3), tf.ones(4)])
+    with pytest.raises(TypeError, match=r"has_grads\[1\]: got dtype string"):
+        method().project_conflicting(vectors, [tf.ones(3), tf.constant(["a", "b", "c"])])
     with pytest.raises(TypeError, match=r"grads\[1\]: got dtype float64"):
         method().project_conflicting([tf.ones(3), tf.ones(3, tf.float64)])
     with pytest.raises(TypeError, match=r"speed: .* takes no such argument"):

@@ -182,8 +182,35 @@ def test_errors(method: Any) -> None:
         method().project_conflicting(rows, rows[:1])
     with pytest.raises(ValueError, match=r"has_grads\[1\]: got shape \(4,\), want \(5,\)"):
         method().project_conflicting(rows, [rows[0], rows[0][:4]])
+    for wrong, message in [
+        ([rows[0], 1.0], r"has_grads\[1\]: got 1.0, want a tensor \(5,\)"),
+        ([rows[0], (rows[0] for _ in range(2))], r"has_grads\[1\]: got a generator"),
+        ([rows[0], rows[0].to_sparse()], r"has_grads\[1\]: got a sparse tensor"),
+        ([rows[0], rows[0].to(torch.complex64)], r"has_grads\[1\]: got dtype torch.complex64"),
+        (1.0, "has_grads: got 1.0, want a sequence of masks"),
+        ({0: rows[0], 1: rows[1]}, "has_grads: got a dict"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            method().project_conflicting(rows, wrong)
+    with pytest.raises(ValueError, match=r"has_grads\[1\]: got device meta, want cpu"):
+        method().project_conflicting(rows, [rows[0], rows[0].to("meta")])
+    with pytest.raises(ValueError, match=r"has_grads: got shape \(2, 4\), want \(2, 5\)"):
+        method().project_conflicting(rows, torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"grads: got no gradient"):
         method().project_conflicting([])
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64])
+@pytest.mark.parametrize("value", [1, 3, -1])
+def test_masks_of_any_dtype_say_whether(dtype: torch.dtype, value: int) -> None:
+    rows = conflicting(3, 40)
+    has = torch.ones(3, 40)
+    has[0, :10] = rows[0, :10] = has[2, 5:20] = rows[2, 5:20] = 0
+    masks = (value * has.long()).to(dtype)
+    for given in (masks, list(masks), (mask for mask in masks)):
+        update = PPCGrad().project_conflicting(list(rows), given)
+        wanted = projected(rows, has, "mean", None)
+        assert (update - wanted).norm() <= 1e-6 * wanted.norm()
 
 
 @pytest.mark.parametrize("method", some(["pcgrad", "ppcgrad"], quick=["pcgrad"]))

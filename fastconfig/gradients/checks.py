@@ -31,12 +31,12 @@ def dense(row: Any) -> Any:
     return tuple(map(dense, row)) if isinstance(row, (list, tuple)) else row
 
 
-def check_dense(tensor: Tensor, name: str) -> None:
+def check_dense(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
     refuse_transforms(name)
     if tensor.layout is not torch.strided:
         refuse(name, f"a sparse tensor ({tensor.layout})", "a dense one: call .to_dense() first")
-    if tensor.dtype not in DTYPES:
-        refuse(name, f"dtype {tensor.dtype}", f"one of {dtype_names()}")
+    if tensor.dtype not in dtypes:
+        refuse(name, f"dtype {tensor.dtype}", f"one of {dtype_names(dtypes)}")
 
 
 def refuse_mixed(tensor: Tensor, first: Tensor, name: str, first_name: str) -> NoReturn:

@@ -111,7 +111,7 @@ def _combination(
     update = tf.add_n([factor * tf.cast(row, tf.float64) for factor, row in zip(factors, rows, strict=True)])
     if masks is not None:
         m = len(masks)
-        present = tf.add_n([tf.cast(mask, tf.float32) for mask in masks])
+        present = tf.add_n([tf.cast(tf.cast(mask, tf.bool), tf.float32) for mask in masks])
         tasks = present if m == 2 else m - m * (m - present)  # m where all have the element, else at most 1
         wide = tf.float64 if dtype == tf.float64 else tf.float32  # half the bytes, and a sum that it holds
         update = tf.cast(update, wide) / tf.cast(tf.maximum(tasks, 1), wide)

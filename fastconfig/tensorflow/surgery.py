@@ -277,6 +277,8 @@ def _vectors(name: str, given: Any, like: Sequence[tf.Tensor] | None = None) -> 
             raise ValueError(f"{name}[{i}]: got shape {tuple(vector.shape)}, want {wanted}")
         if like is None and (vector.dtype != first.dtype or not vector.dtype.is_floating):
             raise TypeError(f"{name}[{i}]: got dtype {vector.dtype.name}, want one floating dtype for all")
+        if not (vector.dtype.is_floating or vector.dtype.is_integer or vector.dtype.is_bool):
+            raise TypeError(f"{name}[{i}]: got dtype {vector.dtype.name}, want numbers 0 and 1, or bool")
     return vectors
 
 
