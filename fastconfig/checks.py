@@ -205,8 +205,9 @@ def as_tensor(argument: str, value: Any, wanted: str, dtype: torch.dtype | None 
         TypeError: for anything else.
     """
     if isinstance(value, Tensor):
-        if value.layout is not torch.strided or value.is_meta:
-            kind = "on meta" if value.is_meta else f"of {value.layout}"
+        odd = value.is_meta or value.is_quantized or value.is_complex()
+        if odd or value.layout is not torch.strided:
+            kind = "on meta" if value.is_meta else f"of {value.dtype if odd else value.layout}"
             raise TypeError(f"{argument}: got a tensor {kind}, want {wanted}")
         return value
     try:

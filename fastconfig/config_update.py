@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .backends import choose, short_update
 from .checks import (
+    as_tensor,
     check_flag,
     check_group,
     check_length_model,
@@ -200,8 +201,16 @@ def losses_of(rule: Rule, losses: Sequence[Any] | None, grads: Gradients) -> Ten
     """(m,) or (B, m) float64 beside the Gram matrix, for a rule that may use them; else None."""
     if losses is None or rule.native is not None:
         return None
-    device = float64_device(grads.device)
-    values = [torch.as_tensor(loss, dtype=torch.float64, device=device).detach() for loss in losses]
+    device, shape = float64_device(grads.device), grads.batch_shape
+    values = []
+    for i, loss in enumerate(losses):
+        value = as_tensor(f"losses[{i}]", loss, "a number", torch.float64).detach()
+        if value.numel() != 1 and value.shape != shape:
+            wanted = "one number" + (f" or {shape}" if shape else "")
+            raise ValueError(f"losses[{i}]: got shape {tuple(value.shape)}, want {wanted}")
+        values.append(
+            value.to(device, torch.float64).reshape(shape if value.shape == shape else ()).expand(shape)
+        )
     return torch.stack(values, -1)
 
 

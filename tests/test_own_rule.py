@@ -112,6 +112,10 @@ def test_losses(backend: str) -> None:
     for given in (losses, [torch.tensor(loss) for loss in losses], torch.tensor(losses)):
         update = GramOperator(Milder()).calculate_gradient(rows, given)
         assert relative_error(update, Milder.oracle(rows, losses)) <= 1e-6
+    each = [torch.tensor([0.5, 1.5]), 2.0, torch.tensor([[3.0]])]  # of a batch, of all its problems
+    batched = GramOperator(Milder()).calculate_gradient(torch.stack([rows, 2 * rows]), each)
+    for update, problem, loss in zip(batched, (rows, 2 * rows), (0.5, 1.5), strict=True):
+        assert relative_error(update, Milder.oracle(problem, [loss, 2.0, 3.0])) <= 1e-6
 
 
 @pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
