@@ -11,12 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_OPERATORS = {
-    "config": "ConFIGOperator()",
-    "pcgrad": "PCGradOperator()",
-    "ppcgrad": "PPCGradOperator()",
-    "imtlg": "IMTLGOperator()",
-}
+from .methods import METHODS
 
 
 def got(value: object) -> str:
@@ -68,7 +63,7 @@ def check_operator(value: Any, argument: str) -> None:
     else:
         name = value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
         key = name.lower().replace("-", "").replace("_", "").removesuffix("update").removesuffix("operator")
-        wanted = f"an operator, such as {_OPERATORS.get(key, 'ConFIGOperator()')}"
+        wanted = f"an operator, such as {METHODS.get(key, 'ConFIG')}Operator()"
     raise TypeError(f"{argument}: got {got(value)}, want {wanted}")
 
 

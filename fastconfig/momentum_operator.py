@@ -25,10 +25,10 @@ from .compiling import outside_the_graph
 from .config_update import losses_of, merge
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
 from .grad_operator import __all__ as _operator_all
-from .grad_operator import fixed_rule_of, rule_of
 from .gradients import Update
 from .gradients.pairs import in_dtype
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
+from .methods.operator import fixed_rule_of, rule_of
 from .momentum.adoption import is_theirs
 from .momentum.base import CONFIG as CONFIG
 from .momentum.base import MomentumOperator, Resumable

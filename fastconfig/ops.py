@@ -66,6 +66,8 @@ def coefficients(
     reduction: str = "sum",
     rcond: float | None = None,
     dtype: torch.dtype = torch.float32,
+    losses: Any = None,
+    **settings: Any,
 ) -> Tensor:
     """Coefficients c of the merged gradient sum_i c_i g_i, from the Gram matrix alone.
 
@@ -81,6 +83,8 @@ def coefficients(
         reduction: "sum" or "mean" over the projected gradients, for PCGrad and PPCGrad.
         rcond: cut-off on the eigenvalues of the normalised Gram matrix, relative to the largest.
         dtype: dtype of the gradients, which sets rcond's default.
+        losses: (m,) or (B, m) numbers, for methods that use them.
+        **settings: of another method: what its class takes, such as ``n_byzantine`` of Krum.
 
     Returns:
         (m,) or (B, m) float64; all NaN where a diagonal entry of G is NaN or Inf.
@@ -105,10 +109,15 @@ def coefficients(
         order=None if order is None else as_order(order),
         reduction=reduction,
         rcond=check_rcond(rcond),
+        **settings,
     )
+    if losses is not None:
+        losses = as_tensor("losses", losses, "(m,) or (B, m) numbers", torch.float64).to(gram).detach()
+        if losses.shape != gram.shape[:-1]:
+            raise ValueError(f"losses: got shape {tuple(losses.shape)}, want {tuple(gram.shape[:-1])}")
     if gram.device.type == "cpu" and rule.native is not None:
         return methods.native_coefficients(gram, rule, dtype)
-    return rule.coefficients(gram, dtype)
+    return rule.coefficients(gram, dtype, losses)
 
 
 def combine(grads: GradientsLike, c: Any) -> Update:

@@ -16,10 +16,10 @@ from ..backends import load
 from ..backends.base import coefficients_by
 from ..grad_operator import ConFIG_update, GramOperator, IMTLGOperator, PCGradOperator, PPCGradOperator
 from ..gradients import Gradients, GradientsLike
-from ..methods import RULES, make_rule
+from ..methods import METHODS, RULES, Rule, make_rule
 from .momentum import MOMENTUM, Steps, ours
 
-# the public calls of methods that have one; another of RULES is called by its class, through GramOperator
+# the public calls of the methods that are timed at every size; all others of this package: methods.py
 CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "config": ("ConFIG_update", ConFIG_update),
     "pcgrad": ("PCGradOperator", PCGradOperator().calculate_gradient),
@@ -28,14 +28,19 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 
 
+def timed() -> dict[str, type[Rule]]:
+    """The rules of CALLS, and those that a user added to RULES, which GramOperator calls."""
+    return {name: rule for name, rule in RULES.items() if name in CALLS or name not in METHODS}
+
+
 def updates() -> dict[str, str]:
     """Of every operation that is an update, its method."""
-    return {CALLS[name][0] if name in CALLS else rule.__name__: name for name, rule in RULES.items()}
+    return {CALLS[name][0] if name in CALLS else rule.__name__: name for name, rule in timed().items()}
 
 
 def stages() -> dict[str, str]:
     """Of every operation from G to coefficients, its method."""
-    return {f"{rule.__name__} coefficients": name for name, rule in RULES.items()}
+    return {f"{rule.__name__} coefficients": name for name, rule in timed().items()}
 
 
 def passes() -> tuple[str, ...]:

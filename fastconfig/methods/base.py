@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import abstract, as_tensor
+from ..checks import abstract, as_tensor, got
 from ..numbers import DTYPES, cutoff
 from ..transforms import refuse_transforms
 
@@ -175,6 +175,19 @@ class ByFunction(Rule):
             what = f"shape {tuple(c.shape)}, {c.dtype}"
             raise ValueError(f"rule: got {what} from {name}, want {m} real numbers, one a gradient")
         return c.detach().to(gram)
+
+
+def as_rule(rule: Any) -> Rule:
+    """A rule as it is, or one made of a function G -> c.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    if isinstance(rule, type) or not callable(rule):
+        raise TypeError(f"rule: got {got(rule)}, want a Rule, such as ConFIG(), or a function G -> c")
+    return ByFunction(rule)
 
 
 @torch.no_grad()

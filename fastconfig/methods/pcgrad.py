@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from .. import reference
+from ..checks import as_order, check_flag, check_generator, check_losses
+from ..compiling import can_compile, compiled_update, outside_the_graph
+from ..config_update import CPU, merge
+from ..gradients import Gradients, GradientsLike, Update
+from ..numbers import float64_device
 from .base import Rule
+from .making import check_reduction, make_rule
+from .operator import GramOperator, by_rule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class PCGrad(Rule):
@@ -40,3 +53,98 @@ class PCGrad(Rule):
             along = torch.where(j == rows, 0, along)
             b.scatter_add_(-1, j.unsqueeze(-1), -along.unsqueeze(-1))
         return b.mean(-2) if self.mean else b.sum(-2)
+
+
+class PCGradOperator(GramOperator):
+    """PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
+
+    Each gradient in turn loses its component along every original gradient that it (as projected so far)
+    conflicts with; then all are added up.
+
+    Args:
+        reduction: "sum" (the paper's) or "mean" over the projected gradients.
+        shuffle: visit the other gradients in random order, as the paper does; conflictfree's order 0..m-1
+            by default.
+        generator: source of the random order, on the CPU; by default torch's own, or for gradients spread
+            over processes one that the operator starts from 0, because all ranks must draw alike.
+        process_group: as in :func:`ConFIG_update`.
+
+    Raises:
+        TypeError, ValueError: for another reduction, and what is no flag or generator.
+    """
+
+    _rule, shuffle, generator = PCGrad(), False, None
+
+    def __init__(
+        self,
+        *,
+        reduction: str = "sum",
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(PCGrad(mean=check_reduction(reduction) == "mean"), process_group)
+        check_flag("shuffle", shuffle)
+        check_generator(generator)
+        self.shuffle = shuffle
+        self.generator = generator
+
+    @by_rule
+    def calculate_gradient(
+        self,
+        grads: GradientsLike,
+        losses: Sequence[Any] | None = None,
+        *,
+        order: Any = None,
+    ) -> Update:
+        """Merge the gradients.
+
+        Args:
+            grads: m gradients, in any of the forms of :func:`ConFIG_update`.
+            losses: not used.
+            order: (m, m) or (B, m, m) integers, a tensor or nested lists: row i lists the gradients in the
+                order in which gradient i is projected against them (i itself is skipped); overrides
+                ``shuffle``.
+
+        Returns:
+            The merged gradient, in the form of the gradients.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted.
+        """
+        if order is None and not self.shuffle:
+            return super().calculate_gradient(grads, losses)
+        if order is not None:
+            order = as_order(order)
+        if torch.compiler.is_compiling():
+            if order is None or not can_compile(grads, self.process_group):
+                return outside_the_graph(self.calculate_gradient, grads, losses, order=order)
+            return compiled_update(grads, "pcgrad", order=order, mean=self._rule.mean)
+        rows = Gradients(grads, group=self.process_group)
+        if losses is not None:
+            check_losses(losses, rows.m)
+        return merge(rows, self.rule_for(rows, order))
+
+    @property
+    def fixed_rule(self) -> Rule | None:
+        """The rule, if it is the same for all gradients; None with ``shuffle``."""
+        return None if self.shuffle else self._rule
+
+    def rule_for(self, grads: Gradients, order: Tensor | None = None) -> Rule:
+        """How coefficients of these gradients follow from G; in a new random order with ``shuffle``."""
+        if order is None and not self.shuffle:
+            return self._rule
+        if order is not None:
+            order = as_order(order)
+        else:
+            if self.generator is None and grads.shards is not None:
+                self.generator = torch.Generator("cpu").manual_seed(0)
+            shape = (*grads.batch_shape, grads.m, grads.m)
+            drawn = torch.rand(shape, generator=self.generator, dtype=torch.float32, device=CPU)
+            order = drawn.argsort(-1)
+        reduction = "mean" if self._rule.mean else "sum"
+        device = float64_device(grads.device)
+        given: Any = {"batch": grads.batch, "order": order, "reduction": reduction}
+        if order.device.type == "cpu" != device.type:
+            make_rule("pcgrad", grads.m, CPU, **given)  # looks for permutations, which a device is not asked
+        return make_rule("pcgrad", grads.m, device, **given)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..grad_operator import ConFIGOperator, GradientOperator, is_ours
-from ..methods import Rule
+from ..grad_operator import ConFIGOperator
+from ..methods import GradientOperator, Rule
+from ..methods.operator import is_ours
 from ..numbers import cutoff
 
 

@@ -14,9 +14,9 @@ from ..backends import merge_into
 from ..checks import check_operator, got
 from ..compiling import outside_the_graph
 from ..config_update import losses_of, merge
-from ..grad_operator import GradientOperator, fixed_rule_of, is_ours, rule_of
 from ..gradients import Gradients, Update
 from ..gradients.shards import any_dtensor, reshard
+from ..methods.operator import GradientOperator, fixed_rule_of, is_ours, rule_of
 from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
 from ..ranks.replicas import fellow_parameters, learned, replica_group

@@ -1,0 +1,166 @@
+"""Operators: gradients -> Gram matrix -> rule -> update (see docs/design.md); their base classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..checks import abstract, check_group, check_losses
+from ..compiling import can_compile, compiled_update, outside_the_graph
+from ..config_update import losses_of, merge, short_merge
+from ..gradients import Gradients, GradientsLike, Update
+from ..gradients.shards import Grouped
+from ..utils import write_gradient
+from .base import Rule, as_rule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Method = TypeVar("Method", bound=Callable[..., Update])
+
+_BY_RULE: set[Callable[..., Update]] = set()
+
+
+def by_rule(calculate_gradient: Method) -> Method:
+    """Says of an operator's method that it merges by the operator's ``rule_for``, gradients in any form."""
+    _BY_RULE.add(calculate_gradient)
+    return calculate_gradient
+
+
+class GradientOperator(Grouped):
+    """Base class of operators, which merge m gradients into one.
+
+    A subclass overrides :meth:`calculate_gradient`. An operator can be copied and pickled at any time; with a
+    ``process_group`` only copied.
+
+    Attributes:
+        process_group: ranks of which each gives its part of every gradient; None where a process has them as
+            a whole, and for DTensors, which say it themselves.
+    """
+
+    def __init__(self) -> None:
+        pass
+
+    def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
+        """Merge the gradients.
+
+        Args:
+            grads: m gradients, in any of the forms of :func:`ConFIG_update`.
+            losses: the m losses, for models that use them.
+
+        Returns:
+            The merged gradient, in the form of the gradients.
+
+        Raises:
+            NotImplementedError: always; a subclass overrides it.
+        """
+        raise abstract(self, "calculate_gradient")
+
+    def update_gradient(
+        self,
+        network: torch.nn.Module,
+        grads: GradientsLike,
+        losses: Sequence[Any] | None = None,
+        *,
+        none_grad_mode: Literal["zero", "skip"] = "skip",
+        zero_grad_mode: Literal["skip", "pad_zero", "pad_value"] = "pad_value",
+    ) -> None:
+        """Merge the gradients and write the result to the network's ``.grad``.
+
+        Args:
+            network: the network.
+            grads: as in :meth:`calculate_gradient`; per-parameter sequences follow
+                ``network.parameters()``, and a parameter that no loss has a gradient for is left alone.
+            losses: the m losses, for models that use them.
+            none_grad_mode, zero_grad_mode: as in :func:`fastconfig.utils.apply_gradient_vector`; use
+                "zero" where the vectors were taken with "zero".
+
+        Raises:
+            ValueError: if the result does not fit the network; nothing is written then.
+        """
+        write_gradient(network, self.calculate_gradient(grads, losses), none_grad_mode, zero_grad_mode)
+
+
+class GramOperator(GradientOperator):
+    """An operator that is one rule on the Gram matrix: gradients -> G -> c -> sum_i c_i g_i.
+
+    Args:
+        rule: a :class:`fastconfig.Rule`; or any callable that takes the Gram matrix (m, m), float64 on the
+            gradients' device, and returns m coefficients, such as a TorchJD ``Weighting``.
+        process_group: as in :func:`ConFIG_update`.
+
+    Raises:
+        TypeError: for what is no rule.
+
+    Examples:
+        >>> operator = GramOperator(lambda gram: 1 / gram.diagonal().sqrt())  # the sum of unit gradients
+        >>> fastconfig.backward(losses, network, operator)
+    """
+
+    _rule: Rule  # of the class for conflictfree's objects, unpickled
+
+    def __init__(
+        self, rule: Rule | Callable[[Tensor], Any], process_group: ProcessGroup | None = None
+    ) -> None:
+        super().__init__()
+        check_group(process_group)
+        self._rule = as_rule(rule)
+        self.process_group = process_group
+
+    @property
+    def fixed_rule(self) -> Rule | None:
+        """The rule, if it is the same for all gradients; None for one that is made for each call."""
+        return self._rule
+
+    def rule_for(self, grads: Gradients) -> Rule:
+        """How coefficients of these gradients follow from their Gram matrix."""
+        return self._rule
+
+    @by_rule
+    def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
+        """Merge the gradients.
+
+        Args:
+            grads: m gradients, in any of the forms of :func:`ConFIG_update`.
+            losses: the m losses, for a rule that uses them.
+
+        Returns:
+            The merged gradient in the form, dtype and device of the gradients; all NaN if any gradient has
+            NaN or Inf.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted.
+        """
+        rule = self.fixed_rule
+        if torch.compiler.is_compiling():
+            if rule is None or rule.native is None or not can_compile(grads, self.process_group):
+                return outside_the_graph(self.calculate_gradient, grads, losses)
+            return compiled_update(grads, rule.native, mean=rule.mean, rcond=rule.rcond)
+        if rule is not None:
+            update = short_merge(grads, rule, losses, self.process_group)
+            if update is not None:
+                return update
+        rows = Gradients(grads, group=self.process_group)
+        if losses is not None:
+            check_losses(losses, rows.m)
+        rule = self.rule_for(rows)
+        return merge(rows, rule, losses=losses_of(rule, losses, rows))
+
+
+def is_ours(operator: GradientOperator) -> bool:
+    """Whether it merges as defined here, gradients in any form; a user's own, or subclass, sees (m, N)."""
+    return getattr(operator.calculate_gradient, "__func__", None) in _BY_RULE
+
+
+def fixed_rule_of(operator: Any) -> Rule | None:
+    """The rule of an operator, if it is known before the gradients are; None also for what is no rule."""
+    return operator.fixed_rule if is_ours(operator) else None
+
+
+def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
+    """How an operator's coefficients follow from the Gram matrix; None if it must see the gradients."""
+    ours: Any = operator
+    return ours.rule_for(grads) if is_ours(operator) else None
