@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         TrackSpecific,
     )
     from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
-    from .methods import Rule
+    from .methods import DualProjOperator, MGDAOperator, Rule, UPGradOperator
     from .momentum_operator import MomentumOperator, PseudoMomentumOperator, SeparateMomentumOperator
     from .training import backward, mtl_backward
     from .utils import apply_gradient_vector, get_gradient_vector
@@ -65,7 +65,7 @@ _HOMES = {
         "TrackSpecific",
     ),
     "loss_recorder": ("LatestLossRecorder", "LossRecorder", "MomentumLossRecorder"),
-    "methods": ("Rule",),
+    "methods": ("DualProjOperator", "MGDAOperator", "Rule", "UPGradOperator"),
     "momentum_operator": ("MomentumOperator", "PseudoMomentumOperator", "SeparateMomentumOperator"),
     "training": ("backward", "mtl_backward"),
     "utils": ("apply_gradient_vector", "get_gradient_vector"),
@@ -79,6 +79,7 @@ __all__ = [
     "ConFIGOperator",
     "ConFIG_update",
     "ConFIG_update_double",
+    "DualProjOperator",
     "EqualWeight",
     "GradientOperator",
     "GramOperator",
@@ -86,6 +87,7 @@ __all__ = [
     "LatestLossRecorder",
     "LengthModel",
     "LossRecorder",
+    "MGDAOperator",
     "MomentumLossRecorder",
     "MomentumOperator",
     "PCGradOperator",
@@ -100,6 +102,7 @@ __all__ = [
     "TrackMaximum",
     "TrackMinimum",
     "TrackSpecific",
+    "UPGradOperator",
     "WeightModel",
     "accelerate",
     "apply_gradient_vector",

@@ -262,3 +262,74 @@ def _tracked(norms: Tensor, length: str) -> Tensor:
         case "geometric":
             return norms.log().mean().exp()
     raise ValueError(f"length: got {length!r}, want a length model's name")
+
+
+def onto_dual_cone(rows: Tensor, shares: Tensor, rcond: float | None = None) -> Tensor:
+    """The projection of sum_i shares_i g_i on {v: g_j . v >= 0 for all j}, by least squares on the rows.
+
+    Args:
+        rows: (m, N) gradients.
+        shares: (m,) float64.
+        rcond: cut-off on squared lengths, relative; by default float64's.
+
+    Returns:
+        (N,) float64; zero where |v|^2 is at most rcond times the square of the summed lengths of its parts.
+    """
+    if not torch.isfinite(rows).all():
+        return _all_nan(rows)
+    rcond = cutoff(torch.float64) if rcond is None else rcond
+    full, norms = _float64_rows(rows)
+    alive = norms > 0
+    if not alive.any():
+        return torch.zeros_like(full[0])
+    units, start = full[alive] / norms[alive, None], (shares * norms)[alive]
+    largest = start.abs().max()
+    start = start / largest if largest > 0 else start
+    w = start + nonnegative_least_squares(units, -(start @ units), rcond)
+    v = w @ units
+    return largest * v if v.square().sum() > rcond * w.abs().sum() ** 2 else torch.zeros_like(v)
+
+
+def nonnegative_least_squares(rows: Tensor, target: Tensor, rcond: float) -> Tensor:
+    """x >= 0 of least |sum_i x_i a_i - b|: NNLS of Lawson and Hanson (1974, chapter 23) on the rows.
+
+    Args:
+        rows: (m, N) float64 a_i, of lengths near one.
+        target: (N,) float64 b.
+        rcond: a row that is a combination of those in use but for a rest, of squared length rcond / 64 times
+            the square of the combination's summed lengths at most, stays out.
+
+    Returns:
+        (m,) float64.
+    """
+    r = torch.linalg.qr(torch.cat([rows, target[None]]).T).R  # lengths and products as they were
+    columns, b = r[:, :-1], r[:, -1]
+    x = columns.new_zeros(columns.shape[1])
+    used: list[int] = []
+    while True:
+        slopes = columns.T @ (b - columns @ x)
+        tolerance = 4 * torch.finfo(x.dtype).eps * (x.sum() + torch.linalg.vector_norm(b))
+        for entering in slopes.argsort(descending=True).tolist():
+            if entering in used or slopes[entering] <= tolerance:
+                continue
+            parts = _least_squares(columns[:, used], columns[:, entering])
+            rest = columns[:, entering] - columns[:, used] @ parts
+            if rest.square().sum() > rcond / 64 * (1 + parts.abs().sum()) ** 2:
+                break
+        else:
+            return x
+        used.append(entering)
+        if _least_squares(columns[:, used], b)[-1] <= 0:
+            return x  # what is left of the slopes is rounding
+        while (z := _least_squares(columns[:, used], b)).min() <= 0:
+            steps = torch.where(z > 0, torch.inf, x[used] / (x[used] - z))
+            x[used] += steps.min() * (z - x[used])
+            x[[i for i, step in zip(used, steps, strict=True) if step == steps.min()]] = 0
+            used = [i for i, step in zip(used, steps, strict=True) if step > steps.min()]
+        x[used] = z
+
+
+def _least_squares(columns: Tensor, b: Tensor) -> Tensor:
+    """The solution for independent columns."""
+    q, r = torch.linalg.qr(columns)
+    return torch.linalg.solve_triangular(r, (q.T @ b)[:, None], upper=True)[:, 0]

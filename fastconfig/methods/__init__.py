@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import LENGTHS, ByFunction, Rule, as_rule, native_coefficients
     from .config import ConFIG, tracked
+    from .dualproj import DualProj, DualProjOperator
     from .imtlg import IMTLG, IMTLGOperator
     from .making import REDUCTIONS, make_rule
+    from .mgda import MGDA, MGDAOperator
     from .operator import GradientOperator, GramOperator
     from .pcgrad import PCGrad, PCGradOperator
     from .ppcgrad import PPCGrad, PPCGradOperator
     from .solvers import pinv_apply
+    from .upgrad import UPGrad, UPGradOperator
 
     RULES: dict[str, type[Rule]]
 
@@ -25,24 +28,33 @@ METHODS = {  # a method's name, also that of its file, and its rule; the bench, 
     "pcgrad": "PCGrad",
     "ppcgrad": "PPCGrad",
     "imtlg": "IMTLG",
+    "upgrad": "UPGrad",
+    "dualproj": "DualProj",
+    "mgda": "MGDA",
 }
 
 __all__ = [
     "IMTLG",
     "LENGTHS",
     "METHODS",
+    "MGDA",
     "REDUCTIONS",
     "RULES",
     "ByFunction",
     "ConFIG",
+    "DualProj",
+    "DualProjOperator",
     "GradientOperator",
     "GramOperator",
     "IMTLGOperator",
+    "MGDAOperator",
     "PCGrad",
     "PCGradOperator",
     "PPCGrad",
     "PPCGradOperator",
     "Rule",
+    "UPGrad",
+    "UPGradOperator",
     "as_rule",
     "make_rule",
     "native_coefficients",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_EPS = torch.finfo(torch.float64).eps
+
 
 def pinv_apply(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
     """x = pinv(C) w, the minimum-norm solution, by pivoted Cholesky.
@@ -67,3 +69,84 @@ def _pivoted_cholesky(cosines: Tensor, tolerance: float) -> tuple[Tensor, Tensor
         lower[..., k] = column
         schur = (schur - column.square()).scatter(-1, pivot, -torch.inf)
     return lower, torch.cat(pivots, dim=-1), rank
+
+
+def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
+    """w >= start, of which v = sum_j w_j u_j is sum_j start_j u_j projected on {v: u_j . v >= 0 for all j}.
+
+    v is zero where rounding leaves nothing certain of it: |v|^2 <= rcond (sum_j |w_j|)^2.
+
+    Args:
+        cosines: (..., m, m) float64, C of the unit gradients u_j.
+        start: (..., m) float64, of any sign; C is expanded to its leading dimensions.
+        rcond: cut-off on squared lengths, relative.
+
+    Returns:
+        (..., m) float64.
+    """
+    cosines = cosines.expand(*start.shape, start.shape[-1])
+    slope = (cosines @ start.unsqueeze(-1)).squeeze(-1)
+    w = start + nonnegative(cosines, slope, start.abs().sum(-1, keepdim=True), rcond)
+    return torch.where(certain(cosines, w, rcond), w, 0)
+
+
+def certain(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
+    """(..., 1): whether |sum_j w_j u_j|^2 > rcond (sum_j |w_j|)^2, so that not all of it is rounding of C."""
+    squared = (w * (cosines @ w.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
+    return squared > max(rcond, _EPS) * w.abs().sum(-1, keepdim=True).square()
+
+
+def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor:
+    """mu >= 0 of least 1/2 mu^T M mu + q^T mu: non-negative least squares by inner products.
+
+    M = B^T B and q = -B^T b for some vectors B, b of lengths near one. The active set method of Lawson and
+    Hanson (1974, chapter 23): exact steps, each lowers the objective, so none comes back to a set. The
+    coordinate that lowers it most enters; one whose vector is a combination of those of the set, up to what
+    rounding of M leaves, does not. On a device a fixed number of steps, without a look at the values.
+
+    Args:
+        matrix: (..., m, m) float64, positive semidefinite up to rounding.
+        q: (..., m) float64, in the range of M.
+        size: (..., 1) float64, what |b| is made of: slopes are as certain as rounding of that leaves them.
+        rcond: that rest's squared length is rcond / 64 times the square of the combination's summed lengths.
+
+    Returns:
+        (..., m) float64: M mu + q >= 0 up to rounding, for independent vectors; zero where mu > 0.
+    """
+    m = q.shape[-1]
+    on_cpu = q.device.type == "cpu"
+    noise = max(rcond / 256, 2 * _EPS)
+    identity = torch.eye(m, dtype=q.dtype, device=q.device)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    mu = torch.zeros_like(q)
+    free = torch.zeros_like(q, dtype=torch.bool)  # the set: what may be positive
+    last, blocked = free, free  # what entered last, and what cannot enter before something has moved
+    for _ in range(4 * m + 10):
+        inner = free.unsqueeze(-1) & free.unsqueeze(-2)
+        factor, broken = torch.linalg.cholesky_ex(torch.where(inner, matrix, identity))
+        sides = torch.where(free.unsqueeze(-1), torch.cat([matrix, -q.unsqueeze(-1)], -1), 0)
+        spans, z = torch.cholesky_solve(sides, factor).split([m, 1], -1)
+        z = z.squeeze(-1)
+
+        leaving = free & ~(z > 0)
+        ratio = torch.where(leaving, torch.where(mu > 0, mu / (mu - z), 0), torch.inf)
+        step = ratio.amin(-1, keepdim=True).clamp(max=1)
+        failed = (broken > 0).unsqueeze(-1)  # rounding made what entered dependent
+        moved = torch.where(free & ~failed, mu + step * (z - mu), mu).clamp(min=0)
+        leaving = torch.where(failed, last, leaving & (ratio <= step))
+        settled = ~leaving.any(-1, keepdim=True)
+        moved = torch.where(leaving & ~failed, 0, moved)
+
+        size_now = size + moved.sum(-1, keepdim=True)
+        slope = q + (matrix @ moved.unsqueeze(-1)).squeeze(-1)
+        distance = diagonal - (matrix * spans).sum(-2)  # squared, from the span of the set
+        dependent = distance <= 4 * noise * (1 + spans.abs().sum(-2)).square()
+        progress = (moved - mu).abs().sum(-1, keepdim=True) > noise * size_now
+        blocked = (blocked & ~progress) | (leaving & ~progress)
+        enters = settled & (slope < -noise * size_now) & ~(free | blocked | dependent)
+        gain = torch.where(enters, slope.square() / distance, -1)
+        enters = enters & (identity[gain.argmax(-1)] > 0)
+        free, last, mu = (free & ~leaving) | enters, enters, moved
+        if on_cpu and not bool((leaving | enters).any()):
+            break
+    return mu

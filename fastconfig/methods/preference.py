@@ -1,0 +1,80 @@
+"""Operators with a preference vector: how much each gradient counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import as_tensor, check_rcond
+from ..gradients import Gradients
+from ..numbers import float64_device
+from .base import Rule
+from .operator import GramOperator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class PreferenceOperator(GramOperator):
+    """Base of operators of a rule that takes ``weights``, with which it weighs the gradients.
+
+    Args:
+        pref_vector: (m,) finite numbers, not negative, a tensor or a list; 1/m each by default.
+        rcond, process_group: as in :func:`ConFIG_update`.
+
+    Raises:
+        TypeError, ValueError: for another ``pref_vector`` or ``rcond``; where gradients come, for another
+            number of gradients.
+    """
+
+    _kind: ClassVar[type[Rule]]
+    pref_vector: Tensor | None = None
+
+    def __init__(
+        self,
+        pref_vector: Any = None,
+        *,
+        rcond: float | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(self._kind(rcond=check_rcond(rcond)), process_group)
+        self.pref_vector = None if pref_vector is None else as_preferences(pref_vector)
+        self._weighing: dict[torch.device, Rule] = {}
+
+    @property
+    def fixed_rule(self) -> Rule | None:
+        """The rule, if it is the same for all gradients; None with preferences, for a number of gradients."""
+        return self._rule if self.pref_vector is None else None
+
+    def rule_for(self, grads: Gradients) -> Rule:
+        """How coefficients of these gradients follow from their Gram matrix."""
+        if self.pref_vector is None:
+            return self._rule
+        if len(self.pref_vector) != grads.m:
+            raise ValueError(
+                f"pref_vector: got {len(self.pref_vector)} numbers, want {grads.m}, one a gradient"
+            )
+        device = float64_device(grads.device)
+        if device not in self._weighing:
+            taken: Any = self._kind
+            weights = self.pref_vector.to(device)
+            self._weighing[device] = taken(weights=weights, rcond=self._rule.rcond)
+        return self._weighing[device]
+
+
+def as_preferences(pref_vector: Any) -> Tensor:
+    """(m,) float64 on the CPU, a copy.
+
+    Raises:
+        TypeError, ValueError: for anything but finite numbers that are not negative.
+    """
+    wanted = "(m,) finite numbers, none negative"
+    given = as_tensor("pref_vector", pref_vector, wanted, torch.float64)
+    if given.dim() != 1 or given.is_complex():
+        raise ValueError(f"pref_vector: got shape {tuple(given.shape)}, {given.dtype}, want {wanted}")
+    copied = given.detach().to("cpu", torch.float64, copy=True)
+    if not bool((copied.isfinite() & (copied >= 0)).all()):
+        raise ValueError(f"pref_vector: got {copied.tolist()}, want {wanted}")
+    return copied

@@ -1,0 +1,83 @@
+"""UPGrad: every gradient projected so that it conflicts with none, then the mean (arXiv:2406.16232)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from .base import Rule
+from .preference import PreferenceOperator
+from .solvers import dual_cone
+
+
+class UPGrad(Rule):
+    """The mean of the projections of all gradients on the dual cone {v: g_j . v >= 0 for all j}.
+
+    Quinton and Rey 2024, "Jacobian Descent for Multi-Objective Optimization", section 3; by proposition 1
+    there the projection of g_i is sum_j w_j g_j with w of least w^T G w among w >= e_i. The update conflicts
+    with no gradient and is linear in the length of each. Here the program is solved exactly, and between
+    unit gradients, so that lengths do not matter to it. TorchJD divides G by its trace, adds 1e-4 to the
+    diagonal and takes a trace below 1e-4 for zero: its update conflicts where norms differ by a hundred.
+
+    Where a projection is of squared length at most rcond times the square of the summed lengths of its parts
+    (opposed gradients), it is zero: rounding of G leaves nothing certain of it. Cosines of the update with
+    the gradients are above -1e-9 then, in exact sums. A gradient that is a combination of others but for
+    1e-7 of its length, as rounding to float32 leaves it, is taken for one, and may see a cosine of -1e-7.
+    rcond is 1e-13 whatever the gradients' dtype, as G is exact in all. A zero gradient counts in the mean
+    and bounds nothing.
+
+    Args:
+        weights: (m,) or (B, m) float64, not negative: the preference vector; None is 1/m each.
+    """
+
+    def __init__(self, weights: Tensor | None = None, *, rcond: float | None = None) -> None:
+        super().__init__(rcond=rcond)
+        self.weights = weights
+
+    def cutoff(self, dtype: torch.dtype) -> float:
+        return super().cutoff(torch.float64)
+
+    def unit_coefficients(
+        self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
+    ) -> Tensor:
+        m = norms.shape[-1]
+        programs = torch.eye(m, dtype=norms.dtype, device=norms.device).expand(cosines.shape)
+        w = dual_cone(cosines.unsqueeze(-3), programs, rcond)
+        shares = norms / m if self.weights is None else norms * self.weights
+        return (shares.unsqueeze(-2) @ w).squeeze(-2)  # sums of what is not negative
+
+    @staticmethod
+    def oracle(rows: Tensor, weights: Tensor | None = None, *, rcond: float | None = None) -> Tensor:
+        """The projections one by one, by least squares on the rows.
+
+        Args:
+            rows: (m, N) gradients.
+            weights: (m,) preferences; 1/m each by default.
+            rcond: cut-off on squared lengths.
+
+        Returns:
+            (N,) float64.
+        """
+        m = len(rows)
+        shares = rows.new_full((m,), 1 / m, dtype=torch.float64) if weights is None else weights.double()
+        return torch.stack([reference.onto_dual_cone(rows, e, rcond) for e in torch.diag(shares)]).sum(0)
+
+
+class UPGradOperator(PreferenceOperator):
+    """UPGrad (Quinton and Rey 2024, arXiv:2406.16232): conflicts with no gradient, whatever their lengths.
+
+    The mean of all gradients' projections on the dual cone {v: g_j . v >= 0 for all j}; opposed gradients
+    give zero. What is exact and where the limits are: :class:`fastconfig.methods.UPGrad`.
+
+    Args:
+        pref_vector: (m,) finite numbers, not negative, a tensor or a list: what each projection counts; 1/m
+            each by default.
+        rcond, process_group: as in :func:`ConFIG_update`; rcond is 1e-13 by default.
+
+    Raises:
+        TypeError, ValueError: for another ``pref_vector`` or ``rcond``.
+    """
+
+    _kind = UPGrad
+    _rule = UPGrad()
