@@ -145,6 +145,32 @@ def check_losses(losses: Any, m: int) -> None:
         raise ValueError(f"losses: got {count}, want {m}: one a gradient")
 
 
+def check_gram(gram: Any) -> None:
+    """Whether it is one Gram matrix, or a batch of them.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    if not isinstance(gram, Tensor):
+        raise TypeError(f"gram: got a {type(gram).__name__}, want a tensor (m, m) or (B, m, m)")
+    if gram.dim() not in (2, 3) or gram.shape[-1] != gram.shape[-2] or gram.shape[-1] == 0:
+        raise ValueError(f"gram: got shape {tuple(gram.shape)}, want (m, m) or (B, m, m) with m >= 1")
+    if not gram.is_floating_point():
+        raise TypeError(f"gram: got dtype {gram.dtype}, want a floating-point dtype")
+
+
+def losses_beside(losses: Any, gram: Tensor) -> Tensor:
+    """Losses as a tensor beside G.
+
+    Raises:
+        TypeError, ValueError: for what are none.
+    """
+    values = as_tensor("losses", losses, "(m,) or (B, m) numbers", torch.float64).to(gram).detach()
+    if values.shape != gram.shape[:-1]:
+        raise ValueError(f"losses: got shape {tuple(values.shape)}, want {tuple(gram.shape[:-1])}")
+    return values
+
+
 def check_ordered(argument: str, values: Any, wanted: str) -> None:
     """Whether values come one after the other, if there are several.
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from . import methods
 from .backends import choose
-from .checks import as_order, as_tensor, check_group, check_rcond, whole
+from .checks import as_order, as_tensor, check_gram, check_group, check_rcond, losses_beside, whole
 from .gradients import Gradients, GradientsLike, Update
+from .methods.base import coefficients_of
 from .numbers import DTYPES, dtype_names, float64_device
 
 if TYPE_CHECKING:
@@ -111,13 +112,7 @@ def coefficients(
         rcond=check_rcond(rcond),
         **settings,
     )
-    if losses is not None:
-        losses = as_tensor("losses", losses, "(m,) or (B, m) numbers", torch.float64).to(gram).detach()
-        if losses.shape != gram.shape[:-1]:
-            raise ValueError(f"losses: got shape {tuple(losses.shape)}, want {tuple(gram.shape[:-1])}")
-    if gram.device.type == "cpu" and rule.native is not None:
-        return methods.native_coefficients(gram, rule, dtype)
-    return rule.coefficients(gram, dtype, losses)
+    return coefficients_of(rule, gram, dtype, None if losses is None else losses_beside(losses, gram))
 
 
 def combine(grads: GradientsLike, c: Any) -> Update:
@@ -146,9 +141,6 @@ def combine(grads: GradientsLike, c: Any) -> Update:
 
 
 def _check_gram(gram: Tensor) -> None:
-    if not isinstance(gram, Tensor):
-        raise TypeError(f"gram: got a {type(gram).__name__}, want a tensor (m, m) or (B, m, m)")
-    if gram.dim() not in (2, 3) or gram.shape[-1] != gram.shape[-2] or gram.shape[-1] == 0:
-        raise ValueError(f"gram: got shape {tuple(gram.shape)}, want (m, m) or (B, m, m) with m >= 1")
+    check_gram(gram)
     if gram.dtype != torch.float64:
         raise TypeError(f"gram: got dtype {gram.dtype}, want torch.float64")

@@ -60,6 +60,10 @@ def _generator() -> torch.Generator:
     return torch.Generator("cpu").manual_seed(7)
 
 
+def merged_with_losses(operator: Any) -> Any:
+    return operator.calculate_gradient(ROWS, range(1, len(ROWS) + 1))
+
+
 #: how to make one, or several kinds, of every public class, and what to do with it: the same for a copy
 RECIPES: dict[Any, tuple[list[Callable[[], Any]], Use]] = {
     fastconfig.BackendUnavailable: ([lambda: fastconfig.BackendUnavailable("no")], str),
@@ -85,6 +89,14 @@ RECIPES: dict[Any, tuple[list[Callable[[], Any]], Use]] = {
     fastconfig.UPGradOperator: ([lambda: fastconfig.UPGradOperator([1, 2, 3])], merged),
     fastconfig.DualProjOperator: ([lambda: fastconfig.DualProjOperator([1, 2, 3])], merged),
     fastconfig.MGDAOperator: ([fastconfig.MGDAOperator], merged),
+    fastconfig.MeanOperator: ([fastconfig.MeanOperator], merged),
+    fastconfig.SumOperator: ([fastconfig.SumOperator], merged),
+    fastconfig.ConstantOperator: ([lambda: fastconfig.ConstantOperator([1.0, 2.0, -3.0])], merged),
+    fastconfig.RandomOperator: ([lambda: fastconfig.RandomOperator(generator=_generator())], merged),
+    fastconfig.KrumOperator: ([lambda: fastconfig.KrumOperator(0, 2)], merged),
+    fastconfig.GradVacOperator: ([lambda: fastconfig.GradVacOperator(generator=_generator())], merged),
+    fastconfig.PCDOperator: ([fastconfig.PCDOperator], merged),
+    fastconfig.LogLossesOperator: ([lambda: fastconfig.LogLossesOperator(IMTLG())], merged_with_losses),
     fastconfig.GramOperator: ([lambda: fastconfig.GramOperator(IMTLG(rcond=1e-3))], merged),
     fastconfig.Rule: ([fastconfig.Rule], lambda r: r.cutoffs),
     fastconfig.GradientOperator: ([fastconfig.GradientOperator], vars),

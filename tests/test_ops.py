@@ -17,8 +17,8 @@ CPU = torch.device("cpu")
 
 
 def test_an_unknown_rule_is_no_other_method() -> None:
-    with pytest.raises(ValueError, match="method: got 'sum', want one of 'config'"):
-        make_rule("sum", 2, CPU)
+    with pytest.raises(ValueError, match="method: got 'total', want one of 'config'"):
+        make_rule("total", 2, CPU)
     with pytest.raises(ValueError, match="length: got 'long', want one of 'projection'"):
         ConFIG(length="long").coefficients(torch.eye(2).double(), torch.float64)
     given: Any = {"track_id": 0, "mean": False, "weights": 0, "weights_step": 0, "order": 0, "order_step": 0}
@@ -164,7 +164,7 @@ def test_native_and_plain_coefficients_agree(m: int, kind: str, length: str) -> 
 def test_coefficients_of_a_batch_are_those_of_each() -> None:
     rows = torch.randn(5, 4, 9, dtype=torch.float64)
     gram = rows @ rows.mT
-    for method in RULES:
+    for method in [name for name in RULES if name != "random"]:
         both = (
             ops.coefficients(gram, method),
             torch.stack([ops.coefficients(g, method) for g in gram]),

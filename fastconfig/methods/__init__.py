@@ -11,14 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import LENGTHS, ByFunction, Rule, as_rule, native_coefficients
     from .config import ConFIG, tracked
+    from .constant import Constant, ConstantOperator
     from .dualproj import DualProj, DualProjOperator
+    from .gradvac import GradVac, GradVacOperator
     from .imtlg import IMTLG, IMTLGOperator
+    from .krum import Krum, KrumOperator
+    from .loglosses import LogLosses, LogLossesOperator
     from .making import REDUCTIONS, make_rule
+    from .mean import Mean, MeanOperator
     from .mgda import MGDA, MGDAOperator
     from .operator import GradientOperator, GramOperator
+    from .pcd import PCD, PCDOperator
     from .pcgrad import PCGrad, PCGradOperator
     from .ppcgrad import PPCGrad, PPCGradOperator
+    from .random import Random, RandomOperator
     from .solvers import pinv_apply
+    from .sum import Sum, SumOperator
     from .upgrad import UPGrad, UPGradOperator
 
     RULES: dict[str, type[Rule]]
@@ -31,6 +39,13 @@ METHODS = {  # a method's name, also that of its file, and its rule; the bench, 
     "upgrad": "UPGrad",
     "dualproj": "DualProj",
     "mgda": "MGDA",
+    "mean": "Mean",
+    "sum": "Sum",
+    "constant": "Constant",
+    "random": "Random",
+    "gradvac": "GradVac",
+    "krum": "Krum",
+    "pcd": "PCD",
 }
 
 __all__ = [
@@ -38,21 +53,37 @@ __all__ = [
     "LENGTHS",
     "METHODS",
     "MGDA",
+    "PCD",
     "REDUCTIONS",
     "RULES",
     "ByFunction",
     "ConFIG",
+    "Constant",
+    "ConstantOperator",
     "DualProj",
     "DualProjOperator",
+    "GradVac",
+    "GradVacOperator",
     "GradientOperator",
     "GramOperator",
     "IMTLGOperator",
+    "Krum",
+    "KrumOperator",
+    "LogLosses",
+    "LogLossesOperator",
     "MGDAOperator",
+    "Mean",
+    "MeanOperator",
+    "PCDOperator",
     "PCGrad",
     "PCGradOperator",
     "PPCGrad",
     "PPCGradOperator",
+    "Random",
+    "RandomOperator",
     "Rule",
+    "Sum",
+    "SumOperator",
     "UPGrad",
     "UPGradOperator",
     "as_rule",
@@ -67,6 +98,8 @@ _HOME = {
     "GramOperator": "operator",
     "REDUCTIONS": "making",
     "make_rule": "making",
+    "LogLosses": "loglosses",
+    "LogLossesOperator": "loglosses",
     "pinv_apply": "solvers",
     "tracked": "config",
     **dict.fromkeys(("LENGTHS", "ByFunction", "Rule", "as_rule", "native_coefficients"), "base"),

@@ -190,6 +190,13 @@ def as_rule(rule: Any) -> Rule:
     return ByFunction(rule)
 
 
+def coefficients_of(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
+    """:meth:`Rule.coefficients`, by compiled code where it has the method and G is in CPU memory."""
+    if gram.device.type == "cpu" and rule.native is not None:
+        return native_coefficients(gram, rule, dtype)
+    return rule.coefficients(gram, dtype, losses)
+
+
 @torch.no_grad()
 def native_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
     """:meth:`Rule.coefficients` by csrc/coefficients.hpp, for Gram matrices and rules in CPU memory."""

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ..checks import abstract, check_group, check_losses
+from ..checks import abstract, check_gram, check_group, check_losses, losses_beside
 from ..compiling import can_compile, compiled_update, outside_the_graph
 from ..config_update import losses_of, merge, short_merge
 from ..gradients import Gradients, GradientsLike, Update
 from ..gradients.shards import Grouped
+from ..numbers import cutoff, float64_device
 from ..utils import write_gradient
-from .base import Rule, as_rule
+from .base import Rule, as_rule, coefficients_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -117,7 +118,44 @@ class GramOperator(GradientOperator):
 
     def rule_for(self, grads: Gradients) -> Rule:
         """How coefficients of these gradients follow from their Gram matrix."""
+        if (rule := self.fixed_rule) is not None:
+            return rule
+        norms = (*grads.batch_shape, grads.m)
+        return self.rule_at(norms, float64_device(grads.device), grads.shards is not None)
+
+    def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
+        """The rule of the next call; one that draws or has state overrides this, and ``fixed_rule``.
+
+        Args:
+            norms: shape of the gradients' norms, (m,) or (B, m).
+            device: where G will be.
+            spread: whether the gradients are spread over processes, which must all draw alike.
+        """
         return self._rule
+
+    @torch.no_grad()
+    def coefficients(self, gram: Tensor, losses: Any = None) -> Tensor:
+        """The coefficients alone, of a Gram matrix that is there already; state goes on as with a merge.
+
+        Args:
+            gram: (m, m) or (B, m, m), of any floating-point dtype; one coarser than float64 sets the rank
+                cut-off, 10 eps, because its entries are no more exact than that.
+            losses: (m,) or (B, m), for a rule that uses them.
+
+        Returns:
+            (m,) or (B, m) in the dtype of ``gram``.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted.
+        """
+        check_gram(gram)
+        full = gram.detach().to(float64_device(gram.device), torch.float64)
+        rule = self.fixed_rule or self.rule_at(tuple(full.shape[:-1]), full.device)
+        if gram.dtype is not torch.float64 and rule.rcond is None:
+            rule = rule.at_cutoff(max(cutoff(torch.float64), 10 * torch.finfo(gram.dtype).eps))
+        if losses is not None:
+            losses = losses_beside(losses, full)
+        return coefficients_of(rule, full, torch.float64, losses).to(gram)
 
     @by_rule
     def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:

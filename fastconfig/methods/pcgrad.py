@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..checks import as_order, check_flag, check_generator, check_losses
+from ..checks import as_order, check_flag, check_losses
 from ..compiling import can_compile, compiled_update, outside_the_graph
 from ..config_update import CPU, merge
 from ..gradients import Gradients, GradientsLike, Update
 from ..numbers import float64_device
 from .base import Rule
 from .making import check_reduction, make_rule
-from .operator import GramOperator, by_rule
+from .operator import by_rule
+from .stateful import DrawingOperator
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,7 +56,7 @@ class PCGrad(Rule):
         return b.mean(-2) if self.mean else b.sum(-2)
 
 
-class PCGradOperator(GramOperator):
+class PCGradOperator(DrawingOperator):
     """PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
 
     Each gradient in turn loses its component along every original gradient that it (as projected so far)
@@ -73,7 +74,7 @@ class PCGradOperator(GramOperator):
         TypeError, ValueError: for another reduction, and what is no flag or generator.
     """
 
-    _rule, shuffle, generator = PCGrad(), False, None
+    _rule, shuffle = PCGrad(), False  # also of conflictfree's objects, unpickled
 
     def __init__(
         self,
@@ -83,11 +84,9 @@ class PCGradOperator(GramOperator):
         generator: torch.Generator | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(PCGrad(mean=check_reduction(reduction) == "mean"), process_group)
+        super().__init__(PCGrad(mean=check_reduction(reduction) == "mean"), generator, process_group)
         check_flag("shuffle", shuffle)
-        check_generator(generator)
         self.shuffle = shuffle
-        self.generator = generator
 
     @by_rule
     def calculate_gradient(
@@ -132,19 +131,19 @@ class PCGradOperator(GramOperator):
 
     def rule_for(self, grads: Gradients, order: Tensor | None = None) -> Rule:
         """How coefficients of these gradients follow from G; in a new random order with ``shuffle``."""
-        if order is None and not self.shuffle:
+        if order is None:
+            return super().rule_for(grads)
+        return self._in_order(as_order(order), grads.m, grads.batch, float64_device(grads.device))
+
+    def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
+        """The rule of the next call; in a new random order with ``shuffle``."""
+        if not self.shuffle:
             return self._rule
-        if order is not None:
-            order = as_order(order)
-        else:
-            if self.generator is None and grads.shards is not None:
-                self.generator = torch.Generator("cpu").manual_seed(0)
-            shape = (*grads.batch_shape, grads.m, grads.m)
-            drawn = torch.rand(shape, generator=self.generator, dtype=torch.float32, device=CPU)
-            order = drawn.argsort(-1)
-        reduction = "mean" if self._rule.mean else "sum"
-        device = float64_device(grads.device)
-        given: Any = {"batch": grads.batch, "order": order, "reduction": reduction}
+        batch = norms[0] if len(norms) == 2 else None
+        return self._in_order(self.random_order(norms, spread), norms[-1], batch, device)
+
+    def _in_order(self, order: Tensor, m: int, batch: int | None, device: torch.device) -> Rule:
+        given: Any = {"batch": batch, "order": order, "reduction": "mean" if self._rule.mean else "sum"}
         if order.device.type == "cpu" != device.type:
-            make_rule("pcgrad", grads.m, CPU, **given)  # looks for permutations, which a device is not asked
-        return make_rule("pcgrad", grads.m, device, **given)
+            make_rule("pcgrad", m, CPU, **given)  # looks for permutations, which a device is not asked
+        return make_rule("pcgrad", m, device, **given)

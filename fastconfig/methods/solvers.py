@@ -150,3 +150,63 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
         if on_cpu and not bool((leaving | enters).any()):
             break
     return mu
+
+
+def nearest_in_cone(cosines: Tensor, wanted: Tensor, size: Tensor, rcond: float) -> tuple[Tensor, Tensor]:
+    """Least sum of unit vectors, with coefficients y >= 0, that has the products C y >= wanted.
+
+    Goldfarb and Idnani 1983 for the identity as Hessian, in the dual: each step adds a constraint that is
+    violated, or drops one that stands in its way.
+
+    Args:
+        cosines: (..., k, k) float64, unit diagonal.
+        wanted: (..., k) float64.
+        size: (..., 1) float64, whose rounding the products may have.
+        rcond: share of itself, squared, that a unit vector must have apart from those in use.
+
+    Returns:
+        y (..., k) and whether it is met (...); False where the constraints contradict each other by more than
+        what ``rcond`` says of the unit vectors.
+    """
+    k = wanted.shape[-1]
+    y, active = torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
+    entering = torch.full(wanted.shape[:-1], -1, device=wanted.device)  # the constraint to be added, or -1
+    done = torch.zeros_like(entering, dtype=torch.bool)
+    met, let_go = torch.ones_like(done), torch.zeros_like(active)
+    eye = torch.eye(k, dtype=wanted.dtype, device=wanted.device)
+    least = max(2 * rcond, 1e-12)
+    for _ in range(10 * k):
+        slack = (cosines @ y.unsqueeze(-1)).squeeze(-1) - wanted
+        scale = size + wanted.abs() + y.abs().sum(-1, keepdim=True)
+        relative = torch.where(active | let_go, 0, slack / torch.where(scale > 0, scale, 1))
+        worst, p = relative.min(-1)
+        p = torch.where(entering >= 0, entering, p)
+        done |= (entering < 0) & (worst >= -1e-13)
+        if wanted.device.type == "cpu" and bool(done.all()):
+            break
+        at = p.unsqueeze(-1)
+        column = torch.take_along_dim(cosines, at.unsqueeze(-1), dim=-1).squeeze(-1)
+        both = active.unsqueeze(-1) & active.unsqueeze(-2)
+        held = torch.where(active, column, 0)
+        r = torch.linalg.solve_ex(torch.where(both, cosines, eye), held.unsqueeze(-1))[0].squeeze(-1)
+        apart = 1 - (held * r).sum(-1)
+        ratios = torch.where(active & (r > 0), y / r, torch.inf)
+        partial, leaving = ratios.min(-1)
+        lack = -slack.gather(-1, at).squeeze(-1)
+        full = torch.where(apart > least, lack / apart, torch.inf)
+        step = torch.minimum(partial, full)
+        stuck = ~done & step.isinf()
+        broken = stuck & (relative.gather(-1, at).squeeze(-1) < -(least**0.5))
+        met &= ~broken
+        done |= broken
+        moves = ~done & ~stuck
+        step = torch.where(moves, step, 0).unsqueeze(-1)
+        y = (y - step * torch.where(active, r, 0)).scatter_add(-1, at, step)
+        added = moves & (full <= partial)
+        dropped = moves & ~added
+        out = torch.zeros_like(active).scatter_(-1, leaving.unsqueeze(-1), dropped.unsqueeze(-1))
+        active = (active & ~out) | torch.zeros_like(active).scatter_(-1, at, added.unsqueeze(-1))
+        y = torch.where(out, 0, y)
+        let_go |= torch.zeros_like(active).scatter_(-1, at, (stuck & ~broken).unsqueeze(-1))
+        entering = torch.where(dropped, p, -1)
+    return y, met

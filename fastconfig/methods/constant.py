@@ -1,0 +1,67 @@
+"""A weighted sum with weights of one's own: linear scalarization."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..checks import as_tensor
+from .base import Rule
+from .operator import GramOperator
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Constant(Rule):
+    """sum_i w_i g_i.
+
+    Args:
+        weights: (m,) numbers, a tensor or a list; None is ones.
+
+    Raises:
+        TypeError, ValueError: for what are none.
+    """
+
+    def __init__(self, weights: Any = None) -> None:
+        super().__init__()
+        if weights is not None:
+            weights = as_tensor("weights", weights, "(m,) numbers", torch.float64).detach()
+            if weights.dim() != 1 or weights.is_complex():
+                raise ValueError(f"weights: got shape {tuple(weights.shape)}, want (m,) real numbers")
+            weights = weights.double()
+        self.weights = weights
+
+    def unit_coefficients(
+        self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
+    ) -> Tensor:
+        if self.weights is None:
+            return norms
+        if len(self.weights) != norms.shape[-1]:
+            raise ValueError(f"weights: got {len(self.weights)} of them for {norms.shape[-1]} gradients")
+        return self.weights.to(norms.device) * norms
+
+    @staticmethod
+    def oracle(rows: Tensor, weights: Any = None) -> Tensor:
+        """The formula, in float64."""
+        full = rows.double()
+        if weights is None:
+            return full.sum(0)
+        return torch.as_tensor(weights, dtype=torch.float64, device=full.device) @ full
+
+
+class ConstantOperator(GramOperator):
+    """A weighted sum of the gradients.
+
+    Args:
+        weights: (m,) numbers, a tensor or a list.
+        process_group: as in :func:`fastconfig.ConFIG_update`.
+
+    Raises:
+        TypeError, ValueError: for what are none; and where there is another number of gradients.
+    """
+
+    def __init__(self, weights: Any, process_group: ProcessGroup | None = None) -> None:
+        super().__init__(Constant(weights), process_group)
