@@ -70,8 +70,15 @@ inline void check_rows(const char* function, int64_t m, int64_t most) {
                               std::to_string(most));
 }
 
+// Whether the kernels have the method of a rule, which lies at an address.
+inline bool served(int64_t rule) {
+  return weight_of(reinterpret_cast<const Rule*>(rule)->method) == Weight::light;
+}
+
 inline Stage stage_of(int64_t rule, double rcond) {
-  return {rule == 0 ? Rule{} : *reinterpret_cast<const Rule*>(rule), rcond};
+  if (rule == 0) return {Rule{}, rcond};
+  if (!served(rule)) throw std::invalid_argument("rule: got a method that the CUDA kernels leave to torch");
+  return {*reinterpret_cast<const Rule*>(rule), rcond};
 }
 
 // Scratch memory of one call, in pieces.

@@ -10,8 +10,8 @@
 #include <string>
 #include <utility>
 
-#include "coefficients.hpp"
 #include "plan.hpp"
+#include "rules.hpp"
 #include "table.hpp"
 
 namespace fastconfig {

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "coefficients.hpp"
 #include "results.hpp"
 #include "rows.hpp"
 

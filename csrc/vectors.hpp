@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "coefficients.hpp"
+#include "problem.hpp"
 
 // c (batch, m) from gram (batch, m, m), float64; also called by its address, from compiled kernels.
 extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t batch, int64_t m,

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 class Rule:
@@ -12,11 +13,13 @@ class Rule:
         weights_step: int,
         order: int,
         order_step: int,
+        parameters: Sequence[float],
     ) -> None: ...
     @property
     def address(self) -> int: ...
 
 METHODS: tuple[str, ...]
+LIGHT: frozenset[str]  # those that the CUDA kernels have, too
 coefficients_address: int
 
 def coefficients(gram: int, c: int, batch: int, m: int, rule: Rule, rcond: float) -> None: ...

@@ -189,11 +189,7 @@ def unweighted_rule(m: int, length: str, track_id: int, rcond: float | None) -> 
 def merge(grads: Gradients, rule: Rule, out: Update | None = None, losses: Tensor | None = None) -> Update:
     """The update of gradients that are checked already; in ``out``, if there is one that fits."""
     update = grads.new_update() if out is None else out
-    backend = choose(grads)
-    if rule.native is not None:
-        backend.update(grads, rule, update)
-    else:
-        backend.combine(grads, rule.coefficients(backend.gram(grads), grads.dtype, losses), update)
+    choose(grads).update(grads, rule, update, losses)
     return grads.as_given(update)
 
 

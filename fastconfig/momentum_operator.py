@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from .backends import choose, short_step
-from .backends.momentum import momentum_by_steps
 from .compiling import outside_the_graph
 from .config_update import losses_of, merge
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
@@ -96,10 +95,7 @@ class PseudoMomentumOperator(Resumable):
         out = state.new_update(dtype)
         if rule is not None:
             rule = at_precision(rule, dtype, momenta.dtype)
-            if rule.native is not None:
-                backend.momentum_update(step, rule, out)
-            else:
-                momentum_by_steps(backend, step, rule, out, losses_of(rule, losses, momenta))
+            backend.momentum_update(step, rule, out, losses_of(rule, losses, momenta))
             state.keep(step)
             return momenta.as_given(out)
         backend.accumulate(step)

@@ -1,5 +1,5 @@
 // The m x m stage by one warp where every diagonal of G is zero or an ordinary number and C is clearly of full rank.
-// Elsewhere csrc/coefficients.hpp takes over, whose results these are, but for rounding.
+// Elsewhere csrc/rules.hpp takes over, whose results these are, but for rounding.
 //
 // Gradient i lies with lane i % 32, as number i / 32 of E; up to 4 gradients lie with every lane, which then works alone
 // and waits for no shuffle. Methods that project work on G itself: coefficients need no norms then.

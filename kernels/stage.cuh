@@ -23,7 +23,7 @@ struct StageMemory {
 // Not inlined: small code, and no register of the threads that wait for it.
 inline __device__ __noinline__ void solve_any(const Workspace& workspace, const double* gram, double* c, int m,
                                               const Stage& stage, int64_t problem) {
-  coefficients(WarpTeam{}, workspace, gram, c, m, stage.rule, problem, stage.rcond);
+  coefficients<Weight::light>(WarpTeam{}, workspace, {gram, m, stage.rule, problem, stage.rcond}, c);
 }
 
 // One entry of every STEP-th partial Gram matrix from number `first` on, added up; `entry` is that of the first matrix.

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastconfig import (
     ConFIG_update,
     ConFIGOperator,
+    GramOperator,
     IMTLGOperator,
     PCGradOperator,
     PPCGradOperator,
@@ -29,6 +30,7 @@ from fastconfig import (
 )
 from fastconfig.compiled import _flattened
 from fastconfig.gradients.results import KEPT_FROM
+from fastconfig.methods import ConFIG
 
 CALLS: dict[str, tuple[Callable[[Any], Any], Callable[[Tensor], Tensor]]] = {
     "update": (ConFIG_update, reference.config),
@@ -66,6 +68,15 @@ def test_a_step_around_it_is_one_graph(name: str) -> None:
     weights, rows = torch.randn(501, dtype=torch.float64), conflicting(3, 501).double()
     moved = full_graph(step)(weights, rows)
     assert relative_error(moved, weights - 0.1 * oracle(2 * rows)) <= 1e-9
+
+
+def test_a_rule_keeps_its_settings() -> None:
+    rows = conflicting(3, 501).double()
+    for rule in (ConFIG(torch.tensor([1.0, 2.0, 3.0]).double()), ConFIG(length="minimum")):
+        merge = GramOperator(rule).calculate_gradient
+        torch.compiler.reset()
+        update = torch.compile(merge, backend="eager")(rows)
+        assert relative_error(update, reference.config(rows, rule.weights, rule.length)) <= 1e-9
 
 
 def test_results_whose_memory_is_kept() -> None:

@@ -13,7 +13,7 @@ from sass import Instruction, Kernel
 
 ARCH = 90
 STAGE = Path(__file__).parent / "cuda" / "stage.cu"
-#: functions of the m x m stage's general path (csrc/coefficients.hpp), which a kernel calls where C is not
+#: functions of the m x m stage's general path (csrc/rules.hpp), which a kernel calls where C is not
 #: clearly of full rank: one warp works there on what the call passes in memory
 GENERAL = ("solve_any", "pinv_apply", "cholesky_solve", "pcgrad")
 

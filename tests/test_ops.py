@@ -22,9 +22,11 @@ def test_an_unknown_rule_is_no_other_method() -> None:
     with pytest.raises(ValueError, match="length: got 'long', want one of 'projection'"):
         ConFIG(length="long").coefficients(torch.eye(2).double(), torch.float64)
     given: Any = {"track_id": 0, "mean": False, "weights": 0, "weights_step": 0, "order": 0, "order_step": 0}
-    for method, length in ((4, 0), (-1, 0), (0, 8)):
+    for method, length in ((len(_C.METHODS), 0), (-1, 0), (0, 8)):
         with pytest.raises(ValueError, match="unknown here"):
-            _C.Rule(method=method, length=length, **given)
+            _C.Rule(method=method, length=length, **given, parameters=())
+    with pytest.raises(ValueError, match="Rule: got 5 parameters, want at most 4"):
+        _C.Rule(method=0, length=0, **given, parameters=range(5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -14,7 +14,7 @@ import torch
 from inputs import conflicting, relative_error, rounding_bound
 from pairs import slow
 from rich.console import Console
-from schedules import ELEMENTS, errors, joined, per_parameter, several
+from schedules import ELEMENTS, cyclic, errors, joined, per_parameter, several
 from torch import Tensor, nn
 
 import fastconfig
@@ -120,11 +120,9 @@ def test_losses(backend: str) -> None:
 
 @pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
 def test_momenta(served: str, make: Any) -> None:
-    steps = 5 if served == "triton" else 30  # whose interpreter takes seconds
+    schedule = cyclic(3, 5) if served == "triton" else several(3, 30)  # whose interpreter takes seconds
     operator = PseudoMomentumOperator(3, gradient_operator=make())
-    found = errors(
-        operator, several(3, steps), ELEMENTS, give=per_parameter, take=joined, merge=Milder.oracle
-    )
+    found = errors(operator, schedule, ELEMENTS, give=per_parameter, take=joined, merge=Milder.oracle)
     assert max(found) <= 1e-5
     separate = SeparateMomentumOperator(3, gradient_operator=make())
     for _ in range(3):

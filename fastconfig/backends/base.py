@@ -28,14 +28,19 @@ class Backend(Protocol):
     def gram(self, grads: Gradients) -> Tensor:
         """(m, m) or (B, m, m) float64 products of the gradients, on their device."""
 
-    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
-        """(m,) or (B, m) float64."""
+    def coefficients(
+        self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
+    ) -> Tensor:
+        """(m,) or (B, m) float64: by the rule's torch operations, where the backend has nothing faster."""
+        return rule.coefficients(gram, grads.dtype, losses)
 
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         """Write sum_i c_i g_i to ``out``, which has the form of ``grads.new_update()``."""
 
-    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
-        """The three steps at once."""
+    def update(self, grads: Gradients, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
+        """The three steps: at once, where the backend has the rule in compiled code."""
+        gram = self.gram(grads)
+        self.combine(grads, self.coefficients(gram, rule, grads, losses), out)
 
     def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
         """The update of gradients as given, if there is a shorter way for these; or None."""
@@ -58,7 +63,7 @@ class Backend(Protocol):
     def accumulate(self, step: Step) -> None:
         """m_i <- beta_1 m_i + (1 - beta_1) g_i for the gradients that came."""
 
-    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
+    def momentum_update(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
         """:meth:`accumulate`, merge the bias-corrected momenta, and :meth:`rescale` to ``out``.
 
         Bytes, in vectors of N elements: a pass reads m momenta and k gradients and writes k momenta; a pass
@@ -72,26 +77,6 @@ class Backend(Protocol):
         (1 - beta_1), and second <- beta_2 second + (1 - beta_2) times its square. ``merged`` has the form and
         dtype of ``step.momenta.new_update()``, ``out`` the gradients' dtype; they may be the same.
         """
-
-
-class ThreeSteps(Backend, Protocol):
-    """A backend with no faster way than one step after the other."""
-
-    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
-        return rule.coefficients(gram, grads.dtype)
-
-    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
-        gram = self.gram(grads)
-        self.combine(grads, self.coefficients(gram, rule, grads), out)
-
-
-def coefficients_by(
-    backend: Backend, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
-) -> Tensor:
-    """(m,) or (B, m) float64, natively or by the rule's own torch operations."""
-    if rule.native is not None:
-        return backend.coefficients(gram, rule, grads)
-    return rule.coefficients(gram, grads.dtype, losses)
 
 
 def block_elements(device: torch.device) -> int:

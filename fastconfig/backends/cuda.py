@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._C import LIGHT
 from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..methods import Rule
 from ..momentum.step import Step
 from ..numbers import DTYPES
-from .base import Backend, device_cutoff
+from .base import device_cutoff
+from .momentum import TorchMomentum
 from .table import address, entries, tensor_entry
 
 _GRAM, _COMBINE = 1, 2  # steps of _cuda.run
@@ -27,7 +29,7 @@ _NOTHING = nullcontext()
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
-class CudaBackend(Backend):
+class CudaBackend(TorchMomentum):
     """Gram, coefficients, combine, the fused update and momentum steps in CUDA, for up to 64 gradients.
 
     FASTCONFIG_CUDA_ONE_LAUNCH=0 turns the update in one launch off, FASTCONFIG_CUDA_OVERLAP=0 launches that
@@ -81,7 +83,11 @@ class CudaBackend(Backend):
         self._run(grads, None, _GRAM, gram=gram.data_ptr())
         return gram
 
-    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+    def coefficients(
+        self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
+    ) -> Tensor:
+        if rule.native not in LIGHT:
+            return super().coefficients(gram, rule, grads, losses)
         gram, m = gram.contiguous(), grads.m
         c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
         scratch = torch.empty_like(gram)
@@ -95,8 +101,11 @@ class CudaBackend(Backend):
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         self._run(grads, out, _COMBINE, c=c.contiguous().data_ptr())
 
-    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
-        self._run(grads, out, _GRAM + _COMBINE, rule.native_address, rcond=self._cutoff(grads, rule))
+    def update(self, grads: Gradients, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
+        if rule.native in LIGHT:
+            self._run(grads, out, _GRAM + _COMBINE, rule.native_address, rcond=self._cutoff(grads, rule))
+        else:
+            super().update(grads, rule, out, losses)
 
     def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
         return self._cuda.update(grads, TYPES, rule.native_address, _cutoffs(rule), self._scratch)
@@ -110,9 +119,12 @@ class CudaBackend(Backend):
     def accumulate(self, step: Step) -> None:
         self._step(step, _state_words(step), None, _ACCUMULATE)
 
-    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
-        last = rule.native_address, self._cutoff(step.momenta, rule)
-        self._step(step, _state_words(step), out, _ACCUMULATE + _RESCALE, *last)
+    def momentum_update(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
+        if rule.native in LIGHT:
+            last = rule.native_address, self._cutoff(step.momenta, rule)
+            self._step(step, _state_words(step), out, _ACCUMULATE + _RESCALE, *last)
+        else:
+            super().momentum_update(step, rule, out, losses)
 
     def rescale(self, step: Step, merged: Update, out: Update) -> None:
         words = array("q")

@@ -11,7 +11,7 @@ from ..gradients import Update
 from ..methods import Rule
 from ..momentum.step import EPSILON, Step
 from ..numbers import float64_device
-from .base import Backend, block_elements, coefficients_by
+from .base import Backend, block_elements
 
 
 class TorchMomentum(Backend, Protocol):
@@ -29,8 +29,16 @@ class TorchMomentum(Backend, Protocol):
                 elif row is not None:
                     row.mul_(beta)
 
-    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
-        momentum_by_steps(self, step, rule, out)
+    @torch.no_grad()
+    def momentum_update(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
+        self.accumulate(step)
+        momenta = step.momenta
+        corrections = 1 / step.clock.decayed(step.device)[:-2]
+        gram = self.gram(momenta) * corrections * corrections[:, None]
+        c = corrections * self.coefficients(gram, rule, momenta, losses)
+        merged = out if step.dtype is momenta.dtype else momenta.new_update()
+        self.combine(momenta, c, merged)
+        self.rescale(step, merged, out)
 
     @torch.no_grad()
     def rescale(self, step: Step, merged: Update, out: Update) -> None:
@@ -49,18 +57,3 @@ class TorchMomentum(Backend, Protocol):
                 estimate = beta_2 * square.to(now) + (1 - beta_2) * gradient.square()
                 square.copy_(estimate)
                 target.copy_(u / ((estimate / second).sqrt() + EPSILON))
-
-
-@torch.no_grad()
-def momentum_by_steps(
-    backend: Backend, step: Step, rule: Rule, out: Update, losses: Tensor | None = None
-) -> None:
-    """:meth:`Backend.momentum_update`, one call after another: for any rule."""
-    backend.accumulate(step)
-    momenta = step.momenta
-    corrections = 1 / step.clock.decayed(step.device)[:-2]
-    gram = backend.gram(momenta) * corrections * corrections[:, None]
-    c = corrections * coefficients_by(backend, gram, rule, momenta, losses)
-    merged = out if step.dtype is momenta.dtype else momenta.new_update()
-    backend.combine(momenta, c, merged)
-    backend.rescale(step, merged, out)

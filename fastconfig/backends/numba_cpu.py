@@ -41,7 +41,11 @@ class NumbaBackend(NumbaMomentum):
         _run(GRAM, grads, None, out.data_ptr(), 0)
         return out
 
-    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+    def coefficients(
+        self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
+    ) -> Tensor:
+        if rule.native is None:
+            return super().coefficients(gram, rule, grads, losses)
         return native_coefficients(gram, rule, grads.dtype)
 
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
@@ -56,7 +60,10 @@ class NumbaBackend(NumbaMomentum):
     ) -> list[Tensor] | None:
         return _C.merge_into(rows, parameters, TYPES, rule.native_address, rule.cutoffs)
 
-    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+    def update(self, grads: Gradients, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
+        if rule.native is None:
+            super().update(grads, rule, out, losses)
+            return
         if grads.plain:
             _run(GRAM + COMBINE, grads, out, 0, 0, rule)
             return

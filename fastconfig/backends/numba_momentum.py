@@ -38,11 +38,11 @@ class NumbaMomentum(TorchMomentum, Protocol):
         else:
             super().accumulate(step)
 
-    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
-        if _converts(step):
+    def momentum_update(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
+        if rule.native is not None and _converts(step):
             _run(ACCUMULATE + GRAM + RESCALE, step, step.momenta, out, rule)
         else:
-            super().momentum_update(step, rule, out)
+            super().momentum_update(step, rule, out, losses)
 
     def short_step(self, state: Plain, indexes: Any, grads: Any, rule: Rule) -> Tensor | None:
         return _C.short_step(*state, indexes, grads, TYPES, rule.native_address, rule.cutoffs)

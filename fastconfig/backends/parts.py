@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..gradients import Gradients, Update
 from ..methods import Rule
-from .base import Backend, ThreeSteps
+from .base import Backend
 from .momentum import TorchMomentum
 
 
-class PartsBackend(TorchMomentum, ThreeSteps):
+class PartsBackend(TorchMomentum):
     """The backends that serve the parts; coefficients by the first one's."""
 
     def __init__(self, grads: Gradients) -> None:
@@ -40,8 +40,10 @@ class PartsBackend(TorchMomentum, ThreeSteps):
         assert total is not None
         return total
 
-    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
-        return self._parts[0][2].coefficients(gram, rule, grads)
+    def coefficients(
+        self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
+    ) -> Tensor:
+        return self._parts[0][2].coefficients(gram, rule, grads, losses)
 
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         assert isinstance(out, list)

@@ -12,7 +12,6 @@ from ..gradients import Gradients, Segment, Update
 from ..gradients.memory_order import new_tensor
 from ..methods import Rule
 from ..numbers import float64_device
-from .base import ThreeSteps
 from .momentum import TorchMomentum
 
 _CHUNK = 512  # columns of one matrix product: rounding grows with them, the cost of a call shrinks
@@ -20,7 +19,7 @@ _LEAST = 8 * _CHUNK  # columns of a block, so that its copies are worth their ca
 _ROWS = 24  # of a tile of G on a CPU, which computes little above the diagonal; elsewhere calls cost more
 
 
-class PyTorchBackend(TorchMomentum, ThreeSteps):
+class PyTorchBackend(TorchMomentum):
     """Gram and combine on float64 blocks of columns.
 
     G is symmetric to the bit. Every form of the same gradients, whatever its strides and alignment, fills the
@@ -42,12 +41,12 @@ class PyTorchBackend(TorchMomentum, ThreeSteps):
         _combine(grads, _blocks(grads), c, out)
 
     @torch.no_grad()
-    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+    def update(self, grads: Gradients, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
         blocks: Iterable[_Block] = _blocks(grads)
         one = _width(grads) >= grads.n and _together(grads) >= grads.problems
         if one:  # is widened once
             blocks = list(blocks)
-        c = self.coefficients(_gram(grads, blocks), rule, grads)
+        c = self.coefficients(_gram(grads, blocks), rule, grads, losses)
         _combine(grads, blocks if one else _blocks(grads), c, out)
 
 

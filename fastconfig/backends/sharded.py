@@ -11,11 +11,11 @@ from ..methods import Rule
 from ..momentum.step import Step
 from ..numbers import float64_device
 from ..ranks.collectives import agreed, summed
-from .base import Backend, ThreeSteps
+from .base import Backend
 from .momentum import TorchMomentum
 
 
-class ShardedBackend(TorchMomentum, ThreeSteps):
+class ShardedBackend(TorchMomentum):
     """Another backend on each rank's part, with one all-reduce of m x m float64 numbers a process group.
 
     All ranks have the same bits of G then, and so of the coefficients; on a mesh of several dimensions by a
@@ -66,8 +66,10 @@ class ShardedBackend(TorchMomentum, ThreeSteps):
         work = float64_device(grads.device)
         return torch.zeros(*grads.batch_shape, grads.m, grads.m, dtype=torch.float64, device=work)
 
-    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
-        return self._backend.coefficients(gram, rule, grads)
+    def coefficients(
+        self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
+    ) -> Tensor:
+        return self._backend.coefficients(gram, rule, grads, losses)
 
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         if grads.n:

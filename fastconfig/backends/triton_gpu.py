@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from ..gradients import Gradients, Update
+from ..kernels.coefficients_triton import METHODS
 from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
 from ..momentum.step import Step
@@ -102,7 +103,11 @@ class TritonBackend(TorchMomentum):
             return call.gram(call.partials())
 
     @_or_pytorch
-    def coefficients(self, gram: Tensor, rule: Rule, grads: Gradients) -> Tensor:
+    def coefficients(
+        self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
+    ) -> Tensor:
+        if rule.native not in METHODS:
+            return super().coefficients(gram, rule, grads, losses)
         with _on(grads.device):
             rcond = device_cutoff(rule, grads.dtype, uses_float64(grads.device))
             return solve(gram.contiguous(), rule, rcond)
@@ -113,16 +118,19 @@ class TritonBackend(TorchMomentum):
             Call(grads, out, self.table).combine(c.contiguous())
 
     @_or_pytorch
-    def update(self, grads: Gradients, rule: Rule, out: Update) -> None:
+    def update(self, grads: Gradients, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
+        if rule.native not in METHODS:
+            super().update(grads, rule, out, losses)
+            return
         with _on(grads.device):
             Call(grads, out, self.table).update(rule)
 
-    def momentum_update(self, step: Step, rule: Rule, out: Update) -> None:
+    def momentum_update(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
         try:
-            super().momentum_update(step, rule, out)
+            super().momentum_update(step, rule, out, losses)
         except BackendUnavailable:  # the momenta are averaged by now: finish the step
             averaged = replace(step, chosen=(), grads=[[] for _ in step.grads])
-            self._pytorch.momentum_update(averaged, rule, out)
+            self._pytorch.momentum_update(averaged, rule, out, losses)
             raise
 
     def table(self, words: list[int], device: torch.device) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .. import ops
 from ..backends import load
-from ..backends.base import coefficients_by
 from ..grad_operator import ConFIG_update, GramOperator, IMTLGOperator, PCGradOperator, PPCGradOperator
 from ..gradients import Gradients, GradientsLike
 from ..methods import METHODS, RULES, Rule, make_rule
@@ -158,7 +157,7 @@ def our_calls(
 
     def coefficients(method: str) -> Callable[[], Tensor]:
         rule = make_rule(method, setting.m, gram.device)
-        return lambda: coefficients_by(server, gram, rule, rows)
+        return lambda: server.coefficients(gram, rule, rows)
 
     def update(method: str) -> Callable[[], Any]:
         if method in CALLS:

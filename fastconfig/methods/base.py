@@ -20,7 +20,7 @@ from ..checks import abstract, as_tensor, got
 from ..numbers import DTYPES, cutoff
 from ..transforms import refuse_transforms
 
-LENGTHS = (  # in the order of enum Length in csrc/coefficients.hpp
+LENGTHS = (  # in the order of enum Length in csrc/problem.hpp
     "projection",
     "minimum",
     "maximum",
@@ -44,11 +44,13 @@ class Rule:
 
     Attributes:
         native: its name in csrc/rules.def, where compiled code has the method, too; None where it has not.
-        weights, length, track_id, order, mean: the settings that compiled code knows of; of no concern to
-            other methods.
+        parameters: up to four numbers of the method's own, for compiled code.
+        weights, length, track_id, order, mean: the other settings that compiled code knows of; of no concern
+            to other methods.
     """
 
     native: ClassVar[str | None] = None
+    parameters: tuple[float, ...] = ()
     oracle: ClassVar[Callable[..., Tensor]]  # the paper's formula on full rows (m, N), never through G
 
     rcond: float | None = None
@@ -112,6 +114,12 @@ class Rule:
         other.rcond = rcond
         return other
 
+    @property
+    def has_settings(self) -> bool:
+        """Whether ``native``, ``mean`` and ``rcond`` do not tell all of it, or there is no ``native``."""
+        tensors = self.weights is not None or self.order is not None
+        return self.native is None or tensors or self.length != "projection" or self.parameters != ()
+
     @cached_property
     def native_rule(self) -> Any:
         """The same rule for compiled code; its tensors must lie in that code's memory."""
@@ -127,6 +135,7 @@ class Rule:
             weights_step=0 if w is None or w.dim() == 1 else w.shape[-1],
             order=0 if order is None else order.data_ptr(),
             order_step=0 if order is None or order.dim() == 2 else order[0].numel(),
+            parameters=self.parameters,
         )
 
     @cached_property
@@ -199,7 +208,7 @@ def coefficients_of(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Tensor
 
 @torch.no_grad()
 def native_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
-    """:meth:`Rule.coefficients` by csrc/coefficients.hpp, for Gram matrices and rules in CPU memory."""
+    """:meth:`Rule.coefficients` by csrc/rules.hpp, for Gram matrices and rules in CPU memory."""
     from .. import _C
 
     refuse_transforms("gram")

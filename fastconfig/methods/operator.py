@@ -174,9 +174,9 @@ class GramOperator(GradientOperator):
         """
         rule = self.fixed_rule
         if torch.compiler.is_compiling():
-            if rule is None or rule.native is None or not can_compile(grads, self.process_group):
+            if rule is None or rule.has_settings or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses)
-            return compiled_update(grads, rule.native, mean=rule.mean, rcond=rule.rcond)
+            return compiled_update(grads, str(rule.native), mean=rule.mean, rcond=rule.rcond)
         if rule is not None:
             update = short_merge(grads, rule, losses, self.process_group)
             if update is not None:

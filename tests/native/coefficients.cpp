@@ -1,4 +1,4 @@
-// The m x m stage of csrc/coefficients.hpp on one thread, to be run under sanitizers, or that of the kernels; takes a seed.
+// The m x m stage of csrc/rules.hpp on one thread, to be run under sanitizers, or that of the kernels; takes a seed.
 //
 // Every property is judged on the rows or the Gram matrix itself, and every array has exactly its size. In
 // unit gradients, x_i = c_i |g_i|, ConFIG's direction is the one x with C x = P w and P x = x, where P
@@ -16,10 +16,10 @@ namespace {
 // on its own and c between guard words. What lies in that memory before differs, and must not matter.
 Vector run(const Problem& p, const Rule& rule, double rcond = kCutoff, int64_t problem = 0) {
   const int m = p.m;
-  Vector memory(fastconfig::Workspace::doubles(m), double{NAN}), c(m, double{NAN});
+  Vector memory(fastconfig::scratch_doubles(rule.method, m), double{NAN}), c(m, double{NAN});
   std::vector<int> pivots(m, -1), others(m, 1 << 30);
   const auto call = [&](const fastconfig::Workspace& scratch, double* out) {
-    fastconfig::coefficients(Team{}, scratch, p.gram.data(), out, m, rule, problem, rcond);
+    fastconfig::coefficients<fastconfig::Weight::heavy>(Team{}, scratch, {p.gram.data(), m, rule, problem, rcond}, out);
   };
   call(fastconfig::Workspace(memory.data(), pivots.data(), m), c.data());
 
@@ -43,14 +43,23 @@ Vector run(const Problem& p, const Rule& rule, double rcond = kCutoff, int64_t p
 }
 
 const std::vector<int> kSizes = {1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100};
+constexpr auto kMost = fastconfig::Weight::heavy;
 #endif
+
+// The methods that the stage under test has.
+const std::vector<Method> kServed = [] {
+  std::vector<Method> served;
+  for (std::size_t k = 0; k < std::size(kMethods); ++k)
+    if (weight_of(static_cast<Method>(k)) <= kMost) served.push_back(static_cast<Method>(k));
+  return served;
+}();
 
 // All rules, for problems whose answer is the same for all.
 void check_all(const Problem& p, const char* what, double rcond, bool (*holds)(double)) {
-  for (int method = 0; method < 4; ++method)
-    for (int length = 0; length < (method == 0 ? 8 : 1); ++length)
+  for (Method method : kServed)
+    for (int length = 0; length < (method == Method::config ? 8 : 1); ++length)
       for (bool with : {false, true}) {
-        Rule rule = make_rule(p, static_cast<Method>(method), with, static_cast<Length>(length));
+        Rule rule = make_rule(p, method, with, static_cast<Length>(length));
         rule.mean = with;
         for (double e : run(p, rule, rcond))
           if (!holds(e)) fail(p, rule, what + std::to_string(e) + " at cut-off " + std::to_string(rcond));

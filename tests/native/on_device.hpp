@@ -36,5 +36,6 @@ Vector run(const Problem& p, const Rule& rule, double rcond = kCutoff, int64_t p
 }
 
 const std::vector<int> kSizes = {1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33};
+constexpr auto kMost = Weight::light;
 
 }  // namespace

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "coefficients.hpp"
+#include "rules.hpp"
 
 namespace {
 
@@ -30,7 +30,11 @@ constexpr double kGarbage = 3.25e270;
 // Of C on its range: m random rows of 3 m + 8 elements, or pairs of such, stay well below.
 constexpr double kCondition = 50;
 
-const char* const kMethods[] = {"config", "pcgrad", "ppcgrad", "imtlg"};
+#define FASTCONFIG_RULE(name, weight, more) #name,
+const char* const kMethods[] = {
+#include "rules.def"
+};
+#undef FASTCONFIG_RULE
 const char* const kLengths[] = {"projection", "minimum",   "maximum",  "harmonic",
                                 "arithmetic", "geometric", "specific", "none"};
 

@@ -1,10 +1,16 @@
-"""Faults of csrc/coefficients.hpp: from the Gram matrix to coefficients."""
+"""Faults of the compiled methods: from the Gram matrix to coefficients."""
 
 from __future__ import annotations
 
 from .fault import Fault
 
-_HPP = "csrc/coefficients.hpp"
+_LINALG = "csrc/linalg.hpp"
+_RULES = "csrc/rules.hpp"
+_PROBLEM = "csrc/problem.hpp"
+_CONFIG = "csrc/rules/config.hpp"
+_PCGRAD = "csrc/rules/pcgrad.hpp"
+_PPCGRAD = "csrc/rules/ppcgrad.hpp"
+_IMTLG = "csrc/rules/imtlg.hpp"
 _OPS = (
     "test_ops.py::test_native_and_plain_coefficients_agree",
     "test_ops.py::test_rcond_cuts_the_eigenvalues_that_the_reference_cuts",
@@ -16,7 +22,7 @@ _DEGENERATE = (*_OPS, "test_degenerate.py")
 FAULTS = (
     Fault(
         "compiled-cutoff-once",
-        _HPP,
+        _LINALG,
         "pivoted_cholesky(team, l, m, 2 * rcond,",
         "pivoted_cholesky(team, l, m, rcond,",
         "the rank is cut at rcond instead of 2 rcond on Schur diagonals",
@@ -24,7 +30,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-support-cutoff",
-        _HPP,
+        _LINALG,
         "!(supported > rcond * rcond * whole)",
         "!(supported > rcond * whole)",
         "weights count as unsupported by the range of C below rcond instead of rcond^2",
@@ -32,7 +38,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-support-dropped",
-        _HPP,
+        _LINALG,
         "z[i] = zero ? 0 : s;",
         "z[i] = s;",
         "opposed gradients give a direction instead of zero",
@@ -40,7 +46,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-pivot-smallest",
-        _HPP,
+        _LINALG,
         "if (schur[i] > best) {",
         "if (best < 0) {",
         "the first row that is left is the pivot, not the one with the largest Schur diagonal",
@@ -48,7 +54,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-pivots-not-noted",
-        _HPP,
+        _LINALG,
         "pivots[p] = row;",
         "pivots[p] = pivots[p];",
         "a row is swapped in C, but not in the list of pivots",
@@ -56,7 +62,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-schur-not-swapped",
-        _HPP,
+        _LINALG,
         "        schur[p] = schur[k];\n",
         "",
         "the Schur diagonal stays behind when rows are swapped",
@@ -64,7 +70,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-schur-not-updated",
-        _HPP,
+        _LINALG,
         "schur[i] -= v * v;",
         "schur[i] -= v * v * 0;",
         "what a row shares with those taken is not subtracted",
@@ -72,7 +78,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-dot-remainder",
-        _HPP,
+        _LINALG,
         "FASTCONFIG_ROLLED for (; k < n; ++k) s[0] += a[k] * b[k];",
         "FASTCONFIG_ROLLED for (; k + 1 < n; ++k) s[0] += a[k] * b[k];",
         "a dot product leaves out its last element where n is no multiple of 4",
@@ -80,7 +86,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-zero-rows-weighted",
-        _HPP,
+        _CONFIG,
         "w.x[i] = w.norms[i] > 0 ? (weights ? weights[i] : 1.0) : 0.0;",
         "w.x[i] = weights ? weights[i] : 1.0;",
         "a zero gradient has a weight in ConFIG",
@@ -88,7 +94,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-imtlg-zero-rows",
-        _HPP,
+        _IMTLG,
         "w.x[i] = w.norms[i] > 0 ? 1.0 : 0.0;",
         "w.x[i] = 1.0;",
         "a zero gradient has a weight in IMTL-G",
@@ -96,7 +102,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-imtlg-unresolved",
-        _HPP,
+        _IMTLG,
         "w.x[i] = resolved ? w.x[i] / total : 0;",
         "w.x[i] = w.x[i] / total;",
         "IMTL-G divides by a sum that is nothing but rounding",
@@ -104,7 +110,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-imtlg-tolerance",
-        _HPP,
+        _IMTLG,
         "fabs(total) > m * DBL_EPSILON * size",
         "fabs(total) > m * 1e-3 * size",
         "IMTL-G gives zero where the sum of its coefficients is small beside them",
@@ -112,15 +118,15 @@ FAULTS = (
     ),
     Fault(
         "compiled-nan-passed-over",
-        _HPP,
-        "c[i] = broken > 0 ? double{NAN} : w.x[i] * w.inverse[i];",
-        "c[i] = w.x[i] * w.inverse[i];",
+        _RULES,
+        "if (!(broken > 0)) {",
+        "if (true) {",
         "NaN on the diagonal of G does not reach all coefficients",
         _DEGENERATE,
     ),
     Fault(
         "compiled-inf-passed-over",
-        _HPP,
+        _RULES,
         "std::isfinite(gram[i * m + i]) ? 0.0 : 1.0",
         "gram[i * m + i] == gram[i * m + i] ? 0.0 : 1.0",
         "Inf in a gradient is not taken for broken",
@@ -128,7 +134,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-pcgrad-order",
-        _HPP,
+        _PCGRAD,
         "static_cast<int>(order[i * m + step])",
         "static_cast<int>(order[step])",
         "every gradient is projected in the order of the first",
@@ -136,7 +142,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-pcgrad-originals",
-        _HPP,
+        _PCGRAD,
         "const double along = dot(b, w.cosines + j * m, m);",
         "const double along = b[i] * w.cosines[j * m + i];",
         "PCGrad projects the original gradient, not the one projected so far",
@@ -144,7 +150,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-pcgrad-sign",
-        _HPP,
+        _PCGRAD,
         "if (along < 0) b[j] -= along;",
         "if (along > 0) b[j] -= along;",
         "PCGrad projects where gradients agree",
@@ -152,15 +158,15 @@ FAULTS = (
     ),
     Fault(
         "compiled-pcgrad-mean",
-        _HPP,
-        "    w.x[j] = rule.mean ? s / m : s;\n  });\n}\n\n// PPCGrad",
-        "    w.x[j] = s;\n  });\n}\n\n// PPCGrad",
+        _PCGRAD,
+        "w.x[j] = rule.mean ? s / m : s;",
+        "w.x[j] = s;",
         "PCGrad adds up where a mean was asked for",
         _OPS,
     ),
     Fault(
         "compiled-ppcgrad-transposed",
-        _HPP,
+        _PPCGRAD,
         "s -= w.norms[i] * w.cosines[i * m + j];",
         "s -= w.norms[j] * w.cosines[i * m + j];",
         "PPCGrad subtracts a multiple of the wrong norm",
@@ -168,7 +174,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-minimum-zeros",
-        _HPP,
+        _CONFIG,
         "norms[i] > 0 && norms[i] < least",
         "norms[i] < least",
         "TrackMinimum counts a zero gradient",
@@ -176,7 +182,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-arithmetic-count",
-        _HPP,
+        _CONFIG,
         "team_sum(team, m, [&](int i) { return norms[i]; }) / count",
         "team_sum(team, m, [&](int i) { return norms[i]; }) / m",
         "the arithmetic mean of the norms counts zero gradients",
@@ -184,7 +190,7 @@ FAULTS = (
     ),
     Fault(
         "compiled-track-id",
-        _HPP,
+        _CONFIG,
         "return norms[rule.track_id];",
         "return norms[0];",
         "TrackSpecific always tracks the first gradient",
@@ -192,23 +198,23 @@ FAULTS = (
     ),
     Fault(
         "compiled-weights-step",
-        _HPP,
-        "rule.weights + problem * rule.weights_step",
+        _PROBLEM,
+        "rule.weights + index * rule.weights_step",
         "rule.weights",
         "all problems of a batch take the first one's weights",
         _OPS,
     ),
     Fault(
         "compiled-order-step",
-        _HPP,
-        "rule.order + problem * rule.order_step",
+        _PCGRAD,
+        "rule.order + p.index * rule.order_step",
         "rule.order",
         "all problems of a batch take the first one's order",
         _OPS,
     ),
     Fault(
         "compiled-lengthless",
-        _HPP,
+        _CONFIG,
         "  if (rule.length == Length::none) return;\n",
         "",
         'length "none" scales all the same',

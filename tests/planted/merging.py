@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from .fault import Fault
 
-_METHODS = "fastconfig/methods/__init__.py"
+_METHODS = "fastconfig/methods/making.py"
 _SOLVERS = "fastconfig/methods/solvers.py"
 _RULE = "fastconfig/methods/base.py"
 _GRADIENTS = "fastconfig/gradients/rows.py"
@@ -246,7 +246,7 @@ FAULTS = (
     ),
     Fault(
         "order-of-shuffle",
-        "fastconfig/grad_operator.py",
+        "fastconfig/methods/pcgrad.py",
         "            order = drawn.argsort(-1)\n",
         "            order = drawn.argsort(-1).sort(-1).values\n",
         "shuffle draws an order, and sorts it",

@@ -238,7 +238,7 @@ FAULTS = (
     Fault(
         "pcgrad-masks",
         _PCGRAD,
-        "        for mask in has_grads[1:]:\n            shared.mul_(mask)\n",
+        "        for mask in masks[1:]:\n            shared = shared & mask\n",
         "",
         "only the first mask says which elements all tasks have",
         ("test_pcgrad.py",),
@@ -368,7 +368,7 @@ FAULTS = (
     ),
     Fault(
         "shuffle-of-each-rank",
-        "fastconfig/grad_operator.py",
+        "fastconfig/methods/pcgrad.py",
         "            if self.generator is None and grads.shards is not None:\n",
         "            if self.generator is None and grads.shards is None:\n",
         "ranks draw different orders",

@@ -1,37 +1,13 @@
-// Gram matrix -> coefficients, in float64: one source for the host and, compiled by nvcc, for the device.
+// Small dense linear algebra in float64 on the host and, compiled by nvcc, on the device.
 //
-// A team works on one m x m problem: a single thread, or one warp on the device. All methods work
-// on C = D^-1 G D^-1 and on coefficients of the unit gradients, so that row norms from 1e-30 to 1e30 meet
-// no overflow; the division by d comes last. fastconfig/methods is the same in plain torch.
+// A team works on one m x m problem: a single thread, or one warp on the device.
 #pragma once
 
-#include <cfloat>
-#include <cmath>
 #include <cstdint>
 
 #include "host_device.hpp"
 
 namespace fastconfig {
-
-#define FASTCONFIG_RULE(name) name,
-enum class Method : int32_t {
-#include "rules.def"
-};
-#undef FASTCONFIG_RULE
-
-// In the order of LENGTHS of fastconfig/methods/base.py.
-enum class Length : int32_t { projection, minimum, maximum, harmonic, arithmetic, geometric, specific, none };
-
-struct Rule {
-  Method method = Method::config;
-  Length length = Length::projection;
-  int64_t track_id = 0;
-  bool mean = false;
-  const double* weights = nullptr;  // (m) or (batch, m); null is all ones
-  int64_t weights_step = 0;         // from one problem to the next
-  const int64_t* order = nullptr;   // (m, m) or (batch, m, m) for PCGrad; null is 0..m-1
-  int64_t order_step = 0;
-};
 
 // One thread that does everything.
 struct ThreadTeam {
@@ -77,13 +53,14 @@ struct Workspace {
   double* z;
   double* schur;
   int* pivots;  // m
+  double* more;  // what a method asks for in rules.def
 
-  static FASTCONFIG_HD int64_t doubles(int64_t m) { return 2 * m * m + 6 * m; }
+  static constexpr int64_t doubles(int64_t m) { return 2 * m * m + 6 * m; }  // without `more`
 
   FASTCONFIG_HD Workspace(double* memory, int* pivot_memory, int m)
       : Workspace(memory, memory + m * m, memory + 2 * m * m, pivot_memory, m) {}
 
-  // The same from pieces: m * m, m * m and 6 * m doubles.
+  // The same from pieces: m * m, m * m and at least 6 * m doubles.
   FASTCONFIG_HD Workspace(double* first, double* second, double* vectors, int* pivot_memory, int m)
       : cosines(first),
         factor(second),
@@ -93,7 +70,8 @@ struct Workspace {
         y(x + m),
         z(y + m),
         schur(z + m),
-        pivots(pivot_memory) {}
+        pivots(pivot_memory),
+        more(schur + m) {}
 };
 
 // sum_{i < n} f(i), lanes side by side.
@@ -239,117 +217,6 @@ FASTCONFIG_CALLED void pinv_apply(const Team& team, const Workspace& w, int m, d
     });
   }
   team_for(team, m, [&](int i) { w.x[w.pivots[i]] = z[i]; });
-}
-
-// The length that the Track* models scale every gradient to, over the non-zero gradients; 0 if there are none.
-template <class Team>
-FASTCONFIG_CALLED double tracked(const Team& team, const double* norms, int m, const Rule& rule) {
-  if (rule.length == Length::specific) return norms[rule.track_id];
-  double least = INFINITY, most = 0;
-  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) {
-    if (norms[i] > 0 && norms[i] < least) least = norms[i];
-    if (norms[i] > most) most = norms[i];
-  }
-  if (most == 0) return 0;
-  if (rule.length == Length::minimum) return least;
-  if (rule.length == Length::maximum) return most;
-  const double count = team_sum(team, m, [&](int i) { return norms[i] > 0 ? 1.0 : 0.0; });
-  if (rule.length == Length::harmonic)
-    return count / team_sum(team, m, [&](int i) { return norms[i] > 0 ? 1 / norms[i] : 0; });
-  if (rule.length == Length::arithmetic) return team_sum(team, m, [&](int i) { return norms[i]; }) / count;
-  return exp(team_sum(team, m, [&](int i) { return norms[i] > 0 ? log(norms[i]) : 0; }) / count);
-}
-
-// ConFIG (arXiv:2408.11104, equations 2 and 3): x = pinv(C) w, scaled by the length model.
-template <class Team>
-FASTCONFIG_HD void config(const Team& team, const Workspace& w, const double* gram, int m, const Rule& rule,
-                          int64_t problem, double rcond) {
-  const double* weights = rule.weights ? rule.weights + problem * rule.weights_step : nullptr;
-  team_for(team, m, [&](int i) { w.x[i] = w.norms[i] > 0 ? (weights ? weights[i] : 1.0) : 0.0; });
-  pinv_apply(team, w, m, rcond);
-  if (rule.length == Length::none) return;
-  team_for(team, m, [&](int i) { w.z[i] = w.inverse[i] * w.x[i]; });
-  team_for(team, m, [&](int i) {  // unit gradients on the direction; exactly one on themselves
-    const double* row = gram + i * m;
-    const double others = dot(row, w.z, i) + dot(row + i + 1, w.z + i + 1, m - i - 1);
-    w.y[i] = w.norms[i] > 0 ? w.x[i] + w.inverse[i] * others : 0;
-  });
-  const double squared = team_sum(team, m, [&](int i) { return w.x[i] * w.y[i]; });
-  const bool projection = rule.length == Length::projection;
-  double total = team_sum(team, m, [&](int i) { return projection ? w.norms[i] * w.y[i] : w.y[i]; });
-  if (!projection) total *= tracked(team, w.norms, m, rule);
-  const double scale = squared > 0 ? total / squared : 0;
-  team.sync();
-  team_for(team, m, [&](int i) { w.x[i] *= scale; });
-}
-
-// PCGrad (arXiv:2001.06782, algorithm 1) for a given order; every gradient i on a lane of its own.
-template <class Team>
-FASTCONFIG_CALLED void pcgrad(const Team& team, const Workspace& w, int m, const Rule& rule, int64_t problem) {
-  const int64_t* order = rule.order ? rule.order + problem * rule.order_step : nullptr;
-  team_for(team, m, [&](int i) {
-    double* b = w.factor + i * m;
-    FASTCONFIG_ROLLED for (int k = 0; k < m; ++k) b[k] = 0;
-    b[i] = w.norms[i];
-    FASTCONFIG_ROLLED for (int step = 0; step < m; ++step) {
-      const int j = order ? static_cast<int>(order[i * m + step]) : step;
-      if (j == i) continue;
-      const double along = dot(b, w.cosines + j * m, m);
-      if (along < 0) b[j] -= along;
-    }
-  });
-  team_for(team, m, [&](int j) {
-    double s = 0;
-    FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) s += w.factor[i * m + j];
-    w.x[j] = rule.mean ? s / m : s;
-  });
-}
-
-// PPCGrad: every projection against the original gradients.
-template <class Team>
-FASTCONFIG_HD void ppcgrad(const Team& team, const Workspace& w, int m, const Rule& rule) {
-  team_for(team, m, [&](int j) {
-    double s = w.norms[j];
-    FASTCONFIG_ROLLED for (int i = 0; i < m; ++i)
-      if (i != j && w.cosines[i * m + j] < 0) s -= w.norms[i] * w.cosines[i * m + j];
-    w.x[j] = rule.mean ? s / m : s;
-  });
-}
-
-// IMTL-G (Liu et al. 2021): equal projections on all unit gradients, coefficients that sum to one.
-template <class Team>
-FASTCONFIG_HD void imtlg(const Team& team, const Workspace& w, int m, double rcond) {
-  team_for(team, m, [&](int i) { w.x[i] = w.norms[i] > 0 ? 1.0 : 0.0; });
-  pinv_apply(team, w, m, rcond);
-  const double total = team_sum(team, m, [&](int i) { return w.x[i] * w.inverse[i]; });
-  const double size = team_sum(team, m, [&](int i) { return fabs(w.x[i] * w.inverse[i]); });
-  const bool resolved = fabs(total) > m * DBL_EPSILON * size;
-  team.sync();
-  team_for(team, m, [&](int i) { w.x[i] = resolved ? w.x[i] / total : 0; });
-}
-
-// c (m) from gram (m x m, row-major, symmetric) for one problem of a batch. All NaN if a diagonal entry is.
-template <class Team>
-FASTCONFIG_HD void coefficients(const Team& team, const Workspace& w, const double* gram, double* c, int m,
-                                const Rule& rule, int64_t problem, double rcond) {
-  const double broken = team_sum(team, m, [&](int i) { return std::isfinite(gram[i * m + i]) ? 0.0 : 1.0; });
-  team_for(team, m, [&](int i) {
-    w.norms[i] = sqrt(gram[i * m + i]);
-    w.inverse[i] = w.norms[i] > 0 ? 1 / w.norms[i] : 0;
-  });
-  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i)
-    FASTCONFIG_ROLLED for (int j = team.lane(); j < m; j += Team::width)
-      w.cosines[i * m + j] = i == j ? 1 : gram[i * m + j] * w.inverse[i] * w.inverse[j];
-  team.sync();
-  switch (rule.method) {
-    case Method::config: config(team, w, gram, m, rule, problem, rcond); break;
-    case Method::pcgrad: pcgrad(team, w, m, rule, problem); break;
-    case Method::ppcgrad: ppcgrad(team, w, m, rule); break;
-    case Method::imtlg: imtlg(team, w, m, rcond); break;
-  }
-  team_for(team, m, [&](int i) {
-    c[i] = broken > 0 ? double{NAN} : w.x[i] * w.inverse[i];
-  });
 }
 
 }  // namespace fastconfig

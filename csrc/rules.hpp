@@ -1,0 +1,75 @@
+// Gram matrix -> coefficients, in float64: one source for the host and, compiled by nvcc, for the device.
+//
+// All methods work on C = D^-1 G D^-1 and on coefficients of the unit gradients, so that row norms from 1e-30 to 1e30
+// meet no overflow; the division by d comes last. fastconfig/methods is the same in plain torch.
+//
+// A method is a function of rules/ by its own name, which leaves its coefficients in w.x, and never sees NaN or Inf. It
+// finds C in w.cosines, d in w.norms and 1 / d (zero for a zero gradient) in w.inverse; it may write over C, and the rest of
+// the workspace is its scratch memory.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "linalg.hpp"
+#include "problem.hpp"
+#include "rules.def"
+
+namespace fastconfig {
+
+enum class Weight { light, heavy };
+
+constexpr Weight weight_of(Method method) {
+  switch (method) {
+#define FASTCONFIG_RULE(name, weight, more) \
+  case Method::name: return Weight::weight;
+#include "rules.def"
+#undef FASTCONFIG_RULE
+  }
+  return Weight::heavy;
+}
+
+// Of the scratch memory of a workspace for a method.
+constexpr int64_t scratch_doubles(Method method, int64_t m) {
+  switch (method) {
+#define FASTCONFIG_RULE(name, weight, more) \
+  case Method::name: return Workspace::doubles(m) + (more);
+#include "rules.def"
+#undef FASTCONFIG_RULE
+  }
+  return 0;
+}
+
+// c (m) of a problem. All NaN if a diagonal entry of its Gram matrix is, or by a method that weighs more than MOST, which
+// is left out: its code would take registers from the others.
+template <Weight MOST, class Team>
+FASTCONFIG_HD void coefficients(const Team& team, const Workspace& w, const Problem& p, double* c) {
+  const int m = p.m;
+  const double* gram = p.gram;
+  const double broken = team_sum(team, m, [&](int i) { return std::isfinite(gram[i * m + i]) ? 0.0 : 1.0; });
+  team_for(team, m, [&](int i) {
+    w.norms[i] = sqrt(gram[i * m + i]);
+    w.inverse[i] = w.norms[i] > 0 ? 1 / w.norms[i] : 0;
+  });
+  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i)
+    FASTCONFIG_ROLLED for (int j = team.lane(); j < m; j += Team::width)
+      w.cosines[i * m + j] = i == j ? 1 : gram[i * m + j] * w.inverse[i] * w.inverse[j];
+  team.sync();
+  bool served = false;
+  if (!(broken > 0)) {
+    switch (p.rule.method) {
+#define FASTCONFIG_RULE(name, weight, more) \
+  case Method::name:                        \
+    if constexpr (Weight::weight <= MOST) { \
+      name(team, w, p);                     \
+      served = true;                        \
+    }                                       \
+    break;
+#include "rules.def"
+#undef FASTCONFIG_RULE
+    }
+  }
+  team_for(team, m, [&](int i) { c[i] = served ? w.x[i] * w.inverse[i] : double{NAN}; });
+}
+
+}  // namespace fastconfig
