@@ -36,7 +36,7 @@ from torch import Tensor
 from fastconfig import ConFIG_update, ConFIGOperator, environment
 from fastconfig.bench import wire
 from fastconfig.bench.wire import Problem
-from fastconfig.config_update import merge
+from fastconfig.merging import merge
 from fastconfig.ranks.collectives import gather_parts, scatter_sum
 from fastconfig.ranks.exchange import Exchange
 

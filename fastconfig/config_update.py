@@ -1,4 +1,4 @@
-"""ConFIG as a function, and the merge of any rule: gradients -> Gram matrix -> coefficients -> update.
+"""ConFIG as a function.
 
 A model that a user wrote for conflictfree, on the full vectors, is called with the (m, N) tensor that it
 expects.
@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .backends import choose, short_update
 from .checks import (
-    as_tensor,
     check_flag,
     check_group,
     check_length_model,
@@ -24,12 +22,12 @@ from .checks import (
     check_weight_model,
     got,
 )
-from .compiling import can_compile, compiled_config, outside_the_graph
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import PROJECTION, LengthModel, length_rule
+from .merging import merge, short_merge
 from .methods import ConFIG, Rule, make_rule
 from .network import joined
-from .numbers import float64_device
+from .numbers import CPU, float64_device
 from .weight_model import EQUAL, WeightModel, direction_weights, is_equal
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["ConFIG_update", "ConFIG_update_double"]
 
 PLAIN = ConFIG()  # of the default models, which have no state: known without looking at them
-CPU = torch.device("cpu")
 
 
 def ConFIG_update_double(
@@ -112,6 +109,8 @@ def ConFIG_update(
         >>> apply_gradient_vector(network, ConFIG_update(grads))
     """
     if torch.compiler.is_compiling():
+        from .graph import can_compile, compiled_config, outside_the_graph
+
         if can_compile(grads, process_group, weight_model, length_model):
             return compiled_config(grads, length_model, rcond)
         rest: dict[str, Any] = {"losses": losses, "rcond": rcond, "process_group": process_group}
@@ -126,13 +125,6 @@ def ConFIG_update(
         check_group(process_group)
     rows = Gradients(grads, group=process_group)
     return config_update(rows, weight_model, length_model, losses, rcond)
-
-
-def short_merge(
-    grads: GradientsLike, rule: Rule, losses: Sequence[Any] | None, group: ProcessGroup | None
-) -> Update | None:
-    """The update in one compiled call, or None: then the way that checks and explains everything."""
-    return short_update(grads, rule) if losses is None and group is None else None
 
 
 def config_update(
@@ -184,30 +176,6 @@ def _config_rule(
 def unweighted_rule(m: int, length: str, track_id: int, rcond: float | None) -> Rule:
     """The rule of ConFIG with equal weights."""
     return make_rule("config", m, CPU, length=length, track_id=track_id, rcond=rcond)
-
-
-def merge(grads: Gradients, rule: Rule, out: Update | None = None, losses: Tensor | None = None) -> Update:
-    """The update of gradients that are checked already; in ``out``, if there is one that fits."""
-    update = grads.new_update() if out is None else out
-    choose(grads).update(grads, rule, update, losses)
-    return grads.as_given(update)
-
-
-def losses_of(rule: Rule, losses: Sequence[Any] | None, grads: Gradients) -> Tensor | None:
-    """(m,) or (B, m) float64 beside the Gram matrix, for a rule that may use them; else None."""
-    if losses is None or rule.native is not None:
-        return None
-    device, shape = float64_device(grads.device), grads.batch_shape
-    values = []
-    for i, loss in enumerate(losses):
-        value = as_tensor(f"losses[{i}]", loss, "a number", torch.float64).detach()
-        if value.numel() != 1 and value.shape != shape:
-            wanted = "one number" + (f" or {shape}" if shape else "")
-            raise ValueError(f"losses[{i}]: got shape {tuple(value.shape)}, want {wanted}")
-        values.append(
-            value.to(device, torch.float64).reshape(shape if value.shape == shape else ()).expand(shape)
-        )
-    return torch.stack(values, -1)
 
 
 def _one_by_one(grads: Gradients, *rest: Any) -> Update:

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from .backends import choose, short_step
-from .compiling import outside_the_graph
-from .config_update import losses_of, merge
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
 from .grad_operator import __all__ as _operator_all
 from .gradients import Update
 from .gradients.pairs import in_dtype
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
+from .merging import losses_of, merge
 from .methods.operator import fixed_rule_of, rule_of
 from .momentum.adoption import is_theirs
 from .momentum.base import CONFIG as CONFIG
@@ -77,6 +76,8 @@ class PseudoMomentumOperator(Resumable):
             TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
         """
         if torch.compiler.is_compiling():
+            from .graph import outside_the_graph
+
             return outside_the_graph(self.calculate_gradient, indexes, grads, losses)
         update = self._short_step(indexes, grads) if losses is None else None
         if update is not None:
@@ -137,6 +138,8 @@ class SeparateMomentumOperator(Resumable):
             TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
         """
         if torch.compiler.is_compiling():
+            from .graph import outside_the_graph
+
             return outside_the_graph(self.calculate_gradient, indexes, grads, losses)
         chosen, rows, flat, losses = self._take(indexes, grads, losses)
         state = self._momenta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+CPU = torch.device("cpu")
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # max(0.1 eps^2, floor): what rounding the rows leaves of an exact (scaled) duplicate, never of N.
@@ -37,4 +38,4 @@ def dtype_names(dtypes: tuple[torch.dtype, ...] = DTYPES) -> str:
 
 def float64_device(device: torch.device) -> torch.device:
     """Where the m x m stage of gradients on ``device`` lives: there, or on the CPU if it has no float64."""
-    return torch.device("cpu") if device.type == "mps" else device
+    return CPU if device.type == "mps" else device

@@ -26,12 +26,12 @@ from torch.optim import Optimizer
 
 from .backends import choose
 from .checks import got
-from .config_update import merge
 from .grad_operator import PCGradOperator, PPCGradOperator
 from .gradients import Gradients
 from .gradients.checks import check_dense
 from .gradients.pairs import as_real, real_numel
 from .gradients.shards import any_dtensor
+from .merging import merge
 from .methods import REDUCTIONS
 from .network import joined, write
 from .numbers import DTYPES, dtype_names

@@ -250,7 +250,7 @@ def test_a_copy_is_as_quick(monkeypatch: pytest.MonkeyPatch) -> None:
             assert operator.fixed_rule is not None
             with monkeypatch.context() as patched:
                 patched.setattr("fastconfig.config_update.Gradients", None)  # the long way's
-                patched.setattr("fastconfig.grad_operator.Gradients", None)
+                patched.setattr("fastconfig.methods.operator.Gradients", None)
                 assert torch.equal(operator.calculate_gradient(rows), wanted)
 
 

@@ -16,7 +16,8 @@ import torch
 from fastconfig import ConFIG_update, backends, ops, use_backend
 from fastconfig.backends import cuda
 from fastconfig.backends.base import BackendUnavailable
-from fastconfig.config_update import PLAIN, merge
+from fastconfig.config_update import PLAIN
+from fastconfig.merging import merge
 
 ON_GPU = torch.cuda.is_available()
 

@@ -24,8 +24,9 @@ from fastconfig import (
     last_backend,
     use_backend,
 )
-from fastconfig.config_update import PLAIN, merge
+from fastconfig.config_update import PLAIN
 from fastconfig.gradients import Gradients
+from fastconfig.merging import merge
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
 
@@ -153,7 +154,7 @@ def test_operators_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.append(update is not None)
         return update
 
-    monkeypatch.setattr("fastconfig.config_update.short_update", noted)
+    monkeypatch.setattr("fastconfig.merging.short_update", noted)
     rows = per_parameter(conflicting(3, N))
     for merged in (ConFIG_update, *(op().calculate_gradient for op in (PCGradOperator, PPCGradOperator))):
         merged(rows)

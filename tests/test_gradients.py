@@ -12,7 +12,7 @@ from inputs import METHODS
 from torch import Tensor, nn
 
 from fastconfig import ConFIG_update, ops, use_backend
-from fastconfig.config_update import PLAIN, merge
+from fastconfig.config_update import PLAIN
 from fastconfig.grad_operator import (
     ConFIG_update_double,
     ConFIGOperator,
@@ -21,6 +21,7 @@ from fastconfig.grad_operator import (
     PPCGradOperator,
 )
 from fastconfig.gradients import Gradients
+from fastconfig.merging import merge
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SHAPES = [(5, 3), (7,), (2, 3, 4, 5), (), (1, 1), (40, 41)]

@@ -20,9 +20,10 @@ from fastconfig import (
     backends,
     use_backend,
 )
-from fastconfig.config_update import PLAIN, merge
+from fastconfig.config_update import PLAIN
 from fastconfig.gradients import Gradients
 from fastconfig.gradients.results import KEPT_FROM
+from fastconfig.merging import merge
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
 from fastconfig.training import step

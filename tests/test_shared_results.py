@@ -55,7 +55,7 @@ def test_small_updates_share_and_large_ones_do_not() -> None:
 
 
 def test_what_the_registered_operator_gives_does_not_alias() -> None:
-    import fastconfig.compiled  # noqa: F401  # registers it
+    import fastconfig.graph  # noqa: F401  # registers it
 
     tensors = [torch.randn(5) for _ in range(6)]
     rest = "parameters", "config", "projection", 0, None, False, None

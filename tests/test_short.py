@@ -22,9 +22,10 @@ from fastconfig import (
     use_backend,
 )
 from fastconfig.backends.team import ALONE, threads_for
-from fastconfig.config_update import PLAIN, merge
+from fastconfig.config_update import PLAIN
 from fastconfig.gradients import Gradients
 from fastconfig.gradients.results import KEPT_FROM
+from fastconfig.merging import merge
 from fastconfig.methods import Rule, make_rule
 from fastconfig.numbers import DTYPES
 
@@ -117,7 +118,7 @@ def test_functions_and_operators_take_it(monkeypatch: pytest.MonkeyPatch) -> Non
         calls.append(rule)
         return short(grads, rule)
 
-    monkeypatch.setattr("fastconfig.config_update.short_update", counted)
+    monkeypatch.setattr("fastconfig.merging.short_update", counted)
     operators = (ConFIGOperator(), PCGradOperator(), PPCGradOperator(), IMTLGOperator())
     for merged in (ConFIG_update, *(operator.calculate_gradient for operator in operators)):
         assert merged(rows).shape == (100,)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from ..checks import abstract, check_gram, check_group, check_losses, losses_beside
-from ..compiling import can_compile, compiled_update, outside_the_graph
-from ..config_update import losses_of, merge, short_merge
 from ..gradients import Gradients, GradientsLike, Update
 from ..gradients.shards import Grouped
+from ..merging import losses_of, merge, short_merge
 from ..numbers import cutoff, float64_device
 from ..utils import write_gradient
 from .base import Rule, as_rule, coefficients_of
@@ -174,6 +173,8 @@ class GramOperator(GradientOperator):
         """
         rule = self.fixed_rule
         if torch.compiler.is_compiling():
+            from ..graph import can_compile, compiled_update, outside_the_graph
+
             if rule is None or rule.has_settings or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses)
             return compiled_update(grads, str(rule.native), mean=rule.mean, rcond=rule.rcond)

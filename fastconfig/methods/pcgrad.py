@@ -10,10 +10,9 @@ from torch import Tensor
 
 from .. import reference
 from ..checks import as_order, check_flag, check_losses
-from ..compiling import can_compile, compiled_update, outside_the_graph
-from ..config_update import CPU, merge
 from ..gradients import Gradients, GradientsLike, Update
-from ..numbers import float64_device
+from ..merging import merge
+from ..numbers import CPU, float64_device
 from .base import Rule
 from .making import check_reduction, make_rule
 from .operator import by_rule
@@ -116,6 +115,8 @@ class PCGradOperator(DrawingOperator):
         if order is not None:
             order = as_order(order)
         if torch.compiler.is_compiling():
+            from ..graph import can_compile, compiled_update, outside_the_graph
+
             if order is None or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses, order=order)
             return compiled_update(grads, "pcgrad", order=order, mean=self._rule.mean)

@@ -12,10 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..backends import merge_into
 from ..checks import check_operator, got
-from ..compiling import outside_the_graph
-from ..config_update import losses_of, merge
 from ..gradients import Gradients, Update
 from ..gradients.shards import any_dtensor, reshard
+from ..merging import losses_of, merge
 from ..methods.operator import GradientOperator, fixed_rule_of, is_ours, rule_of
 from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
@@ -72,6 +71,8 @@ def backward(
             before.
     """
     if torch.compiler.is_compiling():
+        from ..graph import outside_the_graph
+
         keywords = {"indexes": indexes, "retain_graph": retain_graph, "accumulate": accumulate}
         outside_the_graph(backward, losses, model_or_parameters, operator, none_grad=none_grad, **keywords)
         return
@@ -136,6 +137,8 @@ def mtl_backward(
         CollectiveError: as in :func:`backward`.
     """
     if torch.compiler.is_compiling():
+        from ..graph import outside_the_graph
+
         rest = {"retain_graph": retain_graph, "accumulate": accumulate, "none_grad": none_grad}
         outside_the_graph(
             mtl_backward, losses, features, shared_parameters, task_parameters, operator, **rest

@@ -246,9 +246,9 @@ FAULTS = (
     ),
     Fault(
         "order-of-shuffle",
-        "fastconfig/methods/pcgrad.py",
-        "            order = drawn.argsort(-1)\n",
-        "            order = drawn.argsort(-1).sort(-1).values\n",
+        "fastconfig/methods/stateful.py",
+        'device="cpu").argsort(-1)',
+        'device="cpu").argsort(-1).sort(-1).values',
         "shuffle draws an order, and sorts it",
         ("test_pcgrad.py", "test_compiled.py"),
     ),

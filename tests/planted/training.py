@@ -368,9 +368,9 @@ FAULTS = (
     ),
     Fault(
         "shuffle-of-each-rank",
-        "fastconfig/methods/pcgrad.py",
-        "            if self.generator is None and grads.shards is not None:\n",
-        "            if self.generator is None and grads.shards is None:\n",
+        "fastconfig/methods/stateful.py",
+        "        if self.generator is None and spread:\n",
+        "        if self.generator is None and not spread:\n",
         "ranks draw different orders",
         _SHARDS,
     ),

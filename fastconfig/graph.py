@@ -1,7 +1,8 @@
-"""The update as a registered operator, for ``torch.compile``; eager calls go straight through.
+"""Within ``torch.compile``: the update as a registered operator where that will do; else the graph breaks.
 
 The operator knows the gradients as one list of tensors: the tensor itself, m vectors, or m tensors of every
-parameter in turn (None for a missing one).
+parameter in turn (None for a missing one). This module is imported on first use, because registering an
+operator loads torch's compiler.
 """
 
 from __future__ import annotations
@@ -12,19 +13,40 @@ from typing import Any, List, Optional  # noqa: UP035
 import torch
 from torch import Tensor
 
-from .config_update import merge as merged
 from .gradients import Gradients, GradientsLike, Update
+from .gradients.shards import any_dtensor
+from .length_model import BY_GRAM, LengthModel
+from .merging import merge
 from .methods import REDUCTIONS, make_rule
 from .numbers import float64_device
+from .weight_model import EqualWeight, WeightModel
+
+
+def can_compile(
+    grads: GradientsLike,
+    process_group: object,
+    weight_model: WeightModel | None = None,
+    length_model: LengthModel | None = None,
+) -> bool:
+    """Whether the registered operator serves this: not a user's own models, nor several processes."""
+    if process_group is not None or any_dtensor(grads):
+        return False
+    return type(weight_model) in (EqualWeight, type(None)) and type(length_model) in (*BY_GRAM, type(None))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def eagerly(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+def outside_the_graph(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     """The call, outside of the graph; with ``fullgraph=True`` torch says that this function is in the way."""
     return call(*arguments, **keywords)
 
 
-def merge(
+def compiled_config(grads: GradientsLike, length_model: LengthModel, rcond: float | None) -> Update:
+    """ConFIG within ``torch.compile``, by models of this package."""
+    length: Any = length_model
+    return compiled_update(grads, "config", length=length._length, track_id=length.track_id, rcond=rcond)
+
+
+def compiled_update(
     grads: GradientsLike,
     method: str,
     *,
@@ -87,7 +109,7 @@ def _merge(
         reduction=REDUCTIONS[mean],
         rcond=rcond,
     )
-    return _pieces(merged(rows, rule, rows.new_update(apart=True)))  # what it returns must not alias
+    return _pieces(merge(rows, rule, rows.new_update(apart=True)))  # what it returns must not alias
 
 
 def _pieces(update: Update) -> list[Tensor]:
