@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import distributed, ops, reference
+    from . import aggregation, distributed, ops, reference
     from .acceleration import accelerate
     from .backends import BackendUnavailable, explain, last_backend, use_backend
     from .grad_operator import (
@@ -98,7 +98,7 @@ _HOMES = {
     "weight_model": ("EqualWeight", "WeightModel"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("distributed", "methods", "ops", "reference")
+_MODULES = ("aggregation", "distributed", "methods", "ops", "reference")
 
 __all__ = [
     "BackendUnavailable",
@@ -139,6 +139,7 @@ __all__ = [
     "UPGradOperator",
     "WeightModel",
     "accelerate",
+    "aggregation",
     "apply_gradient_vector",
     "backward",
     "distributed",

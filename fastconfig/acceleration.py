@@ -1,10 +1,12 @@
-"""Existing conflictfree code, unchanged, on this package: ``accelerate``. script.py has the command."""
+"""Existing code for conflictfree or TorchJD, unchanged, on this package; script.py has the command."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -17,18 +19,22 @@ class Acceleration:
     """What :func:`accelerate` replaced; ends with :meth:`undo`, or with a ``with`` block.
 
     Attributes:
+        package: whose names they are.
         names: of the functions and classes that are replaced, as ``module.name``.
-        modules: in which they are, beside conflictfree's own: those that had imported them already.
+        modules: in which they are, beside the package's own: those that had imported them already.
     """
 
-    def __init__(self, names: list[str], places: list[tuple[ModuleType, str, Any, Any]]) -> None:
+    def __init__(
+        self, package: str, names: list[str], places: list[tuple[ModuleType, str, Any, Any]]
+    ) -> None:
+        self.package = package
         self.names = names
         self._places = places
         found = {module.__name__ for module, *_ in places}
-        self.modules = sorted(name for name in found if name.partition(".")[0] != "conflictfree")
+        self.modules = sorted(name for name in found if name.partition(".")[0] != package)
 
     def undo(self) -> None:
-        """Put conflictfree's own back, once; objects made meanwhile, and names set meanwhile, stay."""
+        """Put the package's own back, once; objects made meanwhile, and names set meanwhile, stay."""
         while self._places:
             module, name, theirs, ours = self._places.pop()
             if vars(module).get(name) is ours:
@@ -53,37 +59,40 @@ class Acceleration:
 
     def __str__(self) -> str:
         also = f", also in {', '.join(self.modules)}" if self.modules else ""
-        return f"fastconfig serves {len(self.names)} names of conflictfree{also}: {', '.join(self.names)}"
+        return f"fastconfig serves {len(self.names)} names of {self.package}{also}: {', '.join(self.names)}"
 
 
-def accelerate() -> Acceleration:
-    """Replace the functions and classes of an installed conflictfree by this package's of the same names.
+def accelerate(package: str = "conflictfree") -> Acceleration:
+    """Replace the functions and classes of an installed package by this one's of the same names.
 
     In its modules, and in every module that has imported them by name. Objects that exist already stay what
     they are: call it before operators are made. Calling it twice replaces nothing more. Processes that are
     started by spawn or forkserver import everything anew: call it in them too, or use ``fastconfig run``.
 
-    Pickles of conflictfree's objects become this package's, momentum with its state.
+    Of conflictfree, all is replaced, and pickles of its objects become this package's, momentum with its
+    state. Of TorchJD, the aggregators and weightings that :mod:`fastconfig.aggregation` has, and
+    ``jac_to_grad``; its ``backward`` and ``mtl_backward`` make the Jacobians as before.
+
+    Args:
+        package: "conflictfree" or "torchjd".
 
     Returns:
         What was replaced; print it to see, ``undo()`` it to go back.
 
     Raises:
-        ModuleNotFoundError: if conflictfree is not installed.
+        ValueError: for another package.
+        ModuleNotFoundError: if it is not installed.
     """
+    if package not in _PAIRS:
+        raise ValueError(f"package: got {package!r}, want one of {', '.join(map(repr, _PAIRS))}")
     names: list[str] = []
     ours: dict[int, tuple[Any, Any]] = {}  # theirs by identity: theirs, ours
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its docstrings' escape sequences, when it is first compiled
-        importlib.import_module("conflictfree")
-        for module in _MODULES:
-            theirs = importlib.import_module(f"conflictfree.{module}")
-            own = importlib.import_module(f"fastconfig.{module}")
-            for name, value in vars(theirs).items():
-                defined = getattr(value, "__module__", None) == theirs.__name__
-                if defined and not name.startswith("_") and hasattr(own, name):
-                    ours[id(value)] = value, getattr(own, name)
-                    names.append(f"{module}.{name}")
+        warnings.simplefilter("ignore")  # of docstrings' escape sequences, when they are first compiled
+        importlib.import_module(package)
+        for name, value, own in _PAIRS[package]():
+            ours[id(value)] = value, own
+            names.append(name)
     places: list[tuple[ModuleType, str, Any, Any]] = []
     for holder in [module for module in sys.modules.values() if isinstance(module, ModuleType)]:
         for name, value in list(vars(holder).items()):
@@ -91,4 +100,49 @@ def accelerate() -> Acceleration:
                 own = ours[id(value)][1]
                 places.append((holder, name, value, own))
                 setattr(holder, name, own)
-    return Acceleration(names, places)
+    return Acceleration(package, names, places)
+
+
+def _of_conflictfree() -> Iterator[tuple[str, Any, Any]]:
+    for module in _MODULES:
+        theirs = importlib.import_module(f"conflictfree.{module}")
+        own = importlib.import_module(f"fastconfig.{module}")
+        for name, value in vars(theirs).items():
+            defined = getattr(value, "__module__", None) == theirs.__name__
+            if defined and not name.startswith("_") and hasattr(own, name):
+                yield f"{module}.{name}", value, getattr(own, name)
+
+
+def _of_torchjd() -> Iterator[tuple[str, Any, Any]]:
+    """Its base classes stay, for its users' subclasses; isinstance says that ours belong to them."""
+    own = importlib.import_module("fastconfig.aggregation")
+    theirs = importlib.import_module("torchjd.aggregation")
+    bases = [name for name in own.__all__ if name in _BASES]
+    for name in bases:
+        getattr(theirs, name).register(getattr(own, name))
+    for name in own.__all__:
+        value = getattr(theirs, name, None)
+        if name not in _BASES and isinstance(value, type) and value.__module__.startswith("torchjd"):
+            yield f"aggregation.{name}", value, getattr(own, name)
+    autojac = importlib.import_module("torchjd.autojac")
+    yield from _merging_of(autojac.jac_to_grad, own)
+
+
+def _merging_of(theirs: Any, own: Any) -> Iterator[tuple[str, Any, Any]]:
+    if not theirs.__module__.startswith("torchjd"):
+        return  # replaced already
+
+    @wraps(theirs)
+    def jac_to_grad(tensors: Any, /, aggregator: Any, **keywords: Any) -> Any:
+        merging = own.jac_to_grad if isinstance(aggregator, own.Aggregator) else theirs
+        return merging(tensors, aggregator, **keywords)
+
+    jac_to_grad.__module__ = __name__
+    yield "autojac.jac_to_grad", theirs, jac_to_grad
+
+
+_BASES = ("Aggregator", "WeightedAggregator", "GramianWeightedAggregator", "Weighting")
+_PAIRS: dict[str, Callable[[], Iterator[tuple[str, Any, Any]]]] = {
+    "conflictfree": _of_conflictfree,
+    "torchjd": _of_torchjd,
+}

@@ -12,7 +12,7 @@ from ..checks import abstract, check_gram, check_group, check_losses, losses_bes
 from ..gradients import Gradients, GradientsLike, Update
 from ..gradients.shards import Grouped
 from ..merging import losses_of, merge, short_merge
-from ..numbers import cutoff, float64_device
+from ..numbers import float64_device
 from ..utils import write_gradient
 from .base import Rule, as_rule, coefficients_of
 
@@ -133,13 +133,14 @@ class GramOperator(GradientOperator):
         return self._rule
 
     @torch.no_grad()
-    def coefficients(self, gram: Tensor, losses: Any = None) -> Tensor:
+    def coefficients(self, gram: Tensor, losses: Any = None, *, dtype: torch.dtype | None = None) -> Tensor:
         """The coefficients alone, of a Gram matrix that is there already; state goes on as with a merge.
 
         Args:
-            gram: (m, m) or (B, m, m), of any floating-point dtype; one coarser than float64 sets the rank
-                cut-off, 10 eps, because its entries are no more exact than that.
+            gram: (m, m) or (B, m, m), of any floating-point dtype.
             losses: (m,) or (B, m), for a rule that uses them.
+            dtype: of the gradients, which sets the rank cut-off; by default it is 1e-13 for a ``gram`` in
+                float64 and 10 eps for another, whose entries are no more exact than that.
 
         Returns:
             (m,) or (B, m) in the dtype of ``gram``.
@@ -151,10 +152,10 @@ class GramOperator(GradientOperator):
         full = gram.detach().to(float64_device(gram.device), torch.float64)
         rule = self.fixed_rule or self.rule_at(tuple(full.shape[:-1]), full.device)
         if gram.dtype is not torch.float64 and rule.rcond is None:
-            rule = rule.at_cutoff(max(cutoff(torch.float64), 10 * torch.finfo(gram.dtype).eps))
+            rule = rule.at_cutoff(10 * torch.finfo(gram.dtype).eps)
         if losses is not None:
             losses = losses_beside(losses, full)
-        return coefficients_of(rule, full, torch.float64, losses).to(gram)
+        return coefficients_of(rule, full, dtype or torch.float64, losses).to(gram)
 
     @by_rule
     def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:

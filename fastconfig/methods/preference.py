@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from ..checks import as_tensor, check_rcond
-from ..gradients import Gradients
-from ..numbers import float64_device
 from .base import Rule
 from .operator import GramOperator
 
@@ -48,15 +46,14 @@ class PreferenceOperator(GramOperator):
         """The rule, if it is the same for all gradients; None with preferences, for a number of gradients."""
         return self._rule if self.pref_vector is None else None
 
-    def rule_for(self, grads: Gradients) -> Rule:
-        """How coefficients of these gradients follow from their Gram matrix."""
+    def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
+        """The rule with the preferences, of so many gradients."""
         if self.pref_vector is None:
             return self._rule
-        if len(self.pref_vector) != grads.m:
+        if len(self.pref_vector) != norms[-1]:
             raise ValueError(
-                f"pref_vector: got {len(self.pref_vector)} numbers, want {grads.m}, one a gradient"
+                f"pref_vector: got {len(self.pref_vector)} numbers, want {norms[-1]}, one a gradient"
             )
-        device = float64_device(grads.device)
         if device not in self._weighing:
             taken: Any = self._kind
             weights = self.pref_vector.to(device)

@@ -1,0 +1,228 @@
+"""What all aggregators and weightings have in common: two faces, and settings that can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..gradients import Gradients, GradientsLike, Update
+from ..methods import GramOperator, Rule
+from ..methods.stateful import StatefulOperator
+
+
+class Weighting(nn.Module):
+    """Base class of weightings: Gramian (m, m) -> m weights; TorchJD's name for a rule.
+
+    A weighting of your own overrides :meth:`forward`; ``GramOperator(weighting)`` makes an operator of it.
+    The settings of the constructor are attributes, and may be changed.
+    """
+
+    operator: GramOperator
+    _operator: ClassVar[Any]  # makes the operator, from those settings that have an effect
+    _ignored: ClassVar[tuple[str, ...]] = ()  # those of a solver of TorchJD's
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self._settings = settings
+        if settings or hasattr(type(self), "_operator"):
+            self.operator = self._made(settings)
+
+    def _made(self, settings: dict[str, Any]) -> GramOperator:
+        return type(self)._operator(**{k: v for k, v in settings.items() if k not in self._ignored})
+
+    def forward(self, gramian: Tensor, /, *, dtype: torch.dtype | None = None) -> Tensor:
+        """The weights.
+
+        Args:
+            gramian: (m, m) or (B, m, m), of any floating-point dtype.
+            dtype: of the gradients, where it is known; see :meth:`fastconfig.GramOperator.coefficients`.
+
+        Returns:
+            (m,) or (B, m) in the dtype of ``gramian``.
+        """
+        return self.operator.coefficients(gramian, dtype=dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        settings = vars(self).get("_settings", {})
+        return settings[name] if name in settings else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        settings = vars(self).get("_settings", {})
+        if name not in settings:
+            super().__setattr__(name, value)
+            return
+        changed = settings | {name: value}
+        operator = self._made(changed)  # raises before anything has changed
+        if isinstance(operator, StatefulOperator):
+            operator.load_state_dict(self.operator.state_dict())  # type: ignore[attr-defined]
+        self.operator, settings[name] = operator, value
+
+    def extra_repr(self) -> str:
+        return _shown(self._settings)
+
+
+class StatefulWeighting(Weighting):
+    """Base class of weightings that go on from what they have seen."""
+
+    def reset(self) -> None:
+        """Forget the state."""
+        self.operator.reset()  # type: ignore[attr-defined]
+
+    def get_extra_state(self) -> Any:
+        """What ``state_dict`` has of it, also as a part of another module."""
+        return self.operator.state_dict()  # type: ignore[attr-defined]
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on from :meth:`get_extra_state`."""
+        self.operator.load_state_dict(state)  # type: ignore[attr-defined]
+
+
+class _OfGradients(nn.Module):
+    """A weighting as a function of the gradients, and a place for forward hooks, as in TorchJD."""
+
+    def __init__(self, weighting: Weighting) -> None:
+        super().__init__()
+        self._inner = [weighting]  # not a part of this module: the aggregator has it
+
+    def forward(self, matrix: GradientsLike, /) -> Tensor:
+        rows = Gradients(matrix)
+        self._exact = self._inner[0](ops.gram_of(rows), dtype=rows.dtype)
+        return self._exact.to(rows.dtype)
+
+    def unrounded(self, weights: Tensor) -> Tensor:
+        """What a call gave, in float64 where no hook has changed it."""
+        return torch.where(weights == self._exact.to(weights.dtype), self._exact, weights.double())
+
+
+class Aggregator(GramOperator, nn.Module):
+    """Base class of aggregators: m gradients -> their update; TorchJD's name for an operator.
+
+    It is both: called on a Jacobian (m, N), or on gradients in any form of :func:`fastconfig.ConFIG_update`;
+    and an operator, with ``calculate_gradient(grads, losses)`` and ``update_gradient(network, grads)``, for
+    :func:`fastconfig.backward` and the momentum operators. The settings of the constructor are attributes,
+    and may be changed.
+    """
+
+    def __init__(self, weighting: Weighting) -> None:
+        nn.Module.__init__(self)
+        self.gramian_weighting = weighting
+        self.weighting = _OfGradients(weighting)
+
+    @property
+    def fixed_rule(self) -> Rule | None:
+        """The rule, if it is the same for all gradients."""
+        return self.gramian_weighting.operator.fixed_rule
+
+    def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
+        """The rule of the next call."""
+        return self.gramian_weighting.operator.rule_at(norms, device, spread)
+
+    def forward(self, matrix: GradientsLike, /) -> Update:
+        """The update.
+
+        Args:
+            matrix: the Jacobian (m, N), or gradients in any form of :func:`fastconfig.ConFIG_update`.
+
+        Returns:
+            In the form of the gradients. Where the weighting has forward hooks, they see the weights, and may
+            change them.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what came and what is wanted.
+        """
+        if any(_hooked(module) for module in (self.weighting, self.gramian_weighting)):
+            return ops.combine(matrix, self.weighting.unrounded(self.weighting(matrix)))
+        return self.calculate_gradient(matrix)
+
+    def __getattr__(self, name: str) -> Any:
+        weighting = vars(self).get("_modules", {}).get("gramian_weighting")
+        if weighting is not None and name in weighting._settings:
+            return weighting._settings[name]
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        weighting = vars(self).get("_modules", {}).get("gramian_weighting")
+        if weighting is not None and name in weighting._settings:
+            setattr(weighting, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_shown(self.gramian_weighting._settings)})"
+
+
+class WeightedAggregator(Aggregator):
+    """An aggregator by weights; all are, here."""
+
+
+class GramianWeightedAggregator(WeightedAggregator):
+    """An aggregator by weights that follow from the Gramian."""
+
+
+class StatefulAggregator(GramianWeightedAggregator):
+    """Base class of aggregators that go on from what they have seen; ``state_dict`` has it."""
+
+    gramian_weighting: StatefulWeighting
+
+    def reset(self) -> None:
+        """Forget the state."""
+        self.gramian_weighting.reset()
+
+
+def jac_to_grad(
+    tensors: Iterable[Tensor],
+    /,
+    aggregator: Aggregator,
+    *,
+    retain_jac: bool = False,
+    optimize_gramian_computation: bool = False,
+) -> Tensor:
+    """``torchjd.autojac.jac_to_grad``: the ``.jac`` of tensors, merged into their ``.grad``.
+
+    The Jacobians are read where they are, without a copy of them all in one matrix.
+
+    Args:
+        tensors: have ``.jac``, (m, ...) each, with one m.
+        aggregator: merges them.
+        retain_jac: keep the ``.jac``.
+        optimize_gramian_computation: accepted for TorchJD's sake; nothing is concatenated either way.
+
+    Returns:
+        (m,) the weights.
+
+    Raises:
+        ValueError: without tensors, without ``.jac``, and for different m; nothing has changed then.
+    """
+    given: list[Any] = list(tensors)
+    if not given:
+        raise ValueError("tensors: got none, want at least one")
+    jacobians: list[Any] = [getattr(tensor, "jac", None) for tensor in given]
+    if any(jac is None for jac in jacobians):
+        raise ValueError("tensors: got one without .jac, want those of autojac.backward or mtl_backward")
+    sizes = {len(jac) for jac in jacobians}
+    if len(sizes) > 1:
+        raise ValueError(f"tensors.jac: got {sorted(sizes)} rows, want the same number for all")
+    rows = [[jac[i] for jac in jacobians] for i in range(sizes.pop())]
+    captured: list[Tensor] = []
+    handle = aggregator.weighting.register_forward_hook(lambda _module, _given, w: captured.append(w))
+    try:
+        update = aggregator(rows)
+    finally:
+        handle.remove()
+    for tensor, piece in zip(given, update, strict=True):
+        if not retain_jac:
+            del tensor.jac
+        tensor.grad = piece if tensor.grad is None else tensor.grad + piece
+    return captured[0]
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
