@@ -165,7 +165,7 @@ def losses_beside(losses: Any, gram: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: for what are none.
     """
-    values = as_tensor("losses", losses, "(m,) or (B, m) numbers", torch.float64).to(gram).detach()
+    values = as_tensor("losses", losses, "(m,) or (B, m) real numbers", torch.float64).to(gram).detach()
     if values.shape != gram.shape[:-1]:
         raise ValueError(f"losses: got shape {tuple(values.shape)}, want {tuple(gram.shape[:-1])}")
     return values
@@ -228,8 +228,9 @@ def as_tensor(argument: str, value: Any, wanted: str, dtype: torch.dtype | None 
     if isinstance(value, Tensor):
         odd = value.is_meta or value.is_quantized or value.is_complex()
         if odd or value.layout is not torch.strided:
-            kind = "on meta" if value.is_meta else f"of {value.dtype if odd else value.layout}"
-            raise TypeError(f"{argument}: got a tensor {kind}, want {wanted}")
+            kind = "a tensor on meta" if value.is_meta else f"dtype {value.dtype}"
+            kind = kind if odd else f"a tensor of {value.layout}"
+            raise TypeError(f"{argument}: got {kind}, want {wanted}")
         return value
     try:
         if value is None:
@@ -247,7 +248,7 @@ def as_order(order: Any) -> Tensor:
     """
     wanted = "(m, m) or (B, m, m) integers"
     tensor = as_tensor("order", order, wanted)
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool:
+    if tensor.is_floating_point() or tensor.dtype is torch.bool:
         raise TypeError(f"order: got dtype {tensor.dtype}, want {wanted}")
     return tensor
 

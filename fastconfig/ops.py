@@ -104,7 +104,7 @@ def coefficients(
         batch=batch,
         weights=None
         if weights is None
-        else as_tensor("weights", weights, "(m,) or (B, m) numbers", torch.float64),
+        else as_tensor("weights", weights, "(m,) or (B, m) real numbers", torch.float64),
         length=length,
         track_id=whole("track_id", track_id),
         order=None if order is None else as_order(order),
@@ -130,11 +130,9 @@ def combine(grads: GradientsLike, c: Any) -> Update:
     """
     rows = Gradients(grads)
     shape = (rows.m,) if rows.batch is None else (rows.batch, rows.m)
-    c = as_tensor("c", c, f"{shape} numbers", torch.float64)
+    c = as_tensor("c", c, f"{shape} real numbers", torch.float64)
     if tuple(c.shape) != shape:
         raise ValueError(f"c: got shape {tuple(c.shape)}, want {shape}")
-    if c.is_complex():
-        raise TypeError(f"c: got dtype {c.dtype}, want real numbers")
     out = rows.new_update()
     choose(rows).combine(rows, c.detach().to(float64_device(rows.device), torch.float64), out)
     return rows.as_given(out)

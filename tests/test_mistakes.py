@@ -126,15 +126,15 @@ WANTED = {
         lambda: ordered([[0, 1, 1]] * M),
     ),
     "order: got a list, want": (lambda: ordered([[0, 1], [1]]),),
-    "weights: got 'abc', want (m,) or (B, m) numbers": (lambda: solved(weights="abc"),),
+    "weights: got 'abc', want (m,) or (B, m) real numbers": (lambda: solved(weights="abc"),),
     "track_id: got 1.5, want an integer": (
         lambda: TrackSpecific(1.5),
         lambda: solved(length="specific", track_id=1.5),
     ),
     "track_id: got True, want an integer": (lambda: TrackSpecific(True),),
     "dtype: got 'float32', want one of": (lambda: solved(dtype="float32"),),
-    "c: got None, want (3,) numbers": (lambda: ops.combine(rows(), None),),
-    "c: got dtype torch.complex64, want real": (
+    "c: got None, want (3,) real numbers": (lambda: ops.combine(rows(), None),),
+    "c: got dtype torch.complex64, want (3,) real numbers": (
         lambda: ops.combine(rows(), torch.ones(M, dtype=torch.complex64)),
     ),
     "num_vectors: got 2.0, want an integer": (

@@ -36,6 +36,8 @@ class PartsBackend(TorchMomentum):
         total: Tensor | None = None
         for _, part, backend in self._parts:
             gram = backend.gram(part)
+            if total is not None and gram.is_meta != total.is_meta:
+                raise ValueError("grads: got tensors on meta and on other devices, want all on meta or none")
             total = gram if total is None else total + gram.to(total.device)
         assert total is not None
         return total

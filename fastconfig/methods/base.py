@@ -180,9 +180,10 @@ class ByFunction(Rule):
     def _called(self, gram: Tensor) -> Tensor:
         m, name = len(gram), getattr(self.function, "__name__", type(self.function).__name__)
         c = as_tensor("rule", self.function(gram), f"{m} numbers from {name}", torch.float64)
-        if tuple(c.shape) != (m,) or c.is_complex():
-            what = f"shape {tuple(c.shape)}, {c.dtype}"
-            raise ValueError(f"rule: got {what} from {name}, want {m} real numbers, one a gradient")
+        if tuple(c.shape) != (m,):
+            raise ValueError(
+                f"rule: got shape {tuple(c.shape)} from {name}, want {m} real numbers, one a gradient"
+            )
         return c.detach().to(gram)
 
 
