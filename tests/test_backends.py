@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from pairs import slow
 from processes import python
 
 import fastconfig
@@ -208,6 +209,7 @@ def test_a_device_without_float64_is_served_on_the_cpu(monkeypatch: pytest.Monke
     assert float64_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
 
 
+@slow
 def test_processors_without_avx512_have_kernels_too() -> None:
     code = """
 import llvmlite.binding as llvm

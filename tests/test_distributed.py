@@ -49,6 +49,7 @@ def test_ranks(parts: tuple[str, ...], ranks: int) -> None:
     check_cases(parts, ranks)
 
 
+@slow
 def test_momentum_resumes_on_another_number_of_ranks(tmp_path: Path) -> None:
     for ranks in (2, 4):
         check_cases(("momentum",), ranks, FASTCONFIG_TEST_CHECKPOINT=str(tmp_path))

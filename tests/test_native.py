@@ -59,6 +59,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return found
 
 
+@slow
 @pytest.mark.parametrize("source", PROGRAMS, ids=lambda source: source.stem)
 def test_sanitized(source: Path, compiler: list[str], seed: int) -> None:
     compile_and_run([*compiler, *SANITIZED, *WARNINGS], source, seed, [CSRC])

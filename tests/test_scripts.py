@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pairs import some
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TOGETHER = {"pinn.py"}  # a network that starts near zero has hardly any residual yet
@@ -22,7 +23,7 @@ SCRIPTS: dict[str, tuple[list[str], str | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", some([*SCRIPTS], quick=["pinn.py", "multi_task_images.py"]))
 def test_losses_come_down(name: str) -> None:
     arguments, package = SCRIPTS[name]
     if package is not None and importlib.util.find_spec(package) is None:
