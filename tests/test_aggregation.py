@@ -8,6 +8,7 @@ import pickle
 import sys
 import types
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,14 @@ def test_every_name_is_tested_and_has_its_weighting() -> None:
 
 def test_every_method_has_an_aggregator() -> None:
     assert set(methods.METHODS.values()) - {"PPCGrad"} == set(NAMES)
+
+
+def test_the_table_in_the_docs_has_every_method() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- methods:begin -->")[2].partition("<!-- methods:end -->")[0]
+    listed = [line.split("|")[1].strip() for line in table.strip().splitlines()[2:]]
+    assert set(methods.METHODS.values()) <= set(listed)
+    assert len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("name", [name for name, (_, wanted) in MADE.items() if wanted])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMS = ("tensor", "vectors", "parameters")
+METHODS = "methods"
 #: What ``--only`` may name, and the operations behind it.
 GROUPS = {
     "update": ("ConFIG_update", "PCGradOperator", "PPCGradOperator", "IMTLGOperator"),
@@ -17,6 +18,7 @@ GROUPS = {
     "solve": ("ConFIG coefficients", "IMTLG coefficients"),
     "combine": ("combine",),
     "momentum": ("PseudoMomentumOperator",),
+    METHODS: (),  # all of fastconfig.aggregation, in a table of their own
 }
 
 

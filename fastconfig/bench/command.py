@@ -15,6 +15,8 @@ import torch
 from .. import environment
 from ..backends import BackendUnavailable
 from . import plot
+from .arguments import METHODS
+from .methods import bench_methods, print_methods
 from .plan import Options, backends
 from .report import print_report, wide_console
 from .run import bench
@@ -43,6 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
         memory=not arguments.no_memory,
     )
+    alone = METHODS in (options.only or ())
+    if alone and options.only != (METHODS,):
+        arguments.fail(f"argument --only: {METHODS!r} goes alone")
     if arguments.plot and options.only and "update" not in options.only:
         arguments.fail("argument --plot: draws the whole update, which --only leaves out")
     try:
@@ -55,10 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(arguments.threads or threads)
-        numbers = bench(options, arguments.command, console, partial(_save_file, arguments.json))
+        if alone:
+            numbers = bench_methods(options, arguments.command, console)
+        else:
+            numbers = bench(options, arguments.command, console, partial(_save_file, arguments.json))
     finally:
         torch.set_num_threads(threads)
-    print_report(numbers, console)
+    (print_methods if alone else print_report)(numbers, console)
     if arguments.json:
         arguments.json.write_text(_text(numbers), encoding="utf-8")
         console.print(f"wrote {arguments.json}", soft_wrap=True, highlight=False)
@@ -67,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         console.print(f"wrote {arguments.plot}", soft_wrap=True, highlight=False)
     if "interrupted" in numbers:
         raise KeyboardInterrupt(numbers["interrupted"])
+    if alone:
+        return 0
     rows = [row for of_setting in numbers["settings"] for row in of_setting.get("results", ())]
     return 0 if all(row["right"] for row in rows) else 1
 

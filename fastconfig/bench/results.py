@@ -23,7 +23,7 @@ def peer_figures(contestant: Contestant, error: float | None, bound: float) -> d
         "name": contestant.name,
         **_figures(contestant),
         "right": None if error is None else error <= bound,
-        "error": _finite(error),
+        "error": finite(error),
         "bound": bound,
     }
 
@@ -60,7 +60,7 @@ def our_figures(
         **_figures(contestant),
         **({} if eager is None else {"eager_us": beside}),
         "right": right,
-        "error": _finite(error),
+        "error": finite(error),
         "bound": bound,
         "moved_bytes": moved,
         "gb_s": None if moved is None else moved / median / 1e3,
@@ -88,5 +88,6 @@ def _figures(contestant: Contestant) -> dict[str, Any]:
     }
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """As JSON has it: None for NaN and Inf."""
     return value if value is not None and math.isfinite(value) else None
