@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
-from .bench.arguments import add_arguments
+from .bench.arguments import add_arguments, names_of
+from .methods import METHODS
 from .script import INTERRUPTED, NotRunnable, run_module, run_script, serve_children
 
 
@@ -67,6 +68,13 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--momentum", action="store_true", help="train with M-ConFIG too: one backward pass a step"
     )
+    parser.add_argument(
+        "--compare",
+        type=names_of(tuple(name for name in METHODS if name not in ("config", "constant"))),
+        default=(),
+        metavar="M,M",
+        help="train with other methods too, such as upgrad,pcgrad,mgda",
+    )
     parser.set_defaults(serve=demo, fail=parser.error)
 
 
@@ -117,7 +125,7 @@ def demo(options: argparse.Namespace) -> int:
 
     chosen = {name: getattr(options, name) for name in ("steps", "device", "seed")}
     given = {name: value for name, value in chosen.items() if value is not None}
-    settings = Settings(**given, momentum=options.momentum)
+    settings = Settings(**given, momentum=options.momentum, compare=options.compare)
     try:
         find_device(settings.device)
     except ValueError as error:

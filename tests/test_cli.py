@@ -126,6 +126,32 @@ def test_demo_trains_with_momentum_beside_the_others(
     assert (tmp_path / "demo.png").stat().st_size > 10_000
 
 
+def test_demo_compares_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy")
+    pytest.importorskip("matplotlib")
+    compared = ["--compare", "upgrad,gradvac", "--momentum"]
+    assert cli.main(["demo", *compared, "--steps", "5", "--out", str(tmp_path)]) == 0
+    numbers = json.loads((tmp_path / "demo.json").read_text())
+    names = ["ConFIG", "plain sum", "UPGrad", "GradVac", "M-ConFIG"]
+    assert list(numbers["results"]) == names
+    assert numbers["settings"]["compare"] == ["upgrad", "gradvac"]
+    share = "share_of_measured_steps_with_a_negative_cosine"
+    assert numbers["results"]["UPGrad"][share] == 0
+    assert "median_operator_ms" in numbers["results"]["GradVac"]
+    text = capsys.readouterr().out
+    assert all(name in text for name in names)
+    assert "…" not in text.partition("after 5 steps")[2].partition("ConFIG's update")[0]
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+
+
+def test_methods_that_the_demo_does_not_compare(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["demo", "--compare", "upgrad,constant"])
+    assert "argument --compare: got 'constant', want some of pcgrad" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="compare: got 'config', want some of pcgrad"):
+        training.Settings(compare=("config",))
+
+
 def test_demo_without_conflictfree_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

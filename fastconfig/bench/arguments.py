@@ -30,9 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--m", type=_numbers, metavar="M,M", help="numbers of gradients")
     parser.add_argument("--n", type=_numbers, metavar="N,N", help="elements of a gradient (1000, 1e6)")
-    parser.add_argument("--dtype", type=_names(DTYPES), metavar="D,D", help=", ".join(DTYPES))
-    parser.add_argument("--form", type=_names(FORMS), metavar="F,F", help=f"of the input: {', '.join(FORMS)}")
-    parser.add_argument("--only", type=_names(tuple(GROUPS)), metavar="G,G", help=", ".join(GROUPS))
+    parser.add_argument("--dtype", type=names_of(DTYPES), metavar="D,D", help=", ".join(DTYPES))
+    parser.add_argument(
+        "--form", type=names_of(FORMS), metavar="F,F", help=f"of the input: {', '.join(FORMS)}"
+    )
+    parser.add_argument("--only", type=names_of(tuple(GROUPS)), metavar="G,G", help=", ".join(GROUPS))
     parser.add_argument("--backend", metavar="B,B", help="by default those that serve the device")
     parser.add_argument("--threads", type=_number, metavar="T", help="of torch (default: torch's own)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
@@ -57,7 +59,9 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_number(part) for part in text.split(",")))
 
 
-def _names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+def names_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Argument type: some of these, separated by commas."""
+
     def some_of(text: str) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(text.split(",")))
         for name in names:

@@ -105,22 +105,50 @@ def collect(result: Result, command: str) -> dict[str, Any]:
 
 
 def training_table(numbers: dict[str, Any]) -> Table:
-    """All ways to train side by side."""
-    names = list(numbers["results"])
-    results = list(numbers["results"].values())
+    """All ways to train side by side; one below the other where there are more than three."""
+    results = numbers["results"]
     steps, seed = numbers["trained_steps"], numbers["settings"]["seed"]
-    table = new_table(f"Burgers' equation after {steps} steps, seed {seed}", names)
-    table.add_row("relative L2 error", *(percent(r["relative_l2_error"]) for r in results))
-    for name in LOSS_NAMES:
-        table.add_row(f"{name} loss", *(f"{r['final_losses'][name]:.2e}" for r in results))
-    key = "share_of_measured_steps_with_a_negative_cosine"
-    table.add_row("steps against a gradient", *(percent(r[key]) if key in r else "-" for r in results))
-    table.add_row("time per step (median)", *(f"{r['median_step_ms']:.2f} ms" for r in results))
-    times = [r.get("median_operator_ms") for r in results]
-    table.add_row("  of it the operator", *("-" if ms is None else f"{ms:.3f} ms" for ms in times))
-    shares = [r.get("operator_share_of_step") for r in results]
-    table.add_row("  as a share", *("-" if share is None else percent(share) for share in shares))
+    title = f"Burgers' equation after {steps} steps, seed {seed}"
+    if len(results) > 3:
+        table = new_table(title, ("error", *LOSS_NAMES, "against", "ms/step", "operator"))
+        for name, result in results.items():
+            table.add_row(name, *brief(result))
+        table.caption = "error: relative L2; against: steps against a gradient; operator: ms of a step"
+        return table
+    table = new_table(title, results)
+    names = [f"{name} loss" for name in LOSS_NAMES]
+    rows = ("relative L2 error", *names, "steps against a gradient", "time per step (median)")
+    columns = [cells(result) for result in results.values()]
+    for name, *row in zip((*rows, "  of it the operator", "  as a share"), *columns, strict=True):
+        table.add_row(name, *row)
     return table
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    """The figures of one way to train, in the order of the table."""
+    against = result.get("share_of_measured_steps_with_a_negative_cosine")
+    operator, share = result.get("median_operator_ms"), result.get("operator_share_of_step")
+    return [
+        percent(result["relative_l2_error"]),
+        *(f"{result['final_losses'][name]:.2e}" for name in LOSS_NAMES),
+        "-" if against is None else percent(against),
+        f"{result['median_step_ms']:.2f} ms",
+        "-" if operator is None else f"{operator:.3f} ms",
+        "-" if share is None else percent(share),
+    ]
+
+
+def brief(result: dict[str, Any]) -> list[str]:
+    """:func:`cells` in columns that a narrow terminal has room for."""
+    against = result.get("share_of_measured_steps_with_a_negative_cosine")
+    operator = result.get("median_operator_ms")
+    return [
+        f"{100 * result['relative_l2_error']:.1f} %",
+        *(f"{result['final_losses'][name]:.1e}" for name in LOSS_NAMES),
+        "-" if against is None else f"{100 * against:.0f} %",
+        f"{result['median_step_ms']:.2f}",
+        "-" if operator is None else f"{operator:.3f}",
+    ]
 
 
 def operator_table(numbers: dict[str, Any]) -> Table:

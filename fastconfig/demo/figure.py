@@ -22,6 +22,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73")
 WIDTHS = (1.8, 1.8, 1.8)
 # ConFIG's cosines coincide: the lines get thinner from one loss to the next, so that all are seen.
 NESTED_WIDTHS = (5.5, 3.2, 1.2)
+SHARED: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, 1, -1, 1)}
 BINS = 100
 SMALLEST_ERROR = 1e-4
 STYLE: dict[Any, Any] = {
@@ -36,6 +37,8 @@ STYLE: dict[Any, Any] = {
 def draw(result: Result, path: Path) -> None:
     """Write the picture as a PNG, of 16 : 9 for two ways to train; readable on a slide.
 
+    With more methods to compare: a column for each, with errors, losses and cosines.
+
     Raises:
         OSError: the file cannot be written.
     """
@@ -46,19 +49,25 @@ def draw(result: Result, path: Path) -> None:
 
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, hspace=0.04)
-        columns = 2 + len(result.trainers)
-        figure = Figure(figsize=(4 * columns, 9), dpi=120, layout=layout)
+        several = bool(result.settings.compare)
+        columns = len(result.trainers) + (0 if several else 2)
+        figure = Figure(figsize=(4 * columns, 13 if several else 9), dpi=120, layout=layout)
         FigureCanvasAgg(figure)
-        axes = figure.subplots(2, columns)
+        axes = figure.subplots(3 if several else 2, columns)
         others = "M-ConFIG's and the plain sum" if MOMENTUM in result.trainers else "the plain sum"
+        shown = f"{columns} ways to train" if several else f"ConFIG's update beside {others}"
         figure.suptitle(
-            f"Burgers' equation learnt from three losses: ConFIG's update beside {others}, "
-            f"{result.settings.steps} steps",
+            f"Burgers' equation learnt from three losses: {shown}, {result.settings.steps} steps",
             fontsize=18,
         )
-        draw_fields(figure, axes[0], result)
-        draw_losses(axes[1, :-2], result)
-        draw_cosines(axes[1, -2:], result)
+        if several:
+            draw_errors(figure, axes[0], result)
+            draw_losses(axes[1], result)
+            draw_cosines(axes[2], result, [*result.trainers])
+        else:
+            draw_fields(figure, axes[0], result)
+            draw_losses(axes[1, :-2], result)
+            draw_cosines(axes[1, -2:], result, [CONFIG, PLAIN_SUM])
         handles, labels = axes[1, 0].get_legend_handles_labels()
         figure.legend(
             handles,
@@ -72,30 +81,35 @@ def draw(result: Result, path: Path) -> None:
 
 def draw_fields(figure: Figure, axes: AxesRow, result: Result) -> None:
     """Exact solution and ConFIG's prediction on one scale, all errors on another."""
-    from matplotlib.colors import LogNorm
-
-    shared: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, 1, -1, 1)}
     for ax, title, field in (
         (axes[0], "Exact solution", result.exact),
         (axes[1], f"{CONFIG}: prediction", result.predictions[CONFIG]),
     ):
-        image = ax.imshow(field.T, cmap="RdBu_r", vmin=-1, vmax=1, **shared)
+        image = ax.imshow(field.T, cmap="RdBu_r", vmin=-1, vmax=1, **SHARED)
         label(ax, title, "u(t, x)")
     figure.colorbar(image, ax=axes[:2].tolist(), pad=0.02, aspect=30, ticks=(-1, -0.5, 0, 0.5, 1))
-    for ax, name in zip(axes[2:], result.trainers, strict=True):
+    draw_errors(figure, axes[2:], result)
+    for ax in axes[:2]:
+        ax.set(xlabel="t", xticks=(0, 0.5, 1), yticks=(-1, 0, 1))
+    axes[0].set_ylabel("x", labelpad=-6)
+
+
+def draw_errors(figure: Figure, axes: AxesRow, result: Result) -> None:
+    """The errors of all ways to train, on one scale."""
+    from matplotlib.colors import LogNorm
+
+    for ax, name in zip(axes, result.trainers, strict=True):
         error = np.abs(result.predictions[name] - result.exact)
         image = ax.imshow(
             np.maximum(error, SMALLEST_ERROR).T,
             cmap="cividis",
             norm=LogNorm(SMALLEST_ERROR, 1),
-            **shared,
+            **SHARED,
         )
         total = result.summary(name)["relative_l2_error"]
         label(ax, f"{name}: absolute error", f"{100 * total:.1f} % relative L2 error")
-    figure.colorbar(image, ax=axes[2:].tolist(), pad=0.02, aspect=30)
-    for ax in axes:
         ax.set(xlabel="t", xticks=(0, 0.5, 1), yticks=(-1, 0, 1))
-    axes[0].set_ylabel("x", labelpad=-6)
+    figure.colorbar(image, ax=axes.tolist(), pad=0.02, aspect=30)
 
 
 def draw_losses(axes: AxesRow, result: Result) -> None:
@@ -110,10 +124,14 @@ def draw_losses(axes: AxesRow, result: Result) -> None:
     axes[0].set_ylabel("mean square")
 
 
-def draw_cosines(axes: AxesRow, result: Result) -> None:
+def draw_cosines(axes: AxesRow, result: Result, names: list[str]) -> None:
     """Cosine of the update with each loss's gradient; below zero the update harms that loss."""
-    for ax, name, widths in zip(axes, (CONFIG, PLAIN_SUM), (NESTED_WIDTHS, WIDTHS), strict=True):
+    for ax, name in zip(axes, names, strict=True):
         record = np.array(result.trainers[name].cosines)
+        if not len(record):  # momentum has one gradient a step
+            ax.set_axis_off()
+            continue
+        widths = NESTED_WIDTHS if name == CONFIG else WIDTHS
         bands(ax, np.array(result.measured_steps) + 1, record, widths)
         ax.axhline(0, color="black", linewidth=1)
         ax.set(ylim=(-1, 1), yticks=(-1, -0.5, 0, 0.5, 1))

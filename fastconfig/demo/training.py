@@ -1,4 +1,4 @@
-"""Training of the demo: one network on ConFIG's update, one on the plain sum of gradients, one on M-ConFIG's.
+"""Training of the demo: one network on ConFIG's update, one on the plain sum of gradients, others on choice.
 
 All start from the same weights and see the same points and learning rates. M-ConFIG takes one loss a step, in
 turn, and brings its own moments: its optimizer is plain gradient descent, where the others have Adam.
@@ -6,6 +6,7 @@ turn, and brings its own moments: its optimizer is plain gradient descent, where
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import reference
+from .. import methods, reference
 from ..environment import find_device
 from ..grad_operator import ConFIG_update
 from ..momentum_operator import PseudoMomentumOperator
@@ -37,6 +38,8 @@ from .burgers import (
 CONFIG = "ConFIG"
 PLAIN_SUM = "plain sum"
 MOMENTUM = "M-ConFIG"
+#: methods that need no setting, by name, and how tables call them; ConFIG is there in any case
+COMPARED = {name: kind for name, kind in methods.METHODS.items() if name not in ("config", "constant")}
 TOLERANCE = 0.01
 # The network's matrices are too small to share: a second thread waits more than it works.
 TORCH_THREADS = 1
@@ -55,6 +58,7 @@ class Settings:
         beta2: Adam's; shorter than the usual memory, since the points change in every step.
         measure_every: steps between two looks at angles and at the operators' answers, untimed.
         momentum: train with M-ConFIG, too.
+        compare: names of more methods to train with, as in :data:`COMPARED`.
     """
 
     steps: int = 4000
@@ -68,8 +72,12 @@ class Settings:
     beta2: float = 0.99
     measure_every: int = 4
     momentum: bool = False
+    compare: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.compare:
+            if name not in COMPARED:
+                raise ValueError(f"compare: got {name!r}, want some of {', '.join(COMPARED)}")
         if self.steps < 1:
             raise ValueError(f"steps: got {self.steps}, want at least 1")
 
@@ -160,13 +168,15 @@ class Trainer:
         self.schedule.step()
 
 
-def step_config(trainer: Trainer, points: Points) -> tuple[list[Tensor], Tensor]:
-    """One step on ConFIG's update; returns the gradients and the update."""
+def step_merged(
+    trainer: Trainer, points: Points, merge: Callable[[list[Tensor]], Any]
+) -> tuple[list[Tensor], Tensor]:
+    """One step on a merged gradient; returns the gradients and the update."""
     start = trainer.clock()
     values = losses(trainer.network, points)
     grads = trainer.gradients(values)
     before = trainer.clock()
-    update = ConFIG_update(grads)
+    update = merge(grads)
     assert isinstance(update, Tensor)
     trainer.operator_seconds.append(trainer.clock() - before)
     apply_gradient_vector(trainer.network, update)
@@ -246,6 +256,14 @@ def conflict_share(cosines: Sequence[Sequence[float]]) -> float:
     return float(np.mean(np.array(cosines).min(axis=1) < 0))
 
 
+def merge_of(method: str, seed: int) -> Callable[[list[Tensor]], Any]:
+    """A new operator of a method, which draws from a generator of its own where it draws."""
+    kind = getattr(methods, f"{COMPARED[method]}Operator")
+    if "generator" not in inspect.signature(kind).parameters:
+        return kind().calculate_gradient
+    return kind(generator=torch.Generator("cpu").manual_seed(seed)).calculate_gradient
+
+
 def peer_operator() -> Callable[[list[Tensor]], Tensor] | None:
     """ConFIG's update as conflictfree computes it, if that is installed."""
     try:
@@ -298,6 +316,8 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
     exact = exact_solution(t[:, None], x[None, :])
     trainers = {CONFIG: config, PLAIN_SUM: plain}
     momentum = PseudoMomentumOperator(len(LOSS_NAMES), beta_2=settings.beta2)
+    compared = {COMPARED[name]: merge_of(name, settings.seed) for name in settings.compare}
+    trainers |= {name: Trainer(settings, device) for name in compared}
     if settings.momentum:
         trainers[MOMENTUM] = Trainer(settings, device, adam=False, turns=len(LOSS_NAMES))
     result = Result(settings, trainers, operators, [], t, x, exact, {}, {}, 0)
@@ -306,6 +326,8 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
     first = losses(config.network, sampler.draw())
     grads = config.gradients(first)
     ConFIG_update(grads)
+    for name in settings.compare:
+        merge_of(name, settings.seed)(grads)
     if settings.momentum:
         trainers[MOMENTUM].known = [value.detach() for value in first]
         PseudoMomentumOperator(len(grads)).calculate_gradient(range(len(grads)), grads)
@@ -319,7 +341,11 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
             grads = plain.gradients(losses(plain.network, points))
             plain.record_cosines(torch.stack(grads).sum(dim=0), grads)
         step_plain_sum(plain, points)
-        grads, update = step_config(config, points)
+        for name, merge in compared.items():
+            grads, update = step_merged(trainers[name], points, merge)
+            if measured:
+                trainers[name].record_cosines(update, grads)
+        grads, update = step_merged(config, points, ConFIG_update)
         if settings.momentum:
             step_momentum(trainers[MOMENTUM], points, momentum, step % len(LOSS_NAMES))
         if measured:
