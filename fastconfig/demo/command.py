@@ -111,6 +111,7 @@ def training_table(numbers: dict[str, Any]) -> Table:
     title = f"Burgers' equation after {steps} steps, seed {seed}"
     if len(results) > 3:
         table = new_table(title, ("error", *LOSS_NAMES, "against", "ms/step", "operator"))
+        table.padding = (0, 1, 0, 0)
         for name, result in results.items():
             table.add_row(name, *brief(result))
         table.caption = "error: relative L2; against: steps against a gradient; operator: ms of a step"
