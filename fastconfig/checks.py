@@ -194,6 +194,17 @@ def number(argument: str, value: Any, wanted: str = "a number") -> float:
     return value  # type: ignore[return-value]
 
 
+def not_negative(argument: str, value: Any, wanted: str = "a finite number >= 0") -> float:
+    """A finite number from 0 on.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    if not 0 <= number(argument, value, wanted) < float("inf"):
+        raise ValueError(f"{argument}: got {value}, want {wanted}")
+    return float(value)
+
+
 def fraction(argument: str, value: Any, wanted: str = "a number from 0 to 1 (1 excluded)") -> float:
     """A number from 0 to 1, 1 excluded.
 

@@ -333,3 +333,51 @@ def _least_squares(columns: Tensor, b: Tensor) -> Tensor:
     """The solution for independent columns."""
     q, r = torch.linalg.qr(columns)
     return torch.linalg.solve_triangular(r, (q.T @ b)[:, None], upper=True)[:, 0]
+
+
+def fair(rows: Tensor, alpha: float, *, rcond: float | None = None) -> Tensor:
+    """v = sum_i (g_i . v)^-alpha g_i, of the greatest sum_i (g_i . v)^(1 - alpha) / (1 - alpha) - |v|^2 / 2.
+
+    Newton's method on v, from the shortest convex combination of the unit gradients.
+
+    Args:
+        rows: (m, N) gradients.
+        alpha: >= 0; the mean of the rows if 0.
+        rcond: cut-off on that combination's squared length; by default float64's.
+
+    Returns:
+        (N,) float64; zero where that combination is.
+    """
+    if not torch.isfinite(rows).all():
+        return _all_nan(rows)
+    rcond = cutoff(torch.float64) if rcond is None else rcond
+    full, norms = _float64_rows(rows)
+    alive = norms > 0
+    if alpha == 0 or not alive.any():
+        return full.mean(0)
+    q, r = torch.linalg.qr((full[alive] / norms[alive, None]).T)
+    units, most = r.T, norms.max()
+    weights = (norms[alive] / most) ** (1 - alpha)
+    extended = torch.cat([units, torch.ones_like(weights)[:, None]], 1)
+    x = nonnegative_least_squares(extended, torch.eye(extended.shape[1], dtype=r.dtype)[-1], rcond)
+    v = x @ units / x.sum()
+    if v.square().sum() <= rcond:
+        return torch.zeros_like(full[0])
+    gains = units @ v
+    v *= ((weights * gains ** (1 - alpha)).sum() / v.square().sum()) ** (1 / (1 + alpha))
+    for _ in range(1000):
+        gains = units @ v
+        shares = weights * gains**-alpha
+        bend = (units.T * (alpha * shares / gains)) @ units + torch.eye(len(v), dtype=v.dtype)
+        s = torch.linalg.solve(bend, shares @ units - v)
+        if s.norm() <= 1e-15 * v.norm():
+            break
+        relative = units @ s / gains
+        step = min(1.0, 0.9 / max(-float(relative.min()), 1e-30))
+        while step > 1e-12:  # not past the greatest value on the way
+            slope = (weights * (gains * (1 + step * relative)) ** -alpha) @ (units @ s) - (v + step * s) @ s
+            if slope >= -1e-3 * (shares @ (units @ s) - v @ s).abs() or relative.abs().max() < 1e-3:
+                break
+            step /= 2
+        v = v + step * s
+    return most ** ((1 - alpha) / (1 + alpha)) * (q @ v)

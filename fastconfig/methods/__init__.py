@@ -9,10 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .aligned import AlignedMTL, AlignedMTLOperator
     from .base import LENGTHS, ByFunction, Rule, as_rule, native_coefficients
+    from .cagrad import CAGrad, CAGradOperator
     from .config import ConFIG, tracked
     from .constant import Constant, ConstantOperator
     from .dualproj import DualProj, DualProjOperator
+    from .fairgrad import FairGrad, FairGradOperator
     from .gradvac import GradVac, GradVacOperator
     from .imtlg import IMTLG, IMTLGOperator
     from .krum import Krum, KrumOperator
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from .making import REDUCTIONS, make_rule
     from .mean import Mean, MeanOperator
     from .mgda import MGDA, MGDAOperator
+    from .nash import NashMTL, NashMTLOperator
     from .operator import GradientOperator, GramOperator
     from .pcd import PCD, PCDOperator
     from .pcgrad import PCGrad, PCGradOperator
@@ -39,6 +43,10 @@ METHODS = {  # a method's name, also that of its file, and its rule; the bench, 
     "upgrad": "UPGrad",
     "dualproj": "DualProj",
     "mgda": "MGDA",
+    "cagrad": "CAGrad",
+    "nash": "NashMTL",
+    "fairgrad": "FairGrad",
+    "aligned": "AlignedMTL",
     "mean": "Mean",
     "sum": "Sum",
     "constant": "Constant",
@@ -56,12 +64,18 @@ __all__ = [
     "PCD",
     "REDUCTIONS",
     "RULES",
+    "AlignedMTL",
+    "AlignedMTLOperator",
     "ByFunction",
+    "CAGrad",
+    "CAGradOperator",
     "ConFIG",
     "Constant",
     "ConstantOperator",
     "DualProj",
     "DualProjOperator",
+    "FairGrad",
+    "FairGradOperator",
     "GradVac",
     "GradVacOperator",
     "GradientOperator",
@@ -74,6 +88,8 @@ __all__ = [
     "MGDAOperator",
     "Mean",
     "MeanOperator",
+    "NashMTL",
+    "NashMTLOperator",
     "PCDOperator",
     "PCGrad",
     "PCGradOperator",

@@ -21,6 +21,7 @@ class PreferenceOperator(GramOperator):
     Args:
         pref_vector: (m,) finite numbers, not negative, a tensor or a list; 1/m each by default.
         rcond, process_group: as in :func:`ConFIG_update`.
+        own: further settings of the rule.
 
     Raises:
         TypeError, ValueError: for another ``pref_vector`` or ``rcond``; where gradients come, for another
@@ -36,8 +37,10 @@ class PreferenceOperator(GramOperator):
         *,
         rcond: float | None = None,
         process_group: ProcessGroup | None = None,
+        **own: Any,
     ) -> None:
-        super().__init__(self._kind(rcond=check_rcond(rcond)), process_group)
+        super().__init__(self._kind(rcond=check_rcond(rcond), **own), process_group)
+        self._own = own
         self.pref_vector = None if pref_vector is None else as_preferences(pref_vector)
         self._weighing: dict[torch.device, Rule] = {}
 
@@ -57,7 +60,7 @@ class PreferenceOperator(GramOperator):
         if device not in self._weighing:
             taken: Any = self._kind
             weights = self.pref_vector.to(device)
-            self._weighing[device] = taken(weights=weights, rcond=self._rule.rcond)
+            self._weighing[device] = taken(weights=weights, rcond=self._rule.rcond, **self._own)
         return self._weighing[device]
 
 
