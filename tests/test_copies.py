@@ -100,6 +100,7 @@ RECIPES: dict[Any, tuple[list[Callable[[], Any]], Use]] = {
     fastconfig.KrumOperator: ([lambda: fastconfig.KrumOperator(0, 2)], merged),
     fastconfig.GradVacOperator: ([lambda: fastconfig.GradVacOperator(generator=_generator())], merged),
     fastconfig.PCDOperator: ([fastconfig.PCDOperator], merged),
+    fastconfig.EveryOperator: ([lambda: fastconfig.EveryOperator(IMTLG(), 2)], merged),
     fastconfig.LogLossesOperator: ([lambda: fastconfig.LogLossesOperator(IMTLG())], merged_with_losses),
     fastconfig.GramOperator: ([lambda: fastconfig.GramOperator(IMTLG(rcond=1e-3))], merged),
     fastconfig.Rule: ([fastconfig.Rule], lambda r: r.cutoffs),

@@ -20,6 +20,7 @@ from fastconfig.methods import (
     ConFIG,
     Constant,
     ConstantOperator,
+    EveryOperator,
     GradVac,
     GradVacOperator,
     GramOperator,
@@ -210,7 +211,41 @@ def test_log_losses_in_backward() -> None:
         torch.testing.assert_close(parameter.grad, exact)
 
 
-STATEFUL = {"gradvac": lambda: GradVacOperator(generator=source()), "pcd": lambda: PCDOperator(0.4, 0.5)}
+def test_coefficients_of_every_third_call() -> None:
+    rows = [conflicting(3, 30).double() for _ in range(7)]
+    operator, merge = EveryOperator(ConFIG(), 3), GramOperator(ConFIG())
+    for step, each in enumerate(rows):
+        c = merge.coefficients(ops.gram(rows[step - step % 3]))
+        torch.testing.assert_close(operator.calculate_gradient(each), c @ each)
+    operator.reset()
+    broken = rows[0].clone()
+    broken[1, 2] = torch.inf
+    assert operator.calculate_gradient(broken).isnan().all()
+    assert operator.calculate_gradient(rows[1]).isnan().all()  # until they are found anew: nothing is kept
+    operator.calculate_gradient(rows[2])
+    torch.testing.assert_close(operator.calculate_gradient(rows[3]), merge.calculate_gradient(rows[3]))
+    assert operator.calculate_gradient(broken).isnan().all()
+    c = merge.coefficients(ops.gram(rows[3]))
+    torch.testing.assert_close(operator.calculate_gradient(rows[5]), c @ rows[5])
+    assert operator.calculate_gradient(torch.randn(4, 9)).isfinite().all()  # another m: starts anew
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_length_is_cut_in_every_call(scale: float) -> None:
+    rows = scale * torch.randn(3, 30).double()
+    operator = EveryOperator(Sum(), 2, max_norm=scale)
+    for factor in (1.0, 100.0, 1e-6):
+        update = operator.calculate_gradient(factor * rows)
+        assert float(update.norm() / scale) == pytest.approx(
+            min(1, factor * float(rows.sum(0).norm() / scale))
+        )
+
+
+STATEFUL = {
+    "gradvac": lambda: GradVacOperator(generator=source()),
+    "pcd": lambda: PCDOperator(0.4, 0.5),
+    "every": lambda: EveryOperator(ConFIG(), 2),
+}
 
 
 @pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL)
@@ -233,7 +268,8 @@ def test_state(make: Any) -> None:
     broken = calls[2].clone()
     broken[1, 3] = torch.nan
     assert operator.calculate_gradient(broken).isnan().all()
-    assert all(torch.equal(before[name], value) for name, value in operator.state_dict().items())
+    after = operator.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in {*after} - {"count"})
     operator.reset()
     if hasattr(operator, "generator"):
         operator.generator = source()
@@ -314,6 +350,8 @@ def test_gram_matrix_in_float32_of_dependent_gradients() -> None:
         (lambda: PCD(beta=1.0), "beta: got 1.0, want a number from 0 to 1"),
         (lambda: PCD(eps=-1.0), "eps: got -1.0, want at least 0"),
         (lambda: RandomOperator(generator=3), "generator: got 3, want None or a torch.Generator"),  # type: ignore[arg-type]
+        (lambda: EveryOperator(ConFIG(), 0), "calls: got 0, want at least 1"),
+        (lambda: EveryOperator(ConFIG(), 2, max_norm=-1), "max_norm: got -1, want None or at least 0"),
         (lambda: LogLosses("imtlg"), "rule: got 'imtlg', want a Rule"),
     ],
 )

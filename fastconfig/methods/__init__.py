@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .config import ConFIG, tracked
     from .constant import Constant, ConstantOperator
     from .dualproj import DualProj, DualProjOperator
+    from .every import Every, EveryOperator
     from .fairgrad import FairGrad, FairGradOperator
     from .gradvac import GradVac, GradVacOperator
     from .imtlg import IMTLG, IMTLGOperator
@@ -74,6 +75,8 @@ __all__ = [
     "ConstantOperator",
     "DualProj",
     "DualProjOperator",
+    "Every",
+    "EveryOperator",
     "FairGrad",
     "FairGradOperator",
     "GradVac",
@@ -114,6 +117,8 @@ _HOME = {
     "GramOperator": "operator",
     "REDUCTIONS": "making",
     "make_rule": "making",
+    "Every": "every",
+    "EveryOperator": "every",
     "LogLosses": "loglosses",
     "LogLossesOperator": "loglosses",
     "pinv_apply": "solvers",
