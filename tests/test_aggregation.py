@@ -25,20 +25,25 @@ JACOBIAN = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
 #: how to make each with two gradients, and the paper's answer to JACOBIAN where there is one; TorchJD's
 #: documentation has the same numbers, but for the third digit of UPGrad and DualProj: it adds 1e-4 I
 MADE: dict[str, tuple[dict[str, Any], list[float] | None]] = {
+    "AlignedMTL": ({}, [0.2133, 0.9673, 0.9673]),
+    "CAGrad": ({"c": 0.5}, [0.1835, 1.2041, 1.2041]),
     "ConFIG": ({}, [0.1588, 2.0706, 2.0706]),
     "Constant": ({"weights": torch.tensor([1.0, 2.0])}, [8.0, 3.0, 3.0]),
     "DualProj": ({}, [5 / 9, 10 / 9, 10 / 9]),
+    "FairGrad": ({"alpha": 1.0}, [0.0766, 0.9985, 0.9985]),
     "GradVac": ({}, [0.5848, 3.8012, 3.8012]),
     "IMTLG": ({}, [0.0767, 1.0, 1.0]),
     "Krum": ({"n_byzantine": 0}, None),
     "MGDA": ({}, [0.0, 1.0, 1.0]),
     "Mean": ({}, [1.0, 1.0, 1.0]),
+    "NashMTL": ({"n_tasks": 2}, [0.0542, 0.7061, 0.7061]),
     "PCD": ({}, None),
     "PCGrad": ({}, [0.5848, 3.8012, 3.8012]),
     "Random": ({}, None),
     "Sum": ({}, [2.0, 2.0, 2.0]),
     "UPGrad": ({}, [0.2924, 1.9006, 1.9006]),
 }
+THREE: dict[str, Any] = {"Constant": {"weights": [1.0, 2.0, -1.0]}, "NashMTL": {"n_tasks": 3}}
 BASES = ("Aggregator", "WeightedAggregator", "GramianWeightedAggregator")
 NAMES = [
     name
@@ -84,7 +89,7 @@ def test_documented_example(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_both_faces_and_all_forms(name: str) -> None:
     rows = conflicting(3, 50)
-    more: dict[str, Any] = {"weights": [1.0, 2.0, -1.0]} if name == "Constant" else {}
+    more = THREE.get(name, {})
     seeds = {"generator"} & set(inspect.signature(getattr(aggregation, name)).parameters)
 
     def fresh() -> Aggregator:
@@ -110,7 +115,7 @@ def test_both_faces_and_all_forms(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_in_backward_and_momentum(name: str) -> None:
-    more: dict[str, Any] = {"weights": [1.0, 2.0, -1.0]} if name == "Constant" else {}
+    more = THREE.get(name, {})
     aggregator = getattr(aggregation, name)(**{**MADE[name][0], **more})
     net = nn.Linear(4, 3)
     y = net(torch.randn(8, 4))
@@ -167,6 +172,23 @@ def test_state() -> None:
         if kind is aggregation.PCD:
             aggregator.beta = 0.999
             assert all(torch.equal(aggregator(row), old) for row, old in zip(rows, first, strict=True))
+
+
+def test_nash_keeps_its_weights_and_cuts_the_length() -> None:
+    rows = [conflicting(3, 20).double() for _ in range(4)]
+    free, kept = aggregation.NashMTL(3, None), aggregation.NashMTL(3, max_norm=0, update_weights_every=2)
+    for step, each in enumerate(rows):
+        weights = free.gramian_weighting(ops.gram(rows[step - step % 2]))
+        torch.testing.assert_close(kept(each), weights @ each)
+    kept.reset()
+    torch.testing.assert_close(kept(rows[1]), free(rows[1]))
+    cut = aggregation.NashMTL(3, 1e-3, 2)
+    for each in rows:
+        assert float(cut(each).norm()) == pytest.approx(1e-3)
+    with pytest.raises(ValueError, match="matrix: got 2 gradients, want 3"):
+        free(rows[0][:2])
+    with pytest.raises(ValueError, match="update_weights_every: got 0"):
+        aggregation.NashMTL(3, update_weights_every=0)
 
 
 def test_hooks() -> None:
@@ -290,5 +312,5 @@ def test_an_unedited_script_of_torchjd() -> None:
 def test_against_torchjd() -> None:
     theirs = pytest.importorskip("torchjd.aggregation")
     rows = torch.randn(5, 40).double() + 0.3
-    for name in ("Mean", "Sum", "IMTLG", "ConFIG", "UPGrad", "DualProj", "PCD"):
+    for name in ("Mean", "Sum", "IMTLG", "ConFIG", "UPGrad", "DualProj", "PCD", "AlignedMTL"):
         assert relative_error(make(name)(rows), getattr(theirs, name)()(rows)) <= 2e-3
