@@ -273,7 +273,7 @@ def onto_dual_cone(rows: Tensor, shares: Tensor, rcond: float | None = None) -> 
         rcond: cut-off on squared lengths, relative; by default float64's.
 
     Returns:
-        (N,) float64; zero where |v|^2 is at most rcond times the square of the summed lengths of its parts.
+        (N,) float64; zero where nothing is :func:`certain` of it.
     """
     if not torch.isfinite(rows).all():
         return _all_nan(rows)
@@ -287,7 +287,16 @@ def onto_dual_cone(rows: Tensor, shares: Tensor, rcond: float | None = None) -> 
     start = start / largest if largest > 0 else start
     w = start + nonnegative_least_squares(units, -(start @ units), rcond)
     v = w @ units
-    return largest * v if v.square().sum() > rcond * w.abs().sum() ** 2 else torch.zeros_like(v)
+    return largest * v if certain(units, w, v, rcond) else torch.zeros_like(v)
+
+
+def certain(units: Tensor, w: Tensor, v: Tensor, rcond: float) -> bool:
+    """Whether rounding leaves something certain of v = w @ units, which is to conflict with none of them.
+
+    |v|^2 > rcond / 8 (sum_i |w_i|)^2, and no cosine of v with a unit is below -sqrt(rcond).
+    """
+    rcond, length = max(rcond, 64 * torch.finfo(v.dtype).eps), torch.linalg.vector_norm(v)
+    return bool(length**2 > rcond / 8 * w.abs().sum() ** 2 and (units @ v).min() >= -(rcond**0.5) * length)
 
 
 def nonnegative_least_squares(rows: Tensor, target: Tensor, rcond: float) -> Tensor:

@@ -23,7 +23,7 @@ from fastconfig.acceleration import Acceleration
 from fastconfig.backends.numba_cpu import NumbaBackend
 from fastconfig.distributed import CollectiveError
 from fastconfig.gradients.shards import Shards
-from fastconfig.methods import IMTLG
+from fastconfig.methods import IMTLG, ConFIG
 from fastconfig.utils import OrderedSliceSelector, RandomSliceSelector
 
 ROWS = torch.randn(3, 50, generator=torch.Generator("cpu").manual_seed(1))  # the same in a spawned process
@@ -102,7 +102,13 @@ RECIPES: dict[Any, tuple[list[Callable[[], Any]], Use]] = {
     fastconfig.PCDOperator: ([fastconfig.PCDOperator], merged),
     fastconfig.EveryOperator: ([lambda: fastconfig.EveryOperator(IMTLG(), 2)], merged),
     fastconfig.LogLossesOperator: ([lambda: fastconfig.LogLossesOperator(IMTLG())], merged_with_losses),
-    fastconfig.GramOperator: ([lambda: fastconfig.GramOperator(IMTLG(rcond=1e-3))], merged),
+    fastconfig.GramOperator: (
+        [
+            lambda: fastconfig.GramOperator(IMTLG(rcond=1e-3)),
+            lambda: fastconfig.GramOperator(ConFIG(torch.tensor([1.0, 2.0, 3.0]).double())),
+        ],
+        merged,
+    ),
     fastconfig.Rule: ([fastconfig.Rule], lambda r: r.cutoffs),
     fastconfig.GradientOperator: ([fastconfig.GradientOperator], vars),
     fastconfig.MomentumOperator: ([lambda: _momentum(fastconfig.MomentumOperator)], lambda o: o.num_vectors),

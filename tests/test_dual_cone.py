@@ -169,7 +169,7 @@ def test_two_nearly_opposed(ratio: float, gap: float) -> None:
     other = rows[1] / rows[1].norm()
     exact = (rows[0] - (rows[0] @ other) * other + rows[1] - (rows[1] @ u) * u) / 2
     for c in coefficients("upgrad", rows):
-        assert relative_error(c @ rows, exact) <= 1e-15 / angle
+        assert relative_error(c @ rows, exact) <= 5e-15 / angle  # a dozen roundings of what nearly cancels
         assert min(cosines(c, rows)) >= -1e-9
 
 

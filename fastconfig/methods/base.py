@@ -144,8 +144,13 @@ class Rule:
         return int(self.native_rule.address)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what was made of it: that is made again for a copy."""
-        return {name: value for name, value in vars(self).items() if name not in _MADE}
+        """Without what was made of it, which is made again for a copy.
+
+        With tensors of its own: torch moves what goes to another process, and compiled code has the address.
+        """
+        state = {name: value for name, value in vars(self).items() if name not in _MADE}
+        read = {name: state[name] for name in ("weights", "order") if isinstance(state.get(name), Tensor)}
+        return state | {name: value.clone() for name, value in read.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if type(self) is Rule and "method" in state:  # of version 0.1, which had one class for all

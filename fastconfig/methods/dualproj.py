@@ -22,6 +22,8 @@ class DualProj(Rule):
         weights: (m,) or (B, m) float64, not negative: the preference vector; None is 1/m each.
     """
 
+    native = "dualproj"
+
     def __init__(self, weights: Tensor | None = None, *, rcond: float | None = None) -> None:
         super().__init__(rcond=rcond)
         self.weights = weights

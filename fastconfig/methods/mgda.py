@@ -23,14 +23,16 @@ class MGDA(Rule):
 
     Désidéri 2012, "Multiple-gradient descent algorithm (MGDA) for multiobjective optimization"; equation 3 of
     Sener and Koltun 2018, "Multi-Task Learning as Multi-Objective Optimization". Its product with every
-    gradient is at least its squared length. Where it is zero up to rounding the gradients are Pareto
-    stationary and the update is zero: where any gradient is zero, and where the squared length is at most
-    rcond times the square of the summed lengths of its parts. The program is solved exactly; TorchJD stops
-    after 100 steps of Frank and Wolfe, 2 to 3 % off with 8 gradients or more.
+    gradient is at least its squared length. The update is zero where gradients are Pareto stationary: where
+    any is zero, and where a convex combination of unit gradients is, up to rounding (a squared length of at
+    most rcond / 8). The program is solved exactly; TorchJD stops after 100 steps of Frank and Wolfe, 2 to 3 %
+    off with 8 gradients or more.
 
     In unit gradients: y = c d is the solution of min |sum_i y_i u_i|^2 + (1 - r . y)^2, y >= 0, up to its
     length, with r_i the least norm over d_i. rcond is 1e-13 whatever the gradients' dtype.
     """
+
+    native = "mgda"
 
     def cutoff(self, dtype: torch.dtype) -> float:
         return super().cutoff(torch.float64)
@@ -40,8 +42,13 @@ class MGDA(Rule):
     ) -> Tensor:
         least = norms.amin(-1, keepdim=True)
         r = torch.where(least > 0, least / norms, 0)
-        y = nonnegative(cosines + r.unsqueeze(-1) * r.unsqueeze(-2), -r, torch.ones_like(least), rcond)
-        return torch.where(certain(cosines, y, rcond), y * (least / (r * y).sum(-1, keepdim=True)), 0)
+        both = torch.stack([torch.ones_like(r), r], -2)  # that of unit gradients tells stationary ones
+        cosines = cosines.unsqueeze(-3)
+        matrix = cosines + both.unsqueeze(-1) * both.unsqueeze(-2)
+        y = nonnegative(matrix, -both, torch.ones_like(both[..., :1]), rcond)
+        moving = certain(cosines, y, rcond).all(-2)
+        y = y[..., 1, :]
+        return torch.where(moving, y * (least / (r * y).sum(-1, keepdim=True)), 0)
 
     @staticmethod
     def oracle(rows: Tensor, *, rcond: float | None = None) -> Tensor:
@@ -61,11 +68,12 @@ class MGDA(Rule):
             return torch.zeros_like(full[0])
         rcond = cutoff(torch.float64) if rcond is None else rcond
         units, r = full / norms[:, None], norms.min() / norms
-        target = torch.cat([torch.zeros_like(full[0]), r.new_ones(1)])
-        y = reference.nonnegative_least_squares(torch.cat([units, r[:, None]], 1), target, rcond)
-        v = y @ units
-        resolved = v.square().sum() > rcond * y.sum() ** 2
-        return v * (norms.min() / (r @ y)) if resolved else torch.zeros_like(v)
+        for last in (torch.ones_like(r), r):  # the shortest of unit gradients tells stationary ones
+            target = torch.cat([torch.zeros_like(full[0]), r.new_ones(1)])
+            y = reference.nonnegative_least_squares(torch.cat([units, last[:, None]], 1), target, rcond)
+            if not reference.certain(units, y, y @ units, rcond):
+                return torch.zeros_like(full[0])
+        return (y @ units) * (norms.min() / (r @ y))
 
 
 class MGDAOperator(GramOperator):

@@ -59,7 +59,7 @@ class PreferenceOperator(GramOperator):
             )
         if device not in self._weighing:
             taken: Any = self._kind
-            weights = self.pref_vector.to(device)
+            weights = self.pref_vector.to(device, copy=True)  # compiled code keeps its address
             self._weighing[device] = taken(weights=weights, rcond=self._rule.rcond, **self._own)
         return self._weighing[device]
 

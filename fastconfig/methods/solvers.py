@@ -74,7 +74,7 @@ def _pivoted_cholesky(cosines: Tensor, tolerance: float) -> tuple[Tensor, Tensor
 def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
     """w >= start, of which v = sum_j w_j u_j is sum_j start_j u_j projected on {v: u_j . v >= 0 for all j}.
 
-    v is zero where rounding leaves nothing certain of it: |v|^2 <= rcond (sum_j |w_j|)^2.
+    Zero where rounding leaves nothing :func:`certain` of v.
 
     Args:
         cosines: (..., m, m) float64, C of the unit gradients u_j.
@@ -91,9 +91,15 @@ def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
 
 
 def certain(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
-    """(..., 1): whether |sum_j w_j u_j|^2 > rcond (sum_j |w_j|)^2, so that not all of it is rounding of C."""
-    squared = (w * (cosines @ w.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
-    return squared > max(rcond, _EPS) * w.abs().sum(-1, keepdim=True).square()
+    """(..., 1): whether rounding of C leaves something certain of v = sum_j w_j u_j, free of conflict.
+
+    |v|^2 > rcond / 8 (sum_j |w_j|)^2, and no cosine of v with u_j is below -sqrt(rcond).
+    """
+    rcond = max(rcond, 64 * _EPS)
+    products = (cosines @ w.unsqueeze(-1)).squeeze(-1)
+    squared = (w * products).sum(-1, keepdim=True)
+    long = squared > rcond / 8 * w.abs().sum(-1, keepdim=True).square()
+    return long & (products.amin(-1, keepdim=True) >= -(rcond * squared.clamp(min=0)).sqrt())
 
 
 def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor:

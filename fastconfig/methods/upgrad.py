@@ -20,16 +20,18 @@ class UPGrad(Rule):
     unit gradients, so that lengths do not matter to it. TorchJD divides G by its trace, adds 1e-4 to the
     diagonal and takes a trace below 1e-4 for zero: its update conflicts where norms differ by a hundred.
 
-    Where a projection is of squared length at most rcond times the square of the summed lengths of its parts
-    (opposed gradients), it is zero: rounding of G leaves nothing certain of it. Cosines of the update with
-    the gradients are above -1e-9 then, in exact sums. A gradient that is a combination of others but for
-    1e-7 of its length, as rounding to float32 leaves it, is taken for one, and may see a cosine of -1e-7.
-    rcond is 1e-13 whatever the gradients' dtype, as G is exact in all. A zero gradient counts in the mean
-    and bounds nothing.
+    A projection is zero where rounding of G leaves nothing certain of it: where its squared length is at most
+    rcond / 8 times the square of its parts' summed lengths, as for opposed gradients. Cosines of the update
+    with the gradients are above -1e-9, in exact sums. Only a gradient that is a combination of others but
+    for some 1e-7 of its length, as rounding to float32 leaves it, is taken for one, and may see a cosine down
+    to -sqrt(rcond) = -3e-7. rcond is 1e-13 whatever the gradients' dtype, as G is exact in all. A zero
+    gradient counts in the mean and bounds nothing.
 
     Args:
         weights: (m,) or (B, m) float64, not negative: the preference vector; None is 1/m each.
     """
+
+    native = "upgrad"
 
     def __init__(self, weights: Tensor | None = None, *, rcond: float | None = None) -> None:
         super().__init__(rcond=rcond)

@@ -1,0 +1,36 @@
+// Projection on the dual cone of the gradients, for one thread.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+
+#include "active_set.hpp"
+
+namespace fastconfig {
+
+// Whether rounding of C leaves something certain of v = sum_j w_j u_j, which is to conflict with none: |v|^2, the sum of
+// w_j, and the least of u_j . v.
+FASTCONFIG_HD bool certain(double squared, double parts, double least, double rcond) {
+  rcond = fmax(rcond, 64 * DBL_EPSILON);
+  return squared > rcond / 8 * parts * parts && least >= -sqrt(rcond * squared);
+}
+
+// x += share w, of which sum_j w_j u_j is sum_j start_j u_j projected on {v: u_j . v >= 0 for all j}; start_j >= 0, and
+// q = C start.
+FASTCONFIG_HD void add_projection(ActiveSet& set, const double* q, const double* start, double share, double rcond,
+                                  double* x) {
+  double size = 0;
+  for (int j = 0; j < set.m; ++j) size += start[j];
+  set.solve(q, size);
+  double squared = 0, parts = 0, least = 0;
+  for (int j = 0; j < set.m; ++j) {
+    const double w = start[j] + set.mu[j];
+    squared += w * set.slope[j];
+    parts += w;
+    least = fmin(least, set.slope[j]);
+  }
+  if (!certain(squared, parts, least, rcond)) return;
+  for (int j = 0; j < set.m; ++j) x[j] += share * (start[j] + set.mu[j]);
+}
+
+}  // namespace fastconfig
