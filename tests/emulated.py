@@ -58,7 +58,7 @@ def module(float64: bool) -> ModuleType:
 def serve(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
     """Have the CUDA backend serve the CPU."""
     monkeypatch.setitem(sys.modules, NAME, module(float64))
-    backends._loaded.pop("cuda", None)
+    monkeypatch.setattr(backends, "registry", backends.Registry())
 
 
 def _build(command: list[str], options: tuple[str, ...], target: Path) -> None:

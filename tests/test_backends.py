@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -52,6 +55,42 @@ def test_use_backend_holds_until_changed_and_within_a_block() -> None:
             assert choose(Gradients(GRADS)).name == "numba"
         assert choose(Gradients(GRADS)).name == "pytorch"
     assert choose(Gradients(GRADS)).name == "numba"
+
+
+def test_blocks_of_threads_and_tasks_do_not_meet() -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def chosen(name: str) -> str:
+        with use_backend(name):
+            both.wait()
+            served = choose(Gradients(GRADS)).name
+            both.wait()
+        return served
+
+    async def task(name: str) -> str:
+        with use_backend(name):
+            await asyncio.sleep(0)
+            return choose(Gradients(GRADS)).name
+
+    async def tasks() -> list[str]:
+        return await asyncio.gather(task("pytorch"), task("numba"))
+
+    names = ["pytorch", "numba"]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(chosen, names)) == names
+    assert asyncio.run(tasks()) == names
+    assert choose(Gradients(GRADS)).name == "numba"
+
+
+def test_a_statement_holds_in_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "registry", backends.Registry())
+    use_backend("pytorch")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: choose(Gradients(GRADS)).name).result() == "pytorch"
+        with use_backend("numba"):  # this thread's alone
+            assert pool.submit(lambda: choose(Gradients(GRADS)).name).result() == "pytorch"
+            assert ConFIG_update(list(GRADS)).isfinite().all()  # the short way
+            assert fastconfig.last_backend() == "numba"
 
 
 def test_unknown_names() -> None:
@@ -129,7 +168,7 @@ def test_an_empty_variable_counts_as_none() -> None:
 
 def test_explain_looks_without_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable is read where a call first needs it."""
-    monkeypatch.setattr(backends, "_requested", None)
+    monkeypatch.setattr(backends, "registry", backends.Registry())
     monkeypatch.setenv("FASTCONFIG_BACKEND", "pytorch")
     assert dict(explain("cpu"))["numba"] == "'pytorch' was asked for by name"
     monkeypatch.delenv("FASTCONFIG_BACKEND")
@@ -162,14 +201,12 @@ def test_last_backend_says_who_served() -> None:
 
 
 def test_a_choice_that_was_withdrawn_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
-    monkeypatch.setattr(backends, "_serving", {})
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(backends, "registry", backends.Registry())
     with use_backend("numba"):
         with use_backend("auto"):
             ConFIG_update(GRADS)
             assert fastconfig.last_backend() == "numba"
-            backends.withdraw("numba", "it broke")
+            backends.registry.withdraw("numba", "it broke")
             ConFIG_update(GRADS)
             assert fastconfig.last_backend() == "pytorch"
         assert explain("cpu")[0] == ("numba", "it broke")
@@ -191,8 +228,8 @@ def test_numba_asked_for_another_device_raises() -> None:
 def test_auto_falls_back_and_says_why_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(backends._loaded, "numba", "ImportError: no such luck")
-    monkeypatch.setattr(backends, "_serving", {})
+    monkeypatch.setattr(backends, "registry", backends.Registry())
+    backends.registry.loaded["numba"] = "ImportError: no such luck"
     with caplog.at_level(logging.WARNING, logger="fastconfig"):
         for _ in range(3):
             assert choose(Gradients(GRADS)).name == "pytorch"

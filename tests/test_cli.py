@@ -239,7 +239,7 @@ def test_info_says_who_serves(capsys: pytest.CaptureFixture[str], monkeypatch: p
         cli.main(["info"])
     text = " ".join(capsys.readouterr().out.split())
     assert "backend for cpu pytorch not numba: 'pytorch' was asked for by name" in text
-    monkeypatch.setattr(backends, "_requested", None)
+    monkeypatch.setattr(backends, "registry", backends.Registry())
     monkeypatch.setenv("FASTCONFIG_BACKEND", "cuda9")
     assert cli.main(["info"]) == 0
     text = " ".join(capsys.readouterr().out.split())

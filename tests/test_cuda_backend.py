@@ -25,9 +25,7 @@ ON_GPU = torch.cuda.is_available()
 @pytest.fixture(autouse=True)
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test does to the backends is undone after it."""
-    monkeypatch.setattr(backends, "_loaded", {})
-    monkeypatch.setattr(backends, "_serving", {})
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(backends, "registry", backends.Registry())
 
 
 @pytest.fixture
@@ -91,7 +89,7 @@ def test_one_line_says_what_serves_instead(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "fastconfig._cuda", None)
-    monkeypatch.setitem(backends._PREFERENCE, "cpu", ("cuda", "pytorch"))
+    monkeypatch.setitem(backends.registry.preference, "cpu", ("cuda", "pytorch"))
     rows = torch.randn(3, 100)
     with use_backend("auto"), caplog.at_level(logging.WARNING, "fastconfig"):
         for _ in range(3):
@@ -106,7 +104,7 @@ def test_cuda_comes_first_and_leaves_others_what_it_does_not_take(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert [name for name, _ in backends.explain("cuda")] == ["cuda", "triton", "pytorch"]
-    monkeypatch.setitem(backends._PREFERENCE, "cpu", ("cuda", "pytorch"))
+    monkeypatch.setitem(backends.registry.preference, "cpu", ("cuda", "pytorch"))
     with use_backend("auto"):
         assert backends.choose(ops.Gradients(torch.randn(64, 5))).name == "cuda"
         assert backends.choose(ops.Gradients(torch.randn(65, 5))).name == "pytorch"

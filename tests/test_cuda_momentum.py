@@ -48,8 +48,7 @@ def float64(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(autouse=True)
 def _served(float64: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """By the CUDA backend."""
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
-    monkeypatch.setattr(backends, "_serving", {})
+    monkeypatch.setattr(backends, "registry", backends.Registry())
     if not ON_GPU:
         emulated.serve(monkeypatch, float64)
     with use_backend("cuda"):

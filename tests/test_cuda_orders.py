@@ -19,7 +19,7 @@ from pairs import slow
 from schedules import odd_addresses, strided
 from torch import Tensor
 
-from fastconfig import backends, use_backend
+from fastconfig import use_backend
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 RACES = Path(__file__).parent / "emulator" / "races.cpp"
@@ -55,8 +55,6 @@ def test_a_race_shows() -> None:
 @pytest.fixture(params=[True, False], ids=["one launch", "launches"])
 def _served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """By the emulated kernels."""
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
-    monkeypatch.setattr(backends, "_serving", {})
     emulated.serve(monkeypatch, float64=True)
     with use_backend("cuda"):
         kernels = importlib.import_module("fastconfig._cuda")

@@ -53,7 +53,6 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     backend._scratch[0, 0] = torch.empty(1 << 20, dtype=torch.uint8)
     with use_backend("cuda"):
         yield emulated.module(True)
-    backends._loaded.pop("cuda", None)
 
 
 def per_parameter(rows: Tensor) -> list[list[Any]]:

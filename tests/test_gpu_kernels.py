@@ -63,9 +63,7 @@ def few_interpreted(name: str, values: Sequence[Any], few: Sequence[Any]) -> pyt
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A backend that can serve here; CUDA's also without its form in one launch, which small inputs take."""
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))  # a failure withdraws the backend
-    monkeypatch.setattr(backends, "_serving", {})
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(backends, "registry", backends.Registry())  # a failure withdraws the backend
     if request.param == "triton":
         pytest.importorskip("triton")
         yield "triton"

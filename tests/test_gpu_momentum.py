@@ -43,9 +43,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.fixture(params=["triton"])
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A backend that can serve here."""
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))  # a failure withdraws the backend
-    monkeypatch.setattr(backends, "_serving", {})
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(backends, "registry", backends.Registry())  # a failure withdraws the backend
     pytest.importorskip("triton")
     return request.param
 

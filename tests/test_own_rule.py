@@ -18,7 +18,7 @@ from schedules import ELEMENTS, cyclic, errors, joined, per_parameter, several
 from torch import Tensor, nn
 
 import fastconfig
-from fastconfig import GramOperator, PseudoMomentumOperator, Rule, SeparateMomentumOperator, backends
+from fastconfig import GramOperator, PseudoMomentumOperator, Rule, SeparateMomentumOperator
 from fastconfig.bench.plan import Options
 from fastconfig.bench.run import bench
 from fastconfig.methods import IMTLG, RULES
@@ -62,8 +62,6 @@ def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if request.param == "triton":
         pytest.importorskip("triton")
     if request.param == "cuda":
-        monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
-        monkeypatch.setattr(backends, "_serving", {})
         emulated.serve(monkeypatch, float64=True)
     with fastconfig.use_backend(request.param):
         yield request.param

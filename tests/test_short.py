@@ -188,13 +188,12 @@ def test_another_backend_is_asked_itself() -> None:
 
 def test_nothing_is_loaded_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has gradients on a GPU alone never waits for the CPU's backend."""
-    monkeypatch.setattr(backends, "_serving", {})
-    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setattr(backends, "registry", backends.Registry())
     for requested in (None, "auto", "numba"):
-        monkeypatch.setattr(backends, "_requested", requested)
+        backends.registry.requested = requested
         assert short([torch.ones(5)]) is None
-    assert not backends._loaded
-    assert not backends._serving
+    assert not backends.registry.loaded
+    assert not backends.registry.first
 
 
 def test_a_dtype_without_kernels_goes_the_long_way() -> None:

@@ -35,9 +35,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Triton serves; what a test withdraws comes back after it."""
     backends.load("triton")
-    monkeypatch.setattr(backends, "_loaded", dict(backends._loaded))
-    monkeypatch.setattr(backends, "_serving", {})
-    monkeypatch.setattr(backends, "_told", set())
+    monkeypatch.setattr(backends, "registry", backends.Registry())
     with use_backend("triton"):
         yield
 
@@ -55,7 +53,7 @@ def test_a_kernel_that_does_not_compile_leaves_pytorch(
     rows = torch.randn(3, 500)
     exact = METHODS["config-projection"].oracle(rows)
     monkeypatch.setattr(gram_triton, "gram_small", Broken())
-    monkeypatch.setitem(backends._PREFERENCE, DEVICE.type, ("triton", "pytorch"))
+    monkeypatch.setitem(backends.registry.preference, DEVICE.type, ("triton", "pytorch"))
     with use_backend("auto"), caplog.at_level(logging.WARNING, "fastconfig"):
         for _ in range(3):
             assert relative_error(ConFIG_update(list(rows.to(DEVICE))).cpu(), exact) <= 1e-6
@@ -94,7 +92,7 @@ def test_a_momentum_step_whose_kernel_does_not_compile_is_taken_once(
     operator.calculate_gradient(every, rows.to(DEVICE))
     exact.step(every, rows)
     monkeypatch.setattr(module, kernel, Broken())
-    monkeypatch.setitem(backends._PREFERENCE, DEVICE.type, ("triton", "pytorch"))
+    monkeypatch.setitem(backends.registry.preference, DEVICE.type, ("triton", "pytorch"))
     for _ in range(2):
         rows = torch.randn(2, 60)
         wanted = exact.step([1, 0], rows)
@@ -119,7 +117,7 @@ def test_more_momenta_than_the_kernels_take() -> None:
 def test_a_missing_triton_leaves_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, triton_gpu.__name__)
-    del backends._loaded["triton"]
+    monkeypatch.setattr(backends, "registry", backends.Registry())
     with use_backend("auto"):
         _, (name, reason), (other, fine) = backends.explain("cuda")
     assert (name, other, fine) == ("triton", "pytorch", None)

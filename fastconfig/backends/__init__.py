@@ -6,7 +6,9 @@ import importlib
 import logging
 import os
 from collections.abc import Sequence
-from types import TracebackType
+from contextvars import ContextVar
+from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,21 +25,97 @@ __all__ = ["Backend", "BackendUnavailable", "choose", "explain", "last_backend",
 
 AUTO = "auto"
 # name -> (module, class); a backend is imported on first use
-_REGISTRY = {
+_HOMES = {
     "numba": ("fastconfig.backends.numba_cpu", "NumbaBackend"),
     "cuda": ("fastconfig.backends.cuda", "CudaBackend"),
     "triton": ("fastconfig.backends.triton_gpu", "TritonBackend"),
     "pytorch": ("fastconfig.backends.pytorch", "PyTorchBackend"),
 }
-# in order of preference; any other device: pytorch
-_PREFERENCE = {"cpu": ("numba", "pytorch"), "cuda": ("cuda", "triton", "pytorch")}
-
-_loaded: dict[str, Backend | str] = {}  # a backend, or why it cannot be had
-_told: set[tuple[str, str]] = set()  # backends and reasons that were logged
-_serving: dict[str, list[Backend]] = {}  # device type -> what auto may take
-_requested: str | None = None  # None until first asked: then FASTCONFIG_BACKEND or auto
-_last: Backend | None = None  # what served the last call of this process
 _log = logging.getLogger("fastconfig")
+
+
+class Registry:
+    """The backends as they turn out to run here.
+
+    Args:
+        preference: of a device type, the names of backends in the order in which auto takes them.
+
+    Attributes:
+        loaded: by name, a backend or why it cannot be had.
+        first: of each device type that has been served, what auto takes first.
+        requested: what was asked for by name in the whole process; None until FASTCONFIG_BACKEND is read.
+        last: what served the last call.
+    """
+
+    def __init__(self, **preference: tuple[str, ...]) -> None:
+        usual = {"cpu": ("numba", "pytorch"), "cuda": ("cuda", "triton", "pytorch")}
+        self.preference: dict[str, tuple[str, ...]] = {**usual, **preference}
+        self.loaded: dict[str, Backend | str] = {}
+        self.first: tuple[Backend, ...] = ()
+        self.requested: str | None = None
+        self.last: Backend | None = None
+        self._serving: dict[str, list[Backend]] = {}
+        self._told: set[tuple[str, str]] = set()
+
+    def candidates(self, device_type: str) -> tuple[str, ...]:
+        """Names, in order of preference."""
+        return self.preference.get(device_type, ("pytorch",))
+
+    def find(self, name: str) -> Backend | str:
+        """The backend of this name, or why it cannot be had."""
+        if name not in self.loaded:
+            module, kind = _HOMES[name]
+            try:
+                self.loaded[name] = getattr(importlib.import_module(module), kind)()
+            except Exception as error:  # whatever a broken installation raises is the reason
+                self.loaded[name] = f"{type(error).__name__}: {error}"
+        return self.loaded[name]
+
+    def load(self, name: str) -> Backend:
+        """The backend of this name.
+
+        Raises:
+            BackendUnavailable: if it cannot be had, with the reason.
+        """
+        backend = self.find(name)
+        if isinstance(backend, str):
+            raise BackendUnavailable(f"backend {name!r} cannot run here: {backend}")
+        return backend
+
+    def serving(self, device_type: str) -> list[Backend]:
+        """What auto may take for a device; says once what it cannot."""
+        if device_type not in self._serving:
+            found = {name: self.find(name) for name in self.candidates(device_type)}
+            for name, backend in found.items():
+                if isinstance(backend, str):
+                    self._tell_once(name, backend)
+            self._serving[device_type] = [b for b in found.values() if not isinstance(b, str)]
+            self.first = tuple(serving[0] for serving in self._serving.values() if serving)
+        return self._serving[device_type]
+
+    def withdraw(self, name: str, reason: str) -> None:
+        """Serve nothing by this backend any more: it turned out not to run here.
+
+        Raises:
+            BackendUnavailable: if it was asked for by name.
+        """
+        self.loaded[name] = reason
+        self._serving.clear()
+        self.first = ()
+        if _name() == name:
+            self.load(name)
+        self._tell_once(name, reason)
+
+    def _tell_once(self, name: str, reason: str) -> None:
+        if (name, reason) not in self._told:
+            self._told.add((name, reason))
+            _log.warning("backend %r cannot run here and is passed over: %s", name, reason)
+
+
+registry = Registry()
+_block: ContextVar[str | None] = ContextVar("fastconfig.use_backend", default=None)
+_blocks = 0  # that are open, in whichever thread
+_lock = Lock()  # of the number of blocks
 
 
 def choose(grads: Gradients) -> Backend:
@@ -47,23 +125,27 @@ def choose(grads: Gradients) -> Backend:
         BackendUnavailable: if one was asked for by name and cannot serve them.
         ValueError: if FASTCONFIG_BACKEND names none.
     """
-    global _last
     if grads.parts:
-        return _of_parts(grads)
-    name = _requested if _requested is not None else _from_environment()
+        from .parts import PartsBackend
+
+        parts = PartsBackend(grads)
+        return parts if grads.shards is None else _over_all.__wrapped__(parts)  # which keeps no gradients
+    name = _name()
     if name != AUTO:
-        backend = load(name)
+        backend = registry.load(name)
         reason = backend.unsupported(grads)
         if reason is not None:
             raise BackendUnavailable(f"backend {name!r} cannot serve these gradients: {reason}")
-        _last = backend
-        return backend if grads.shards is None else _over_all(backend)
-    device = grads.device_type
-    for backend in _serving.get(device) or _find_serving(device):
-        if backend.unsupported(grads) is None:
-            _last = backend
-            return backend if grads.shards is None else _over_all(backend)
-    raise BackendUnavailable(_nothing_serves(device))
+    else:
+        device = grads.device_type
+        for backend in registry.serving(device):
+            if backend.unsupported(grads) is None:
+                break
+        else:
+            reasons = "; ".join(f"{name}: {why}" for name, why in explain_auto(device) if why)
+            raise BackendUnavailable(f"no backend serves device {device!r} here: {reasons}")
+    registry.last = backend
+    return backend if grads.shards is None else _over_all(backend)
 
 
 def short_update(grads: GradientsLike, rule: Rule) -> Update | None:
@@ -71,13 +153,11 @@ def short_update(grads: GradientsLike, rule: Rule) -> Update | None:
 
     Loads nothing: None also as long as no backend has served gradients of their kind.
     """
-    global _last
-    if rule.native is None:
-        return None
-    for backends in _serving.values() if _requested is None or _requested == AUTO else _asked_for():
-        if backends and (update := backends[0].short_update(grads, rule)) is not None:
-            _last = backends[0]
-            return update
+    if rule.native is not None:
+        for backend in _serving_already():
+            if (update := backend.short_update(grads, rule)) is not None:
+                registry.last = backend
+                return update
     return None
 
 
@@ -85,74 +165,45 @@ def merge_into(
     rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
 ) -> list[Tensor] | None:
     """The same of gradients of parameters, to their ``.grad``; what was written to, or None."""
-    global _last
-    if rule.native is None:
-        return None
-    for backends in _serving.values() if _requested is None or _requested == AUTO else _asked_for():
-        if backends and (written := backends[0].merge_into(rows, parameters, rule)) is not None:
-            _last = backends[0]
-            return written
+    if rule.native is not None:
+        for backend in _serving_already():
+            if (written := backend.merge_into(rows, parameters, rule)) is not None:
+                registry.last = backend
+                return written
     return None
 
 
 def short_step(state: Plain, indexes: Any, grads: Any, rule: Rule) -> Tensor | None:
     """The same of a momentum step; the update, or None and the state as before."""
-    global _last
-    if rule.native is None:
-        return None
-    for backends in _serving.values() if _requested is None or _requested == AUTO else _asked_for():
-        if backends and (update := backends[0].short_step(state, indexes, grads, rule)) is not None:
-            _last = backends[0]
-            return update
+    if rule.native is not None:
+        for backend in _serving_already():
+            if (update := backend.short_step(state, indexes, grads, rule)) is not None:
+                registry.last = backend
+                return update
     return None
 
 
 def last_backend() -> str | None:
     """Name of the backend that served the last call in this process, of whichever thread; None before any."""
-    return None if _last is None else _last.name
+    return None if registry.last is None else registry.last.name
 
 
-def serves_instead(backend: Backend) -> None:
-    """Note that this one serves the call, in place of the one that was chosen."""
-    global _last
-    _last = backend
+def _serving_already() -> tuple[Backend, ...]:
+    """Whom to ask for a short way: what auto takes first, or what was asked for by name, if it is loaded."""
+    if not _blocks and registry.requested == AUTO:
+        return registry.first
+    name = _block.get() or registry.requested or AUTO
+    if name == AUTO:
+        return registry.first
+    backend = registry.loaded.get(name)
+    return () if backend is None or isinstance(backend, str) else (backend,)
 
 
-def _asked_for() -> tuple[tuple[Backend], ...]:
-    """What was asked for by name, if it is loaded."""
-    backend = _loaded.get(_requested)  # type: ignore[arg-type]
-    return () if backend is None or isinstance(backend, str) else ((backend,),)
-
-
+@cache
 def _over_all(backend: Backend) -> Backend:
     from .sharded import ShardedBackend
 
     return ShardedBackend(backend)
-
-
-def _of_parts(grads: Gradients) -> Backend:
-    from .parts import PartsBackend
-
-    return PartsBackend(grads) if grads.shards is None else _over_all(PartsBackend(grads))
-
-
-def withdraw(name: str, reason: str) -> None:
-    """Serve nothing by this backend any more: it turned out not to run here.
-
-    Raises:
-        BackendUnavailable: if it was asked for by name.
-    """
-    _loaded[name] = reason
-    _serving.clear()
-    if _requested == name:
-        raise BackendUnavailable(f"backend {name!r} cannot run here: {reason}")
-    _tell_once(name, reason)
-
-
-def _tell_once(name: str, reason: str) -> None:
-    if (name, reason) not in _told:
-        _told.add((name, reason))
-        _log.warning("backend %r cannot run here and is passed over: %s", name, reason)
 
 
 def load(name: str) -> Backend:
@@ -163,10 +214,7 @@ def load(name: str) -> Backend:
         BackendUnavailable: if it cannot run here, with the reason.
     """
     _check_name(name, "backend")
-    backend = _load(name)
-    if isinstance(backend, str):
-        raise BackendUnavailable(f"backend {name!r} cannot run here: {backend}")
-    return backend
+    return registry.load(name)
 
 
 def explain(device: str | torch.device) -> list[tuple[str, str | None]]:
@@ -183,10 +231,10 @@ def explain(device: str | torch.device) -> list[tuple[str, str | None]]:
         ValueError: if FASTCONFIG_BACKEND names no backend.
     """
     device = _device(device)
-    asked = requested()
+    asked = _block.get() or registry.requested or _of_the_variable()
     if asked == AUTO:
         return explain_auto(device)
-    names = _candidates(device.type)
+    names = registry.candidates(device.type)
     others = f"{asked!r} was asked for by name"
     return [
         (name, _why_not(name, device) if name == asked else others)
@@ -197,11 +245,11 @@ def explain(device: str | torch.device) -> list[tuple[str, str | None]]:
 def explain_auto(device: str | torch.device) -> list[tuple[str, str | None]]:
     """:func:`explain` as if none had been asked for by name."""
     device = _device(device)
-    return [(name, _why_not(name, device)) for name in _candidates(device.type)]
+    return [(name, _why_not(name, device)) for name in registry.candidates(device.type)]
 
 
 def _why_not(name: str, device: torch.device) -> str | None:
-    backend = _load(name)
+    backend = registry.find(name)
     return backend if isinstance(backend, str) else backend.unsupported_device(device)
 
 
@@ -219,17 +267,8 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def requested() -> str:
-    """The backend that was asked for by name; "auto" if none was.
-
-    Raises:
-        ValueError: if FASTCONFIG_BACKEND names none.
-    """
-    return _requested if _requested is not None else _of_the_variable()
-
-
 class use_backend:  # reads as a statement: use_backend("pytorch")
-    """Serve everything by one backend from now on, or within a ``with`` block.
+    """Serve everything by one backend from now on, or what a thread or asyncio task does in a ``with`` block.
 
     Args:
         name: "numba", "cuda", "triton", "pytorch", or "auto" to choose by device again.
@@ -240,30 +279,41 @@ class use_backend:  # reads as a statement: use_backend("pytorch")
     """
 
     def __init__(self, name: str) -> None:
-        global _requested
         _check_name(name, "name")
         if name != AUTO:
-            load(name)
-        self._before = _requested
-        _requested = name
+            registry.load(name)
+        self._name = name
+        self._before = _block.get(), registry.requested
+        if self._before[0] is None:
+            registry.requested = name
+        else:  # up to the end of the block around it
+            _block.set(name)
 
     def __enter__(self) -> None:
-        pass
+        global _blocks
+        if self._before[0] is None:
+            registry.requested = self._before[1]
+        _block.set(self._name)
+        with _lock:
+            _blocks += 1
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        global _requested
-        _requested = self._before
+    def __exit__(self, *error: object) -> None:
+        global _blocks
+        _block.set(self._before[0])
+        with _lock:
+            _blocks -= 1
 
 
-def _from_environment() -> str:
-    global _requested
-    _requested = _of_the_variable()
-    return _requested
+def _name() -> str:
+    """What was asked for by name, here or in the whole process; "auto" if nothing was.
+
+    Raises:
+        ValueError: if FASTCONFIG_BACKEND names none.
+    """
+    name = _block.get() or registry.requested
+    if name is None:
+        name = registry.requested = _of_the_variable()
+    return name
 
 
 def _of_the_variable() -> str:
@@ -273,38 +323,6 @@ def _of_the_variable() -> str:
 
 
 def _check_name(name: str, argument: str) -> None:
-    if name not in (AUTO, *_REGISTRY):
-        names = ", ".join(repr(n) for n in (AUTO, *_REGISTRY))
+    if name not in (AUTO, *_HOMES):
+        names = ", ".join(repr(n) for n in (AUTO, *_HOMES))
         raise ValueError(f"{argument}: got {name!r}, want one of {names}")
-
-
-def _candidates(device_type: str) -> tuple[str, ...]:
-    return _PREFERENCE.get(device_type, ("pytorch",))
-
-
-def _find_serving(device_type: str) -> list[Backend]:
-    """Load what auto may take for a device, and say once what it cannot."""
-    serving = []
-    for name in _candidates(device_type):
-        backend = _load(name)
-        if isinstance(backend, str):
-            _tell_once(name, backend)
-        else:
-            serving.append(backend)
-    _serving[device_type] = serving
-    return serving
-
-
-def _load(name: str) -> Backend | str:
-    if name not in _loaded:
-        module, kind = _REGISTRY[name]
-        try:
-            _loaded[name] = getattr(importlib.import_module(module), kind)()
-        except Exception as error:  # whatever a broken installation raises is the reason
-            _loaded[name] = f"{type(error).__name__}: {error}"
-    return _loaded[name]
-
-
-def _nothing_serves(device_type: str) -> str:
-    reasons = "; ".join(f"{name}: {why}" for name, why in explain_auto(device_type) if why)
-    return f"no backend serves device {device_type!r} here: {reasons}"

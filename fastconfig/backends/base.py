@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..gradients import Gradients, GradientsLike, Update
 from ..methods import Rule
-from ..momentum.step import Plain, Step
+from ..momentum.step import EPSILON, Plain, Step
+from ..numbers import float64_device
 
 
-class Backend(Protocol):
-    """What serves gram, coefficients, combine and the whole update on some device."""
+class Backend(ABC):
+    """What serves gram, coefficients, combine, the whole update and momentum steps on some device.
+
+    All but gram and combine has a default here, made of these and of plain PyTorch.
+    """
 
     name: str
 
+    @abstractmethod
     def unsupported(self, grads: Gradients) -> str | None:
         """Why these gradients cannot be served, or None."""
 
@@ -25,6 +31,7 @@ class Backend(Protocol):
         """Why no gradients on this device can be served, or None."""
         return None
 
+    @abstractmethod
     def gram(self, grads: Gradients) -> Tensor:
         """(m, m) or (B, m, m) float64 products of the gradients, on their device."""
 
@@ -34,6 +41,7 @@ class Backend(Protocol):
         """(m,) or (B, m) float64: by the rule's torch operations, where the backend has nothing faster."""
         return rule.coefficients(gram, grads.dtype, losses)
 
+    @abstractmethod
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         """Write sum_i c_i g_i to ``out``, which has the form of ``grads.new_update()``."""
 
@@ -60,16 +68,36 @@ class Backend(Protocol):
         """A whole step by indexes and gradients as given, if there is a shorter way for these; or None."""
         return None
 
+    @torch.no_grad()
     def accumulate(self, step: Step) -> None:
         """m_i <- beta_1 m_i + (1 - beta_1) g_i for the gradients that came."""
+        step.clock.count()
+        beta = step.clock.beta_1
+        for rows, given in zip(step.momenta.segments, step.grads, strict=True):
+            for i, gradient in zip(step.chosen, given, strict=True):
+                row = rows[i]
+                if row is not None and gradient is not None:
+                    row.lerp_(gradient.to(row.dtype), 1 - beta)
+                elif row is not None:
+                    row.mul_(beta)
 
+    @torch.no_grad()
     def momentum_update(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
         """:meth:`accumulate`, merge the bias-corrected momenta, and :meth:`rescale` to ``out``.
 
         Bytes, in vectors of N elements: a pass reads m momenta and k gradients and writes k momenta; a pass
         reads m momenta and two vectors and writes these two and the result.
         """
+        self.accumulate(step)
+        momenta = step.momenta
+        corrections = 1 / step.clock.decayed(step.device)[:-2]
+        gram = self.gram(momenta) * corrections * corrections[:, None]
+        c = corrections * self.coefficients(gram, rule, momenta, losses)
+        merged = out if step.dtype is momenta.dtype else momenta.new_update()
+        self.combine(momenta, c, merged)
+        self.rescale(step, merged, out)
 
+    @torch.no_grad()
     def rescale(self, step: Step, merged: Update, out: Update) -> None:
         """Second moment from ``merged`` u, then u / (sqrt(second) + 1e-8) to ``out``.
 
@@ -77,6 +105,21 @@ class Backend(Protocol):
         (1 - beta_1), and second <- beta_2 second + (1 - beta_2) times its square. ``merged`` has the form and
         dtype of ``step.momenta.new_update()``, ``out`` the gradients' dtype; they may be the same.
         """
+        work = float64_device(step.device)
+        beta_1, beta_2 = step.clock.beta_1, step.clock.beta_2
+        width = block_elements(work)
+        first, second = step.clock.decayed(step.device)[-2:]
+        flat = (step.momenta.split(merged), step.fake, step.second, step.momenta.split(out))
+        for column in zip(*flat, strict=True):
+            for start in range(0, len(column[0]), width):
+                u, fake, square, target = (tensor[start : start + width] for tensor in column)
+                u = u.to(work, torch.float64)
+                now = u * first
+                gradient = (now - beta_1 * fake.to(now)) / (1 - beta_1)
+                fake.copy_(now)
+                estimate = beta_2 * square.to(now) + (1 - beta_2) * gradient.square()
+                square.copy_(estimate)
+                target.copy_(u / ((estimate / second).sqrt() + EPSILON))
 
 
 def block_elements(device: torch.device) -> int:

@@ -18,8 +18,7 @@ from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..methods import Rule
 from ..momentum.step import Step
 from ..numbers import DTYPES
-from .base import device_cutoff
-from .momentum import TorchMomentum
+from .base import Backend, device_cutoff
 from .table import address, entries, tensor_entry
 
 _GRAM, _COMBINE = 1, 2  # steps of _cuda.run
@@ -29,7 +28,7 @@ _NOTHING = nullcontext()
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
-class CudaBackend(TorchMomentum):
+class CudaBackend(Backend):
     """Gram, coefficients, combine, the fused update and momentum steps in CUDA, for up to 64 gradients.
 
     FASTCONFIG_CUDA_ONE_LAUNCH=0 turns the update in one launch off, FASTCONFIG_CUDA_OVERLAP=0 launches that

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..kernels import ir_numba
 from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
 from ..methods import Rule
 from ..momentum.step import Plain, Step
-from .momentum import TorchMomentum
+from .base import Backend
 from .table import address, entries
 from .team import ALONE, team_address, threads_for
 
@@ -29,7 +29,7 @@ KINDS = {
 }
 
 
-class NumbaMomentum(TorchMomentum, Protocol):
+class NumbaMomentum(Backend):
     """The part of the backend that takes momentum steps; PyTorch takes gradients that it cannot convert."""
 
     def accumulate(self, step: Step) -> None:

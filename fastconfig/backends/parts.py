@@ -7,16 +7,14 @@ from torch import Tensor
 
 from ..gradients import Gradients, Update
 from ..methods import Rule
+from . import choose  # which makes this one
 from .base import Backend
-from .momentum import TorchMomentum
 
 
-class PartsBackend(TorchMomentum):
+class PartsBackend(Backend):
     """The backends that serve the parts; coefficients by the first one's."""
 
     def __init__(self, grads: Gradients) -> None:
-        from . import choose  # which makes this one
-
         self._grads = grads
         found = [(places, grads.columns(places)) for places in grads.parts]
         self._parts: list[tuple[list[int], Gradients, Backend]] = [
@@ -30,8 +28,6 @@ class PartsBackend(TorchMomentum):
     @torch.no_grad()
     def gram(self, grads: Gradients) -> Tensor:
         if grads is not self._grads:  # some of the parameters, of a sum over processes
-            from . import choose
-
             return choose(grads).gram(grads)
         total: Tensor | None = None
         for _, part, backend in self._parts:

@@ -12,14 +12,14 @@ from ..gradients import Gradients, Segment, Update
 from ..gradients.memory_order import new_tensor
 from ..methods import Rule
 from ..numbers import float64_device
-from .momentum import TorchMomentum
+from .base import Backend
 
 _CHUNK = 512  # columns of one matrix product: rounding grows with them, the cost of a call shrinks
 _LEAST = 8 * _CHUNK  # columns of a block, so that its copies are worth their calls
 _ROWS = 24  # of a tile of G on a CPU, which computes little above the diagonal; elsewhere calls cost more
 
 
-class PyTorchBackend(TorchMomentum):
+class PyTorchBackend(Backend):
     """Gram and combine on float64 blocks of columns.
 
     G is symmetric to the bit. Every form of the same gradients, whatever its strides and alignment, fills the

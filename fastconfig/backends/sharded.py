@@ -12,10 +12,9 @@ from ..momentum.step import Step
 from ..numbers import float64_device
 from ..ranks.collectives import agreed, summed
 from .base import Backend
-from .momentum import TorchMomentum
 
 
-class ShardedBackend(TorchMomentum):
+class ShardedBackend(Backend):
     """Another backend on each rank's part, with one all-reduce of m x m float64 numbers a process group.
 
     All ranks have the same bits of G then, and so of the coefficients; on a mesh of several dimensions by a

@@ -14,14 +14,13 @@ import triton
 from torch import Tensor
 from triton.errors import TritonError
 
+from .. import backends
 from ..gradients import Gradients, Update
 from ..kernels.coefficients_triton import METHODS
 from ..kernels.shapes_triton import MOST, SMALL
 from ..methods import Rule
 from ..momentum.step import Step
-from . import serves_instead, withdraw
-from .base import BackendUnavailable, device_cutoff
-from .momentum import TorchMomentum
+from .base import Backend, BackendUnavailable, device_cutoff
 from .pytorch import PyTorchBackend
 from .triton_launch import INTERPRETED, VERSION, Call, captured_table, solve, uses_float64
 
@@ -57,14 +56,14 @@ def _or_pytorch(step: Callable[..., Any]) -> Callable[..., Any]:
                 reason = _why(error)
                 if reason is None:
                     raise
-                withdraw(self.name, reason)
-        serves_instead(self._pytorch)
+                backends.registry.withdraw(self.name, reason)
+        backends.registry.last = self._pytorch
         return getattr(self._pytorch, step.__name__)(*given)
 
     return run
 
 
-class TritonBackend(TorchMomentum):
+class TritonBackend(Backend):
     """Gram, coefficients and combine in Triton.
 
     Beyond ``most`` gradients (64; 8 before Triton 3.5) plain PyTorch serves.

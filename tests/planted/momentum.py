@@ -150,7 +150,7 @@ FAULTS = (
     ),
     Fault(
         "plain-momentum-beta",
-        "fastconfig/backends/momentum.py",
+        "fastconfig/backends/base.py",
         "row.lerp_(gradient.to(row.dtype), 1 - beta)",
         "row.lerp_(gradient.to(row.dtype), beta)",
         "moving averages of plain torch take beta for 1 - beta",
