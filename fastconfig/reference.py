@@ -273,7 +273,7 @@ def onto_dual_cone(rows: Tensor, shares: Tensor, rcond: float | None = None) -> 
         rcond: cut-off on squared lengths, relative; by default float64's.
 
     Returns:
-        (N,) float64; zero where nothing is :func:`certain` of it.
+        (N,) float64; zero where it is not :func:`certainly_free` of conflict.
     """
     if not torch.isfinite(rows).all():
         return _all_nan(rows)
@@ -287,10 +287,10 @@ def onto_dual_cone(rows: Tensor, shares: Tensor, rcond: float | None = None) -> 
     start = start / largest if largest > 0 else start
     w = start + nonnegative_least_squares(units, -(start @ units), rcond)
     v = w @ units
-    return largest * v if certain(units, w, v, rcond) else torch.zeros_like(v)
+    return largest * v if certainly_free(units, w, v, rcond) else torch.zeros_like(v)
 
 
-def certain(units: Tensor, w: Tensor, v: Tensor, rcond: float) -> bool:
+def certainly_free(units: Tensor, w: Tensor, v: Tensor, rcond: float) -> bool:
     """Whether rounding leaves something certain of v = w @ units, which is to conflict with none of them.
 
     |v|^2 > rcond / 8 (sum_i |w_i|)^2, and no cosine of v with a unit is below -sqrt(rcond).

@@ -10,7 +10,7 @@ namespace fastconfig {
 
 // Whether rounding of C leaves something certain of v = sum_j w_j u_j, which is to conflict with none: |v|^2, the sum of
 // w_j, and the least of u_j . v.
-FASTCONFIG_HD bool certain(double squared, double parts, double least, double rcond) {
+FASTCONFIG_HD bool certainly_free(double squared, double parts, double least, double rcond) {
   rcond = fmax(rcond, 64 * DBL_EPSILON);
   return squared > rcond / 8 * parts * parts && least >= -sqrt(rcond * squared);
 }
@@ -29,7 +29,7 @@ FASTCONFIG_HD void add_projection(ActiveSet& set, const double* q, const double*
     parts += w;
     least = fmin(least, set.slope[j]);
   }
-  if (!certain(squared, parts, least, rcond)) return;
+  if (!certainly_free(squared, parts, least, rcond)) return;
   for (int j = 0; j < set.m; ++j) x[j] += share * (start[j] + set.mu[j]);
 }
 

@@ -27,7 +27,7 @@ FASTCONFIG_HD double shortest(ActiveSet& set, const double* cosines, const doubl
     parts += y;
   }
   for (int j = 0; j < m; ++j) least = fmin(least, set.slope[j] + r[j] - share * r[j]);
-  return certain(squared - share * share, parts, least, rcond) ? share : 0;
+  return certainly_free(squared - share * share, parts, least, rcond) ? share : 0;
 }
 
 // MGDA (Desideri 2012): the shortest convex combination, y = c d up to its length for r_i the least norm over d_i.

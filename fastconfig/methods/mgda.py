@@ -12,7 +12,7 @@ from ..checks import check_rcond
 from ..numbers import cutoff
 from .base import Rule
 from .operator import GramOperator
-from .solvers import certain, nonnegative
+from .solvers import certainly_free, nonnegative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -46,7 +46,7 @@ class MGDA(Rule):
         cosines = cosines.unsqueeze(-3)
         matrix = cosines + both.unsqueeze(-1) * both.unsqueeze(-2)
         y = nonnegative(matrix, -both, torch.ones_like(both[..., :1]), rcond)
-        moving = certain(cosines, y, rcond).all(-2)
+        moving = certainly_free(cosines, y, rcond).all(-2)
         y = y[..., 1, :]
         return torch.where(moving, y * (least / (r * y).sum(-1, keepdim=True)), 0)
 
@@ -71,7 +71,7 @@ class MGDA(Rule):
         for last in (torch.ones_like(r), r):  # the shortest of unit gradients tells stationary ones
             target = torch.cat([torch.zeros_like(full[0]), r.new_ones(1)])
             y = reference.nonnegative_least_squares(torch.cat([units, last[:, None]], 1), target, rcond)
-            if not reference.certain(units, y, y @ units, rcond):
+            if not reference.certainly_free(units, y, y @ units, rcond):
                 return torch.zeros_like(full[0])
         return (y @ units) * (norms.min() / (r @ y))
 

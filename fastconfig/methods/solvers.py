@@ -74,7 +74,7 @@ def _pivoted_cholesky(cosines: Tensor, tolerance: float) -> tuple[Tensor, Tensor
 def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
     """w >= start, of which v = sum_j w_j u_j is sum_j start_j u_j projected on {v: u_j . v >= 0 for all j}.
 
-    Zero where rounding leaves nothing :func:`certain` of v.
+    Zero where v is not :func:`certainly_free` of conflict.
 
     Args:
         cosines: (..., m, m) float64, C of the unit gradients u_j.
@@ -87,19 +87,21 @@ def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
     cosines = cosines.expand(*start.shape, start.shape[-1])
     slope = (cosines @ start.unsqueeze(-1)).squeeze(-1)
     w = start + nonnegative(cosines, slope, start.abs().sum(-1, keepdim=True), rcond)
-    return torch.where(certain(cosines, w, rcond), w, 0)
+    return torch.where(certainly_free(cosines, w, rcond), w, 0)
 
 
 def certain(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
-    """(..., 1): whether rounding of C leaves something certain of v = sum_j w_j u_j, free of conflict.
+    """(..., 1): whether |v|^2 > rcond / 8 (sum_j |w_j|)^2 of v = sum_j w_j u_j, above all rounding of C."""
+    squared = (w * (cosines @ w.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
+    return squared > max(rcond / 8, 8 * _EPS) * w.abs().sum(-1, keepdim=True).square()
 
-    |v|^2 > rcond / 8 (sum_j |w_j|)^2, and no cosine of v with u_j is below -sqrt(rcond).
-    """
-    rcond = max(rcond, 64 * _EPS)
+
+def certainly_free(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
+    """(..., 1): whether v is :func:`certain`, and of no cosine below -sqrt(rcond) with any u_j."""
     products = (cosines @ w.unsqueeze(-1)).squeeze(-1)
-    squared = (w * products).sum(-1, keepdim=True)
-    long = squared > rcond / 8 * w.abs().sum(-1, keepdim=True).square()
-    return long & (products.amin(-1, keepdim=True) >= -(rcond * squared.clamp(min=0)).sqrt())
+    squared = (w * products).sum(-1, keepdim=True).clamp(min=0)
+    least = -(max(rcond, 64 * _EPS) * squared).sqrt()
+    return certain(cosines, w, rcond) & (products.amin(-1, keepdim=True) >= least)
 
 
 def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor:
