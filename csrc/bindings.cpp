@@ -60,7 +60,8 @@ PYBIND11_MODULE(_C, module) {
 
   py::class_<fastconfig::Rule>(module, "Rule")
       .def(py::init([known](int method, int length, int64_t track_id, bool mean, uintptr_t weights, int64_t weights_step,
-                       uintptr_t order, int64_t order_step, const std::vector<double>& parameters) {
+                       uintptr_t order, int64_t order_step, const std::vector<double>& parameters, uintptr_t state,
+                       int64_t state_step) {
              if (method < 0 || method >= known || length < 0 ||
                  length > static_cast<int>(fastconfig::Length::none))
                throw py::value_error("Rule: got a method or length that is unknown here");
@@ -72,15 +73,20 @@ PYBIND11_MODULE(_C, module) {
                                    weights_step,
                                    reinterpret_cast<const int64_t*>(order),
                                    order_step,
-                                   {}};
+                                   {},
+                                   nullptr,
+                                   0};
              if (parameters.size() > std::size(rule.parameters))
                throw py::value_error("Rule: got " + std::to_string(parameters.size()) + " parameters, want at most " +
                                      std::to_string(std::size(rule.parameters)));
              std::copy(parameters.begin(), parameters.end(), rule.parameters);
+             rule.state = reinterpret_cast<double*>(state);
+             rule.state_step = state_step;
              return rule;
            }),
            py::kw_only(), py::arg("method"), py::arg("length"), py::arg("track_id"), py::arg("mean"),
-           py::arg("weights"), py::arg("weights_step"), py::arg("order"), py::arg("order_step"), py::arg("parameters"))
+           py::arg("weights"), py::arg("weights_step"), py::arg("order"), py::arg("order_step"), py::arg("parameters"),
+           py::arg("state") = 0, py::arg("state_step") = 0)
       .def_property_readonly("address",
                              [](const fastconfig::Rule& rule) { return reinterpret_cast<uintptr_t>(&rule); });
 

@@ -26,6 +26,8 @@ struct Rule {
   const int64_t* order = nullptr;   // (m, m) or (batch, m, m) for PCGrad; null is 0..m-1
   int64_t order_step = 0;
   double parameters[4] = {};  // a method's own numbers: Rule.parameters of fastconfig/methods/base.py
+  double* state = nullptr;    // (m, m) or (batch, m, m), which a call changes in place; null for none
+  int64_t state_step = 0;
 };
 
 struct Problem {

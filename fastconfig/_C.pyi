@@ -14,6 +14,8 @@ class Rule:
         order: int,
         order_step: int,
         parameters: Sequence[float],
+        state: int = 0,
+        state_step: int = 0,
     ) -> None: ...
     @property
     def address(self) -> int: ...

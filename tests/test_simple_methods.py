@@ -34,6 +34,7 @@ from fastconfig.methods import (
     Rule,
     Sum,
     SumOperator,
+    native_coefficients,
 )
 
 WEIGHTS = [0.5, -2.0, 3.0]
@@ -124,6 +125,29 @@ def test_gradvac_over_several_calls(m: int, order: str | None) -> None:
         exact = GradVac.oracle(rows, targets, 0.3, orders)
         assert relative_error(operator.calculate_gradient(rows), exact) <= 1e-9
         torch.testing.assert_close(operator.state_dict()["targets"], targets, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 33])
+def test_gradvac_compiled_and_plain(m: int) -> None:
+    """Batches, with orders and targets of their own; NaN in one problem leaves its targets."""
+    rows = torch.randn(4, m, 20, dtype=torch.float64) + torch.randn(20, dtype=torch.float64)
+    rows = rows * 10 ** (6 * torch.rand(4, m, 1, dtype=torch.float64) - 3)
+    rows[1, 0], rows[3, m - 1] = 0, torch.nan
+    order = torch.rand(4, m, m).argsort(-1)
+    targets = torch.rand(4, m, m, dtype=torch.float64) * 2 - 1
+    for orders in (order, order[0], None):
+        states = [targets.clone() for _ in range(2)]
+        rules = [GradVac(0.3, orders, state) for state in states]
+        gram = rows @ rows.mT
+        plain, native = (
+            rules[0].coefficients(gram, torch.float64),
+            native_coefficients(gram, rules[1], torch.float64),
+        )
+        finite = [0, 1, 2]
+        torch.testing.assert_close(native[finite], plain[finite], rtol=1e-9, atol=0)
+        assert native[3].isnan().all()
+        torch.testing.assert_close(*states, rtol=1e-10, atol=1e-12)
+        assert torch.equal(states[1][3], targets[3])
 
 
 def test_gradvac_reaches_its_targets() -> None:

@@ -133,8 +133,6 @@ def _oracle(rule: Rule, rows: Tensor) -> Tensor:
     """The paper's update of rows, with the settings of the rule."""
     taken = inspect.signature(rule.oracle).parameters
     given = {name: value for name, value in vars(rule).items() if name in taken and value is not None}
-    if isinstance(given.get("targets"), Tensor):
-        given["targets"] = given["targets"].new_zeros(given["targets"].shape)
     given.pop("squares", None)
     return type(rule).oracle(rows, **given)
 

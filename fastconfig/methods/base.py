@@ -45,8 +45,8 @@ class Rule:
     Attributes:
         native: its name in csrc/rules.def, where compiled code has the method, too; None where it has not.
         parameters: up to four numbers of the method's own, for compiled code.
-        weights, length, track_id, order, mean: the other settings that compiled code knows of; of no concern
-            to other methods.
+        weights, length, track_id, order, state, mean: the other settings that compiled code knows of; of no
+            concern to other methods.
     """
 
     native: ClassVar[str | None] = None
@@ -58,6 +58,7 @@ class Rule:
     length = "projection"
     track_id = 0
     order: Tensor | None = None
+    state: Tensor | None = None
     mean = False
 
     def __init__(self, *, rcond: float | None = None) -> None:
@@ -125,7 +126,7 @@ class Rule:
         """The same rule for compiled code; its tensors must lie in that code's memory."""
         from .. import _C
 
-        w, order = self.weights, self.order
+        w, order, state = self.weights, self.order, self.state
         return _C.Rule(
             method=_C.METHODS.index(self.native),
             length=LENGTHS.index(self.length),
@@ -136,6 +137,8 @@ class Rule:
             order=0 if order is None else order.data_ptr(),
             order_step=0 if order is None or order.dim() == 2 else order[0].numel(),
             parameters=self.parameters,
+            state=0 if state is None else state.data_ptr(),
+            state_step=0 if state is None or state.dim() == 2 else state[0].numel(),
         )
 
     @cached_property

@@ -37,6 +37,8 @@ class GradVac(Rule):
         TypeError, ValueError: for another beta.
     """
 
+    native = "gradvac"
+
     def __init__(
         self,
         beta: float = 0.5,
@@ -48,7 +50,8 @@ class GradVac(Rule):
         super().__init__(rcond=rcond)
         if not 0 <= number("beta", beta) <= 1:
             raise ValueError(f"beta: got {beta}, want a number from 0 to 1")
-        self.beta, self.order, self.targets = float(beta), order, targets
+        self.beta, self.order, self.state = float(beta), order, targets
+        self.parameters = (self.beta,)
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
@@ -56,7 +59,7 @@ class GradVac(Rule):
         m = norms.shape[-1]
         finite = norms.isfinite().all(-1)[..., None, None]
         cosines = torch.where(finite, cosines, torch.eye(m, dtype=norms.dtype, device=norms.device))
-        targets = torch.zeros_like(cosines) if self.targets is None else self.targets
+        targets = torch.zeros_like(cosines) if self.state is None else self.state
         # b[i]: gradient i over |g_i|, in units of the unit gradients, while it is raised; all i side by side
         b = torch.eye(m, dtype=norms.dtype, device=norms.device).expand_as(cosines).clone()
         along = cosines.clone()  # its products with all unit gradients
@@ -71,14 +74,17 @@ class GradVac(Rule):
             pair = alive & alive.gather(-1, j) & (j != rows) & finite[..., 0]
             cosine = torch.where(length > 0, along.gather(-1, at).squeeze(-1) / length, 0).clamp(-1, 1)
             target = targets.gather(-1, at).squeeze(-1)
-            sine, wanted = (1 - cosine.square()).sqrt(), (1 - target.square()).clamp(min=rcond).sqrt()
+            sine, wanted = (
+                (1 - cosine.square()).sqrt(),
+                (1 - target.square()).clamp(min=max(rcond, 2**-52)).sqrt(),
+            )
             taken = length * (target * sine - cosine * wanted) / wanted
             taken = torch.where(pair & (cosine < target), taken, 0).unsqueeze(-1)
             b.scatter_add_(-1, at, taken)
             along += taken * torch.take_along_dim(cosines, at, dim=-2)
-            if self.targets is not None:
+            if self.state is not None:
                 moved = torch.where(pair, target.lerp(cosine, self.beta), target)
-                self.targets.scatter_(-1, at, moved.unsqueeze(-1))
+                self.state.scatter_(-1, at, moved.unsqueeze(-1))
         return (norms.unsqueeze(-1) * b).sum(-2)
 
     @staticmethod
