@@ -6,6 +6,7 @@ import torch
 
 CPU = torch.device("cpu")
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}  # as compiled code counts them
 
 # max(0.1 eps^2, floor): what rounding the rows leaves of an exact (scaled) duplicate, never of N.
 _CUTOFF: dict[torch.dtype, float] = {

@@ -9,7 +9,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils, config
 
-F32, F64, BF16, F16 = 0, 1, 2, 3  # kinds of element
+F32, F64, BF16, F16 = 0, 1, 2, 3  # kinds of element, as KINDS of fastconfig/numbers.py
 ITEMSIZE = (4, 8, 2, 2)
 
 _FEATURES = llvm.get_host_cpu_features()

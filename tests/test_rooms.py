@@ -7,6 +7,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastconfig"
+#: rooms from the ground up: a module imports from its own and from those before it; above, in any order
+ORDER = (
+    *("methods", "numbers", "transforms", "checks", "methods.base", "gradients", "ranks", "network"),
+    *("momentum.clock", "momentum.step", "backends", "merging", "utils"),
+    *("length_model", "weight_model", "reference", "methods.*"),
+)
 
 
 def imported(path: Path) -> set[str]:
@@ -47,6 +53,17 @@ def test_no_circles() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_imports_run_downwards() -> None:
+    def level(name: str) -> int:
+        inside = name.removeprefix("fastconfig.")
+        room = inside.partition(".")[0]
+        found = [key for key in (inside, f"{room}.*", room) if key in ORDER]
+        return ORDER.index(found[0]) if found else len(ORDER)
+
+    for name, used in modules().items():
+        assert not {above for above in used - {"fastconfig"} if level(above) > level(name)}, name
 
 
 def test_kernels_import_nothing_above() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, GradientsLike, Update
-from ..methods import Rule
+from ..methods.base import Rule
 from .base import Backend, BackendUnavailable
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, GradientsLike, Update
-from ..methods import Rule
+from ..methods.base import Rule
 from ..momentum.step import EPSILON, Plain, Step
 from ..numbers import float64_device
 

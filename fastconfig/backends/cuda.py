@@ -15,15 +15,14 @@ from torch import Tensor
 
 from .._C import LIGHT
 from ..gradients import TYPES, Gradients, GradientsLike, Update
-from ..methods import Rule
+from ..methods.base import Rule
 from ..momentum.step import Step
-from ..numbers import DTYPES
+from ..numbers import DTYPES, KINDS
 from .base import Backend, device_cutoff
 from .table import address, entries, tensor_entry
 
 _GRAM, _COMBINE = 1, 2  # steps of _cuda.run
 _ACCUMULATE, _RESCALE = 1, 2  # parts of _cuda.momentum
-_KINDS = {dtype: kind for kind, dtype in enumerate(DTYPES)}
 _NOTHING = nullcontext()
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
@@ -154,7 +153,7 @@ class CudaBackend(Backend):
         steps = clock.leave_to_kernel() if accumulates else None
         # those of a row that is merged already are the updates' alone
         decayed = clock.decayed(step.device)[momenta.m - m :] if steps is None else steps
-        shape = len(chosen), m, _KINDS[momenta.dtype], _KINDS[step.dtype], parts, int(clock.complete)
+        shape = len(chosen), m, KINDS[momenta.dtype], KINDS[step.dtype], parts, int(clock.complete)
         counters = (0, decayed.data_ptr()) if steps is None else (steps.data_ptr(), 0)
         last = rule, *counters, rcond, clock.beta_1, clock.beta_2
         index = step.device.index or 0
@@ -197,7 +196,7 @@ class CudaBackend(Backend):
         rows = grads.rows
         if self._reads_tensors and (grads.plain or isinstance(rows, Tensor)):
             return rows
-        kind = _KINDS[grads.dtype]
+        kind = KINDS[grads.dtype]
         if not isinstance(rows, Tensor):
             words = [word for entry in entries(grads, out) for word in entry]
             return array("q", words), grads.m, kind, 1, 0, 0

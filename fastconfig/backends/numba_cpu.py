@@ -14,8 +14,9 @@ from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..gradients.results import KEPT_FROM
 from ..kernels import ir_numba
 from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
-from ..methods import Rule, native_coefficients
-from .numba_momentum import KINDS, NumbaMomentum
+from ..methods.base import Rule, native_coefficients
+from ..numbers import KINDS
+from .numba_momentum import NumbaMomentum
 from .table import entries, tensor_entry
 from .team import ALONE, team_address, threads_for
 

@@ -15,18 +15,12 @@ from ..gradients import TYPES, Gradients, Update
 from ..gradients.results import KEPT_FROM
 from ..kernels import ir_numba
 from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
-from ..methods import Rule
+from ..methods.base import Rule
 from ..momentum.step import Plain, Step
+from ..numbers import KINDS
 from .base import Backend
 from .table import address, entries
 from .team import ALONE, team_address, threads_for
-
-KINDS = {
-    torch.float32: ir_numba.F32,
-    torch.float64: ir_numba.F64,
-    torch.bfloat16: ir_numba.BF16,
-    torch.float16: ir_numba.F16,
-}
 
 
 class NumbaMomentum(Backend):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..gradients import Gradients, Update
-from ..methods import Rule
+from ..methods.base import Rule
 from . import choose  # which makes this one
 from .base import Backend
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..gradients import Gradients, Segment, Update
 from ..gradients.memory_order import new_tensor
-from ..methods import Rule
+from ..methods.base import Rule
 from ..numbers import float64_device
 from .base import Backend
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..gradients import Gradients, Update
 from ..gradients.shards import Groups, in_order
-from ..methods import Rule
+from ..methods.base import Rule
 from ..momentum.step import Step
 from ..numbers import float64_device
 from ..ranks.collectives import agreed, summed

@@ -18,7 +18,7 @@ from .. import backends
 from ..gradients import Gradients, Update
 from ..kernels.coefficients_triton import METHODS
 from ..kernels.shapes_triton import MOST, SMALL
-from ..methods import Rule
+from ..methods.base import Rule
 from ..momentum.step import Step
 from .base import Backend, BackendUnavailable, device_cutoff
 from .pytorch import PyTorchBackend

@@ -24,7 +24,7 @@ from ..kernels.shapes_triton import (
     solve_warps,
     tile_rows,
 )
-from ..methods import LENGTHS, Rule
+from ..methods.base import LENGTHS, Rule
 from .base import device_cutoff
 from .table import entries
 
