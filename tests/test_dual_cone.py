@@ -17,9 +17,9 @@ from inputs import equiangular, low_rank, orthonormal, relative_error, scaled
 from pairs import some
 from torch import Tensor
 
-import fastconfig
 from fastconfig import DualProjOperator, MGDAOperator, PseudoMomentumOperator, UPGradOperator, ops, reference
 from fastconfig.methods import MGDA, DualProj, Rule, UPGrad, make_rule
+from fastconfig.methods.solvers import _best_of_all, nonnegative
 
 RULES: dict[str, type[Rule]] = {"upgrad": UPGrad, "dualproj": DualProj, "mgda": MGDA}
 OPERATORS: dict[str, Any] = {"upgrad": UPGradOperator, "dualproj": DualProjOperator, "mgda": MGDAOperator}
@@ -304,9 +304,26 @@ def test_batches_are_the_problems_of_each(method: str) -> None:
 
 
 @every
-def test_no_value_is_looked_at_on_a_device(method: str) -> None:
-    gram = torch.empty(2, 4, 4, dtype=torch.float64, device="meta")
-    assert RULES[method]().coefficients(gram, torch.float32).shape == (2, 4)
+@pytest.mark.parametrize("m", [3, 9])
+def test_no_value_is_looked_at_on_a_device(method: str, m: int) -> None:
+    gram = torch.empty(2, m, m, dtype=torch.float64, device="meta")
+    assert RULES[method]().coefficients(gram, torch.float32).shape == (2, m)
+
+
+@pytest.mark.parametrize("m", [5, 7])
+def test_best_of_all_sets_is_the_active_sets(m: int) -> None:
+    """The one is taken on devices, the other on the CPU, with so many gradients."""
+    rows = torch.nn.functional.normalize(torch.randn(4, m, 9, dtype=torch.float64), dim=-1)
+    rows[0, 3] = -rows[0, 1]
+    rows[1, 2] = rows[1, 0]
+    rows[2] = rows[2] - rows[2].mean(0)
+    gram, target = rows @ rows.mT, torch.randn(4, 1, 9, dtype=torch.float64)
+    q, size = -(target @ rows.mT)[:, 0], target.norm(dim=-1)
+    one = nonnegative(gram, q, size, 1e-13)
+    other = _best_of_all(gram, q, size, 4e-16, torch.eye(m, dtype=torch.float64))
+    for mu in (one, other):
+        assert (mu >= 0).all()
+    assert ((one - other).unsqueeze(-2) @ rows).norm() <= 1e-12
 
 
 @every
@@ -370,9 +387,8 @@ def test_rcond() -> None:
         MGDAOperator(rcond=2)
 
 
-def test_in_torch_compile_and_in_ops() -> None:
+@every
+def test_in_ops(method: str) -> None:
     rows = torch.randn(3, 40)
-    gram = fastconfig.ops.gram(rows)
-    for method in RULES:
-        exact = RULES[method].oracle(rows)
-        assert relative_error(ops.combine(rows, ops.coefficients(gram, method)), exact) <= 1e-5
+    update = ops.combine(rows, ops.coefficients(ops.gram(rows), method))
+    assert relative_error(update, RULES[method].oracle(rows)) <= 1e-5

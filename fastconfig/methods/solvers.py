@@ -110,7 +110,8 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
     M = B^T B and q = -B^T b for some vectors B, b of lengths near one. The active set method of Lawson and
     Hanson (1974, chapter 23): exact steps, each lowers the objective, so none comes back to a set. The
     coordinate that lowers it most enters; one whose vector is a combination of those of the set, up to what
-    rounding of M leaves, does not. On a device a fixed number of steps, without a look at the values.
+    rounding of M leaves, does not. On a device a fixed number of steps, without a look at the values; of few
+    vectors the best of all sets.
 
     Args:
         matrix: (..., m, m) float64, positive semidefinite up to rounding.
@@ -125,6 +126,8 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
     on_cpu = q.device.type == "cpu"
     noise = max(rcond / 256, 2 * _EPS)
     identity = torch.eye(m, dtype=q.dtype, device=q.device)
+    if m <= (4 if on_cpu else 8) and q.numel() * m << m <= 1 << 24:
+        return _best_of_all(matrix, q, size, noise, identity)
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     mu = torch.zeros_like(q)
     free = torch.zeros_like(q, dtype=torch.bool)  # the set: what may be positive
@@ -158,6 +161,28 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
         if on_cpu and not bool((leaving | enters).any()):
             break
     return mu
+
+
+def _best_of_all(matrix: Tensor, q: Tensor, size: Tensor, noise: float, identity: Tensor) -> Tensor:
+    """:func:`nonnegative` by the solutions on all sets at once: the one of the least negative slope."""
+    m = q.shape[-1]
+    places = torch.arange(m, device=q.device)
+    free = (torch.arange(1 << m, device=q.device).unsqueeze(-1) >> places & 1).bool()  # (sets, m)
+    inner = free.unsqueeze(-1) & free.unsqueeze(-2)
+    matrix, q = matrix.unsqueeze(-3), q.unsqueeze(-2)
+    factor, broken = torch.linalg.cholesky_ex(torch.where(inner, matrix, identity))
+    sides = torch.cat([identity.expand_as(factor), torch.where(free, -q, 0).unsqueeze(-1)], -1)
+    inverse, z = torch.cholesky_solve(sides, factor).split([m, 1], -1)
+    z = z.squeeze(-1)
+    slope = q + (matrix @ z.unsqueeze(-1)).squeeze(-1)
+    # 1 / inverse_jj is the squared distance of j from the others' span, of parts inverse_kj / inverse_jj
+    column = torch.where(inner, inverse, 0).abs().sum(-2)
+    apart = inverse.diagonal(dim1=-2, dim2=-1) > 4 * noise * column.square()
+    valid = (broken == 0) & ((apart & (z > 0)) | ~free).all(-1)
+    worst = torch.where(free, 0, -slope).amax(-1)
+    worst = torch.where(valid, torch.maximum(worst, noise * (size + z.sum(-1))), torch.inf)
+    best = worst.argmin(-1, keepdim=True).unsqueeze(-1)
+    return torch.take_along_dim(z, best, dim=-2).squeeze(-2)
 
 
 def nearest_in_cone(cosines: Tensor, wanted: Tensor, size: Tensor, rcond: float) -> tuple[Tensor, Tensor]:
