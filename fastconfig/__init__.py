@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         UPGradOperator,
     )
     from .momentum_operator import MomentumOperator, PseudoMomentumOperator, SeparateMomentumOperator
-    from .training import backward, mtl_backward
+    from .training import backward, mtl_backward, weights
     from .utils import apply_gradient_vector, get_gradient_vector
     from .weight_model import EqualWeight, WeightModel
 
@@ -103,7 +103,7 @@ _HOMES = {
         "UPGradOperator",
     ),
     "momentum_operator": ("MomentumOperator", "PseudoMomentumOperator", "SeparateMomentumOperator"),
-    "training": ("backward", "mtl_backward"),
+    "training": ("backward", "mtl_backward", "weights"),
     "utils": ("apply_gradient_vector", "get_gradient_vector"),
     "weight_model": ("EqualWeight", "WeightModel"),
 }
@@ -166,6 +166,7 @@ __all__ = [
     "ops",
     "reference",
     "use_backend",
+    "weights",
 ]
 
 

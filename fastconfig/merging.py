@@ -33,8 +33,28 @@ def merge(grads: Gradients, rule: Rule, out: Update | None = None, losses: Tenso
     return grads.as_given(update)
 
 
-def losses_of(rule: Rule, losses: Sequence[Any] | None, grads: Gradients) -> Tensor | None:
-    """(m,) or (B, m) float64 beside the Gram matrix, for a rule that may use them; else None."""
+def coefficients(grads: Gradients, rule: Rule, losses: Tensor | None = None, ranks: int = 1) -> Tensor:
+    """(m,) or (B, m) float64: the coefficients alone, of gradients that are checked already.
+
+    Args:
+        grads: the gradients; nothing of their size is made.
+        rule: gives them.
+        losses: (m,) or (B, m) float64, for a rule that uses them.
+        ranks: what the gradients are to be divided by: they are parts of an average over so many ranks.
+    """
+    backend = choose(grads)
+    gram = backend.gram(grads)
+    return backend.coefficients(gram if ranks == 1 else gram / ranks**2, rule, grads, losses)
+
+
+def losses_of(
+    rule: Rule, losses: Sequence[Any] | None, grads: Gradients, group: ProcessGroup | None = None
+) -> Tensor | None:
+    """(m,) or (B, m) float64 beside the Gram matrix, for a rule that may use them; else None.
+
+    Args:
+        group: whose ranks each give their own losses, of which the mean counts.
+    """
     if losses is None or rule.native is not None:
         return None
     device, shape = float64_device(grads.device), grads.batch_shape
@@ -47,4 +67,9 @@ def losses_of(rule: Rule, losses: Sequence[Any] | None, grads: Gradients) -> Ten
         values.append(
             value.to(device, torch.float64).reshape(shape if value.shape == shape else ()).expand(shape)
         )
-    return torch.stack(values, -1)
+    stacked = torch.stack(values, -1)
+    if group is None:
+        return stacked
+    from .ranks.collectives import mean_of  # not in every build of torch
+
+    return mean_of(stacked, group, "the losses")

@@ -26,6 +26,7 @@ from fastconfig import (
     mtl_backward,
     ops,
     utils,
+    weights,
 )
 from fastconfig.pcgrad import PCGrad, PPCGrad
 
@@ -124,6 +125,13 @@ PLACES: dict[str, Callable[[Make], Any]] = {
     "backward's operator": lambda make: backward([loss_of(net := network())], net, make()),
     "distributed's losses": lambda make: distributed.backward(make(), network()),
     "heads' losses": lambda make: mtl_backward(make(), [torch.ones(3)]),
+    "weights' losses": lambda make: weights(make(), network()),
+    "weights' loss": among_losses(weights),
+    "weights' targets": lambda make: weights([loss_of(network())], make()),
+    "a weights' target": lambda make: weights([loss_of(net := network())], [net.weight, make()]),
+    "a weights' feature": lambda make: weights([(f := network().weight * 2).sum()], [f, make()]),
+    "weights' operator": lambda make: weights([loss_of(net := network())], net, make()),
+    "features_gram": lambda make: weights([loss_of(net := network())], net, features_gram=make()),
     "pcgrad's losses": lambda make: PCGrad().pc_backward(make(), network().parameters()),
     "pcgrad's loss": among_losses(lambda losses, net: PPCGrad().pc_backward(losses, net.parameters())),
     "packed loss": among_losses(lambda losses, net: PPCGrad().pack_grad(losses, net.parameters())),

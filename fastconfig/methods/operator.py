@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -204,3 +204,23 @@ def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
     """How an operator's coefficients follow from the Gram matrix; None if it must see the gradients."""
     ours: Any = operator
     return ours.rule_for(grads) if is_ours(operator) else None
+
+
+def needed_rule(operator: GradientOperator, grads: Gradients) -> Rule:
+    """:func:`rule_of`, for what has nothing but the Gram matrix.
+
+    Raises:
+        TypeError: for an operator that must see the gradients.
+    """
+    rule = rule_of(operator, grads)
+    if rule is None:
+        refuse_operator(operator)
+    return rule
+
+
+def refuse_operator(operator: Any) -> NoReturn:
+    """Raise TypeError: an operator must see the gradients, where there is nothing but their Gram matrix."""
+    raise TypeError(
+        f"operator: got a {type(operator).__name__} that must see the gradients, want one whose coefficients "
+        "follow from their Gram matrix, such as ConFIGOperator() or GramOperator(rule)"
+    )

@@ -53,6 +53,13 @@ def summed(total: Tensor, group: ProcessGroup, what: str) -> None:
         dist.all_reduce(total, group=group)
 
 
+def mean_of(value: Tensor, group: ProcessGroup, what: str) -> Tensor:
+    """The mean of a tensor over the ranks; the same bits on all of them."""
+    mean = value / dist.get_world_size(group)
+    summed(mean, group, what)
+    return mean
+
+
 def agreed(total: Tensor, group: ProcessGroup, what: str) -> None:
     """Replace a tensor by the one of the group's first rank."""
     with named(f"broadcast of {what} {tuple(total.shape)}", group):

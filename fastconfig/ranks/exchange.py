@@ -116,6 +116,13 @@ class Exchange:
             pending.wait()
         self._pending.clear()
 
+    def averages(self) -> Gradients:
+        """This rank's parts of the averaged gradients of all losses."""
+        self._wait()
+        rows = Gradients([self._given(parts) for parts in self._rows])
+        rows.shards = Shards(places=tuple(flat.place for flat in self._flats))
+        return rows
+
     def merged(self, merge: Callable[[Gradients, Update], Update]) -> list[Tensor | None]:
         """The update in the parameters' shapes, on all ranks; None where no rank had a gradient.
 
@@ -125,9 +132,7 @@ class Exchange:
         connected = torch.stack(self._connected)
         somewhere = connected.to(self.parameters[0].device, copy=True)
         flags = begin_any(somewhere, self._group, "which parameters have a gradient")
-        self._wait()
-        rows = Gradients([self._given(parts) for parts in self._rows])
-        rows.shards = Shards(places=tuple(flat.place for flat in self._flats))
+        rows = self.averages()
         wholes = [flat.whole() for flat in self._flats]
         pairs = list(zip(self._flats, wholes, strict=True))
         mine = [whole[flat.begin : flat.begin + flat.count] for flat, whole in pairs]

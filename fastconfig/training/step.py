@@ -84,10 +84,10 @@ def backward(
     given = learned(model, "model_or_parameters") if isinstance(model, DistributedDataParallel) else model
     parameters = leaves(given, "model_or_parameters")
     keep = kept(values, parameters, retain_graph)
-    merging = _Merging(operator, indexes, values)
     group = replica_group(model, parameters)
+    merging = _Merging(operator, indexes, values, group)
     if group is not None:
-        _check_no_group(operator)
+        check_no_group(operator)
         averages, _ = exchanged(passes(values, parameters, keep), parameters, group, merging)
         write(parameters, averages, accumulate=accumulate, none_grad=none_grad)
         return
@@ -176,10 +176,10 @@ def mtl_backward(
         for par, gradient in zip(head, gradients, strict=True):
             columns[id(par)].append(gradient)
     sums: Row = [summed(column) for column in columns.values()]
-    merging = _Merging(operator, None, values)
+    merging = _Merging(operator, None, values, group)
     parameters, update = together, sums
     if group is not None:
-        _check_no_group(operator)
+        check_no_group(operator)
         merged, _ = exchanged(rows, shared, group, merging)
         parameters, update = everything, [*merged, *averaged(sums, together, group, "the heads")]
     elif accumulate or not _merged_at_once(shared, rows, merging, none_grad):
@@ -199,11 +199,16 @@ def _agreed(parts: Parts, shared: bool, heads: bool, group: ProcessGroup) -> Par
 
 @dataclass
 class _Merging:
-    """How the gradients of some losses become one: an operator and what it is given beside them."""
+    """How the gradients of some losses become one: an operator and what it is given beside them.
+
+    Attributes:
+        group: of replicas, whose mean losses count.
+    """
 
     operator: Operator
     indexes: Sequence[int] | None
     losses: list[Tensor]
+    group: ProcessGroup | None = None
 
     def __call__(self, grads: Gradients, room: Callable[[], Update] | None = None) -> Update:
         """The update; in ``room()``, where the operator is a rule."""
@@ -218,7 +223,7 @@ class _Merging:
             raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
         if (rule := rule_of(operator, grads)) is not None:
             out = None if room is None else room()
-            return merge(grads, rule, out, losses_of(rule, self.losses, grads))
+            return merge(grads, rule, out, losses_of(rule, self.losses, grads, self.group))
         rows = grads.given_rows if is_ours(operator) else grads.stacked()
         return _fitting(operator.calculate_gradient(rows, self._values()), operator, grads)
 
@@ -303,7 +308,12 @@ def group_of(operator: Operator) -> ProcessGroup | None:
     return getattr(operator, "process_group", None)
 
 
-def _check_no_group(operator: Operator) -> None:
+def check_no_group(operator: Operator) -> None:
+    """Whether an operator leaves the ranks to the model.
+
+    Raises:
+        ValueError: if it does not.
+    """
     if group_of(operator) is not None:
         raise ValueError("operator: got one with a process_group, want one without: the model has its own")
 

@@ -51,22 +51,23 @@ def _refuse_head(i: int) -> NoReturn:
     )
 
 
-def feature_list(features: Any) -> list[Tensor]:
+def feature_list(features: Any, argument: str = "features") -> list[Tensor]:
     """The features one by one.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
     if isinstance(features, str) or not isinstance(features, Iterable):
-        raise TypeError(f"features: got a {type(features).__name__}, want a tensor or a sequence of tensors")
+        kind = type(features).__name__
+        raise TypeError(f"{argument}: got a {kind}, want a tensor or a sequence of tensors")
     found = [features] if isinstance(features, Tensor) else list(features)
     if not found:
-        raise ValueError("features: got none, want the trunk's outputs")
+        raise ValueError(f"{argument}: got none, want the trunk's outputs")
     for i, feature in enumerate(found):
         if not isinstance(feature, Tensor) or not feature.requires_grad:
-            raise ValueError(f"features[{i}]: got one that needs no gradient, want the trunk's outputs")
+            raise ValueError(f"{argument}[{i}]: got one that needs no gradient, want the trunk's outputs")
         if feature.is_leaf:
-            raise ValueError(f"features[{i}]: got a leaf, want what the trunk computes")
+            raise ValueError(f"{argument}[{i}]: got a leaf, want what the trunk computes")
     return found
 
 
@@ -78,7 +79,7 @@ def parts_of(values: list[Tensor], features: list[Tensor], shared: Any, tasks: A
             two roles, so that a loss's pull on it would be lost.
     """
     ends = [edge_of(feature) for feature in features]
-    _check_apart(ends)
+    check_apart(ends, "features")
     trunk = None if shared is None else leaves(shared, "shared_parameters")
     heads = None if tasks is None else _given_heads(tasks, len(values))
     in_trunk = leaves_of(behind([node for node, _ in ends]))
@@ -130,15 +131,23 @@ def _given_heads(tasks: Any, m: int) -> list[list[Tensor]]:
     return [leaves(task, f"task_parameters[{i}]", some=False) for i, task in enumerate(tasks)]
 
 
-def _check_apart(ends: list[Edge]) -> None:
+def check_apart(ends: list[Edge], argument: str) -> None:
+    """Whether features do not depend on each other.
+
+    Raises:
+        ValueError: naming the first that does.
+    """
+    if len(ends) < 2:
+        return
     for k, (node, _) in enumerate(ends):
         if ends[k] in ends[:k]:
-            raise ValueError(f"features[{k}]: got features[{ends.index(ends[k])}] again, want each once")
+            raise ValueError(f"{argument}[{k}]: got {argument}[{ends.index(ends[k])}] again, want each once")
         _, reached = before(node.next_functions, [end for end in ends if end != ends[k]])
         if reached:
             raise ValueError(
-                f"features[{k}]: got one that is computed from features[{ends.index(reached.pop())}], want "
-                "outputs of the trunk that do not depend on each other: their gradients would count twice"
+                f"{argument}[{k}]: got one that is computed from {argument}[{ends.index(reached.pop())}], "
+                "want outputs of the trunk that do not depend on each other: their gradients would count "
+                "twice"
             )
 
 

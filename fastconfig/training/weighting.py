@@ -1,0 +1,218 @@
+"""From losses to the weights of their gradients; the backward pass of the weighted sum is the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..checks import check_operator
+from ..gradients import Gradients
+from ..gradients.shards import any_dtensor, reshard
+from ..merging import coefficients, losses_of
+from ..methods.operator import GradientOperator, is_ours, needed_rule, refuse_operator
+from ..momentum_operator import CONFIG
+from ..network import plain_leaves
+from ..ranks.collectives import mean_of
+from ..ranks.replicas import learned, replica_group
+from .graphs import edge_of, leaves_of, nodes_of
+from .passes import Row, collected, kept, leaves, passes, scalars, taken
+from .step import check_no_group, group_of
+from .trunks import check_apart, feature_list
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["weights"]
+
+FeaturesGram: TypeAlias = Literal["flatten", "batch_sum"]
+
+
+def weights(
+    losses: Iterable[Tensor] | Tensor,
+    with_respect_to: torch.nn.Module | Tensor | Iterable[Tensor],
+    operator: GradientOperator = CONFIG,
+    *,
+    retain_graph: bool = True,
+    features_gram: FeaturesGram = "flatten",
+) -> Tensor:
+    """The weights c of the losses, so that the gradient of sum_i c_i L_i is the merged one.
+
+    The backward pass is the caller's, so that DistributedDataParallel, GradScaler, accumulation, compiled
+    models, Lightning and Accelerate stay as they are:
+
+        c = fastconfig.weights(losses, model)
+        (c * torch.stack(losses)).sum().backward()
+
+    No ``.grad`` is written, no hook of what is given runs, and nothing waits for the device. Of parameters in
+    DistributedDataParallel the weights are those of the averaged gradients, the same on all ranks.
+
+    Args:
+        losses: m scalar losses of shape (), in any iterable, or one vector (m,) of them; of replicas this
+            rank's.
+        with_respect_to: whose gradients the weights follow from. A model or its parameters: m backward
+            passes, and the merged gradient is that of :func:`fastconfig.backward`. Some of the parameters,
+            such as those of the last shared layer: m passes as far as these. Tensors of the forward pass,
+            such as the features of a shared trunk: m passes through the heads, and none through the trunk.
+        operator: gives the weights, from the Gram matrix of the gradients.
+        retain_graph: keep the graphs, which the caller's own backward pass needs.
+        features_gram: of features, "flatten" takes the products of all their elements; "batch_sum" sums a
+            loss's gradient over the batch, the first dimension, before.
+
+    Returns:
+        (m,) weights without a graph, on the losses' device and in their dtype, at least float32; all NaN if
+        any gradient has NaN or Inf.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted; also for an operator that
+            has momentum or must see the gradients themselves.
+        CollectiveError: if the ranks cannot add up their parts.
+    """
+    if torch.compiler.is_compiling():
+        from ..graph import outside_the_graph
+
+        rest = {"retain_graph": retain_graph, "features_gram": features_gram}
+        return outside_the_graph(weights, losses, with_respect_to, operator, **rest)
+    check_operator(operator, "operator")
+    if not is_ours(operator):
+        refuse_operator(operator)
+    if features_gram not in ("flatten", "batch_sum"):
+        raise ValueError(f"features_gram: got {features_gram!r}, want 'flatten' or 'batch_sum'")
+    values = scalars(losses)
+    for i, value in enumerate(values):
+        if value.dim():
+            raise ValueError(
+                f"losses[{i}]: got {tuple(value.shape)}, want a scalar of shape (), such as loss.sum(); "
+                "its product with the weights would have m x m elements"
+            )
+    targets = with_respect_to
+    if isinstance(targets, Tensor):
+        targets = [targets]
+    elif isinstance(targets, Iterable) and not isinstance(targets, (torch.nn.Module, type, str)):
+        targets = list(targets)
+    if isinstance(targets, list) and any(isinstance(t, Tensor) and not t.is_leaf for t in targets):
+        features = feature_list(targets, "with_respect_to")
+        check_apart([edge_of(feature) for feature in features], "with_respect_to")
+        with untouched(features):
+            rows = _features_rows(values, features, retain_graph)
+        c = _by_features(rows, features, values, operator, features_gram)
+    else:
+        c = _by_parameters(values, targets, operator, retain_graph)
+    dtype = torch.float32
+    for value in values:
+        dtype = torch.promote_types(dtype, value.dtype)
+    return c.to(values[0].device, dtype)
+
+
+def _by_parameters(
+    values: list[Tensor], model: Any, operator: GradientOperator, retain_graph: bool
+) -> Tensor:
+    replicated = isinstance(model, DistributedDataParallel)
+    parameters = leaves(learned(model, "with_respect_to") if replicated else model, "with_respect_to")
+    keep = kept(values, parameters, retain_graph)
+    group = replica_group(model, parameters, "with_respect_to")
+    with untouched(parameters):
+        if group is not None:
+            check_no_group(operator)
+            grads = _averages(passes(values, parameters, keep), parameters, group)
+        elif plain_leaves(parameters) is None and any_dtensor(parameters):
+            rows = collected(values, parameters, keep)
+            if isinstance(model, torch.nn.Module):
+                reshard(model)
+            grads = whole(rows, operator, "parameter")
+        else:
+            grads = whole(list(passes(values, parameters, keep)), operator, "parameter")
+    rule = needed_rule(operator, grads)
+    return coefficients(grads, rule, losses_of(rule, values, grads, group))
+
+
+def _averages(rows: Iterable[Row], parameters: list[Tensor], group: ProcessGroup) -> Gradients:
+    """This rank's parts of the gradients averaged over the ranks."""
+    from ..ranks.exchange import Exchange  # loads torch's DTensors
+
+    exchange = Exchange(parameters, group)
+    for i, row in enumerate(rows):
+        exchange.send(row, f"losses[{i}]")
+    return exchange.averages()
+
+
+def whole(rows: list[Row], operator: GradientOperator, what: str) -> Gradients:
+    """The gradients of all losses, each of which has some.
+
+    Raises:
+        ValueError: naming a loss that has none, unless the operator's other ranks may have them.
+    """
+    for i, row in enumerate(rows):
+        if group_of(operator) is None and all(tensor is None for tensor in row):
+            raise ValueError(f"losses[{i}]: got one that no {what} is connected to")
+    return Gradients(rows, group=group_of(operator))
+
+
+def _features_rows(values: list[Tensor], features: list[Tensor], retain_graph: bool) -> list[Row]:
+    keep = kept(values, features, retain_graph)
+    return [taken(f"losses[{i}]", [value], features, keep[i]) for i, value in enumerate(values)]
+
+
+def _by_features(
+    rows: list[Row],
+    features: list[Tensor],
+    values: list[Tensor],
+    operator: GradientOperator,
+    features_gram: FeaturesGram,
+) -> Tensor:
+    group = features_group(features)
+    if group is not None:
+        check_no_group(operator)
+    if features_gram == "batch_sum":
+        rows = [_summed_over_batch(row, features) for row in rows]
+        if group is not None:
+            stacked = torch.stack([_joined(row, features) for row in rows])
+            rows = [[row] for row in mean_of(stacked, group, "the features' gradients")]
+    if group is None or features_gram == "batch_sum":
+        grads, ranks = whole(rows, operator, "feature"), 1
+    else:  # the features of all ranks' data are one batch, of which this rank has a part
+        grads, ranks = Gradients(rows, group=group), group.size()
+    rule = needed_rule(operator, grads)
+    return coefficients(grads, rule, losses_of(rule, values, grads, group), ranks)
+
+
+def features_group(features: list[Tensor]) -> ProcessGroup | None:
+    """Over which ranks the batch is spread that features are of; None where it is whole here."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    behind = [leaf for leaf in leaves_of(nodes_of(features)) if isinstance(leaf, torch.nn.Parameter)]
+    return replica_group(None, behind, "with_respect_to") if behind else None
+
+
+def _summed_over_batch(row: Row, features: list[Tensor]) -> list[Tensor | None]:
+    for k, feature in enumerate(features):
+        if not feature.dim():
+            raise ValueError(f"with_respect_to[{k}]: got shape (), want (batch, ...) for 'batch_sum'")
+    return [None if gradient is None else gradient.sum(0) for gradient in row]
+
+
+def _joined(row: Sequence[Tensor | None], features: list[Tensor]) -> Tensor:
+    pairs = zip(row, features, strict=True)
+    return torch.cat(
+        [f.detach().new_zeros(f.shape[1:].numel()) if g is None else g.reshape(-1) for g, f in pairs]
+    )
+
+
+@contextmanager
+def untouched(targets: list[Tensor]) -> Iterator[None]:
+    """Without the hooks of tensors, and without the ``.grad`` that a pass leaves where it is retained."""
+    waiting = [(hooks, dict(hooks)) for target in targets if (hooks := target._backward_hooks)]
+    retained = [(target, target.grad) for target in targets if target.retains_grad]
+    for hooks, _ in waiting:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, held in waiting:
+            hooks.update(held)
+        for target, grad in retained:
+            target.grad = grad
