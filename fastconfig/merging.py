@@ -47,6 +47,14 @@ def coefficients(grads: Gradients, rule: Rule, losses: Tensor | None = None, ran
     return backend.coefficients(gram if ranks == 1 else gram / ranks**2, rule, grads, losses)
 
 
+@torch.no_grad()
+def combined(grads: Gradients, c: Tensor) -> Update:
+    """sum_i c_i g_i with (m,) or (B, m) float64 coefficients that are there already."""
+    update = grads.new_update()
+    choose(grads).combine(grads, c, update)
+    return grads.as_given(update)
+
+
 def losses_of(
     rule: Rule, losses: Sequence[Any] | None, grads: Gradients, group: ProcessGroup | None = None
 ) -> Tensor | None:

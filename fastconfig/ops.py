@@ -11,6 +11,7 @@ from . import methods
 from .backends import choose
 from .checks import as_order, as_tensor, check_gram, check_group, check_rcond, losses_beside, whole
 from .gradients import Gradients, GradientsLike, Update
+from .merging import combined
 from .methods.base import coefficients_of
 from .numbers import DTYPES, dtype_names, float64_device
 
@@ -133,9 +134,7 @@ def combine(grads: GradientsLike, c: Any) -> Update:
     c = as_tensor("c", c, f"{shape} real numbers", torch.float64)
     if tuple(c.shape) != shape:
         raise ValueError(f"c: got shape {tuple(c.shape)}, want {shape}")
-    out = rows.new_update()
-    choose(rows).combine(rows, c.detach().to(float64_device(rows.device), torch.float64), out)
-    return rows.as_given(out)
+    return combined(rows, c.detach().to(float64_device(rows.device), torch.float64))
 
 
 def _check_gram(gram: Tensor) -> None:

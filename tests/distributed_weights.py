@@ -27,7 +27,7 @@ from inputs import rows_of
 from schedules import MAKERS
 from torch import Tensor, nn
 
-from fastconfig import ConFIGOperator, LogLossesOperator, distributed, reference, weights
+from fastconfig import ConFIGOperator, LogLossesOperator, distributed, mtl_backward, reference, weights
 from fastconfig.methods import MGDA
 
 
@@ -106,6 +106,18 @@ def case_features_of_the_whole_batch(rank: int, ranks: int) -> None:
         exact = c.cpu() @ averaged_rows(ranks, 0, one, lambda net, x: net(x)[1])
         assert (grads_of(net).cpu() - exact).norm() <= 1e-11 * exact.norm()
         net.zero_grad()
+
+
+def case_one_pass_through_the_trunk(rank: int, ranks: int) -> None:
+    """``mtl_backward`` with the features' Gram matrix: as one process with the data of all ranks."""
+    one, net = Tasks(), replica(Tasks())
+    h, losses = one(torch.cat([batch_of(r) for r in range(ranks)]))
+    mtl_backward(losses, h, gram="features")
+    mine, own = net(my_batch())
+    mtl_backward(own, mine, gram="features")
+    found, exact = grads_of(net), grads_of(one)
+    assert_same_bits(found)
+    assert (found.cpu() - exact).norm() <= 1e-11 * exact.norm()
 
 
 def case_losses_of_all_ranks(rank: int, ranks: int) -> None:

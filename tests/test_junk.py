@@ -132,6 +132,10 @@ PLACES: dict[str, Callable[[Make], Any]] = {
     "a weights' feature": lambda make: weights([(f := network().weight * 2).sum()], [f, make()]),
     "weights' operator": lambda make: weights([loss_of(net := network())], net, make()),
     "features_gram": lambda make: weights([loss_of(net := network())], net, features_gram=make()),
+    "heads' gram": lambda make: mtl_backward([(h := network().weight * 2).sum()], h, gram=make()),
+    "heads' operator": lambda make: mtl_backward(
+        [(h := network().weight * 2).sum()], h, operator=make(), gram="features"
+    ),
     "pcgrad's losses": lambda make: PCGrad().pc_backward(make(), network().parameters()),
     "pcgrad's loss": among_losses(lambda losses, net: PPCGrad().pc_backward(losses, net.parameters())),
     "packed loss": among_losses(lambda losses, net: PPCGrad().pack_grad(losses, net.parameters())),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from ..network import parameters_of, plain_leaves
 from ..ranks.collectives import check_collective
 from .graphs import inner, nodes_of
 from .hidden import REENTRANT, check_hidden, state_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 #: one gradient a parameter; None where a loss is not connected to it
 Row: TypeAlias = Sequence[Tensor | None]
@@ -210,3 +213,18 @@ def summed(gradients: Iterable[Tensor | None]) -> Tensor | None:
     if len(present) == 1:
         return present[0].clone()
     return functools.reduce(torch.add, present) if present else None
+
+
+def group_of(operator: Any) -> ProcessGroup | None:
+    """Whose ranks have parts of the gradients that it is given; also of an operator of another package."""
+    return getattr(operator, "process_group", None)
+
+
+def check_no_group(operator: Any) -> None:
+    """Whether an operator leaves the ranks to the model.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if group_of(operator) is not None:
+        raise ValueError("operator: got one with a process_group, want one without: the model has its own")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,14 +14,26 @@ from ..backends import merge_into
 from ..checks import check_operator, got
 from ..gradients import Gradients, Update
 from ..gradients.shards import any_dtensor, reshard
-from ..merging import losses_of, merge
-from ..methods.operator import GradientOperator, fixed_rule_of, is_ours, rule_of
+from ..merging import combined, losses_of, merge
+from ..methods.operator import GradientOperator, fixed_rule_of, is_ours, refuse_operator, rule_of
 from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
 from ..ranks.replicas import fellow_parameters, learned, replica_group
-from .hidden import check_hidden, state_of
-from .passes import Row, collected, kept, leaves, passes, scalars, summed, taken
+from .hidden import State, check_hidden, state_of
+from .passes import (
+    Row,
+    check_no_group,
+    collected,
+    group_of,
+    kept,
+    leaves,
+    passes,
+    scalars,
+    summed,
+    taken,
+)
 from .trunks import Parts, feature_list, parts_of
+from .weighting import by_features
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -113,6 +125,7 @@ def mtl_backward(
     task_parameters: Sequence[torch.nn.Module | Iterable[Tensor]] | torch.nn.ModuleList | None = None,
     operator: Operator = CONFIG,
     *,
+    gram: Literal["parameters", "features"] = "parameters",
     retain_graph: bool = False,
     accumulate: bool = False,
     none_grad: NoneGrad = "skip",
@@ -122,13 +135,20 @@ def mtl_backward(
     Every loss goes backward through its own head to the features, and from these alone through the trunk. Of
     replicas in DistributedDataParallel both are averaged over the ranks.
 
+    With ``gram="features"`` the losses are merged at the features, and the merged gradient alone goes through
+    the trunk, once whatever m is: what an operator promises (equal cosines, no conflict) then holds for the
+    features' gradients, not for the parameters'.
+
     Args:
         losses: m scalar losses, one a task.
         features: what the trunk gives to the heads: one tensor or several that do not depend on each other.
         shared_parameters: of the trunk, or the trunk itself; by default all that the features come from.
         task_parameters: of each task's head, or the heads themselves; a parameter of several heads gets the
             sum. By default all that a loss reaches without passing the features.
-        operator: merges the trunk's gradients.
+        operator: merges the trunk's gradients; for those of the features one whose coefficients follow from
+            the Gram matrix.
+        gram: of what the Gram matrix is: the gradients of the trunk's "parameters", m passes through it, or
+            those of the "features", one pass.
         retain_graph, accumulate, none_grad: as in :func:`backward`.
 
     Raises:
@@ -139,7 +159,7 @@ def mtl_backward(
     if torch.compiler.is_compiling():
         from ..graph import outside_the_graph
 
-        rest = {"retain_graph": retain_graph, "accumulate": accumulate, "none_grad": none_grad}
+        rest = {"gram": gram, "retain_graph": retain_graph, "accumulate": accumulate, "none_grad": none_grad}
         outside_the_graph(
             mtl_backward, losses, features, shared_parameters, task_parameters, operator, **rest
         )
@@ -147,30 +167,37 @@ def mtl_backward(
     if not isinstance(operator, MomentumOperator):
         check_operator(operator, "operator")
     check_none_grad(none_grad)
+    if gram not in ("parameters", "features"):
+        raise ValueError(f"gram: got {gram!r}, want 'parameters' or 'features'")
+    if gram == "features" and not (isinstance(operator, GradientOperator) and is_ours(operator)):
+        refuse_operator(operator)
     values, outputs = scalars(losses), feature_list(features)
     parts = parts_of(values, outputs, shared_parameters, task_parameters)
     group = replica_group(None, parts.all(), "shared_parameters")
     if group is not None:
+        check_no_group(operator)
         parts = _agreed(parts, shared_parameters is None, task_parameters is None, group)
     shared, together, everything = parts.shared, parts.together(), parts.all()
     state = state_of(everything)
     own: list[Row] = []
+    ends: list[Row] = []
     rows: list[Row] = []
-    absent: list[list[bool | None]] = []
     for i, (value, head) in enumerate(zip(values, parts.heads, strict=True)):
         keep = retain_graph or i < len(values) - 1  # heads may share what lies behind the features
         found = taken(f"losses[{i}]", [value], [*outputs, *head], keep)
         own.append(found[len(outputs) :])
-        reached = [(feature, g) for feature, g in zip(outputs, found, strict=False) if g is not None]
-        if not reached:
+        ends.append(found[: len(outputs)])
+        if all(gradient is None for gradient in ends[i]):
             raise ValueError(f"losses[{i}]: got one that no feature is connected to")
-        some, at_ends = zip(*reached, strict=True)
-        rows.append(taken("features", some, shared, keep, at_ends))
-        of_head = {id(par): g is None for par, g in zip(head, own[i], strict=True)}
-        absent.append([*(g is None for g in rows[i]), *(of_head.get(id(par)) for par in together)])
+        if gram == "parameters":
+            rows.append(_through_trunk(outputs, ends[i], shared, keep))
+    if gram == "features":
+        assert isinstance(operator, GradientOperator)
+        c = by_features(ends, outputs, values, operator, group)
+        rows = [_through_trunk(outputs, combined(Gradients(ends), c), shared, retain_graph)]
     if group is None:  # a rank may have no part in what another reaches
         parts.check_reached(own)
-    check_hidden(absent, values, everything, state)
+    _check_seen(parts, rows, own, values, state)
     columns: dict[int, list[Tensor | None]] = {id(par): [] for par in together}
     for head, gradients in zip(parts.heads, own, strict=True):
         for par, gradient in zip(head, gradients, strict=True):
@@ -178,13 +205,38 @@ def mtl_backward(
     sums: Row = [summed(column) for column in columns.values()]
     merging = _Merging(operator, None, values, group)
     parameters, update = together, sums
-    if group is not None:
-        check_no_group(operator)
+    if gram == "features":
+        trunk: Row = [summed([gradient]) for gradient in rows[0]]
+        parameters, update = everything, [*trunk, *sums]
+        if group is not None:
+            update = averaged(update, everything, group, "the trunk and the heads")
+    elif group is not None:
         merged, _ = exchanged(rows, shared, group, merging)
         parameters, update = everything, [*merged, *averaged(sums, together, group, "the heads")]
     elif accumulate or not _merged_at_once(shared, rows, merging, none_grad):
         parameters, update = everything, [*_update(shared, rows, merging, accumulate), *sums]
     write(parameters, update, accumulate=accumulate, none_grad=none_grad)
+
+
+def _through_trunk(features: list[Tensor], ends: Any, shared: list[Tensor], keep: bool) -> Row:
+    """The gradients of the trunk's parameters, from those of its features, of which some may be None."""
+    reached = [(feature, g) for feature, g in zip(features, ends, strict=True) if g is not None]
+    some, at_ends = zip(*reached, strict=True)
+    return taken("features", some, shared, keep, at_ends)
+
+
+def _check_seen(parts: Parts, rows: list[Row], own: list[Row], values: list[Tensor], state: State) -> None:
+    """Whether the passes through the trunk, one a loss or one for all, and the heads have seen everything.
+
+    Raises:
+        ValueError: naming a loss whose graph hides a parameter.
+    """
+    absent: list[list[bool | None]] = []
+    for i, (head, gradients) in enumerate(zip(parts.heads, own, strict=True)):
+        of_head = {id(par): g is None for par, g in zip(head, gradients, strict=True)}
+        trunk = rows[i if len(rows) > 1 else 0]
+        absent.append([*(g is None for g in trunk), *(of_head.get(id(par)) for par in parts.together())])
+    check_hidden(absent, values, parts.all(), state)
 
 
 def _agreed(parts: Parts, shared: bool, heads: bool, group: ProcessGroup) -> Parts:
@@ -301,21 +353,6 @@ def averaged(row: Row, parameters: list[Tensor], group: ProcessGroup, name: str)
     from ..ranks.exchange import Exchange
 
     return Exchange(parameters, group).averaged(row, name) if parameters else row
-
-
-def group_of(operator: Operator) -> ProcessGroup | None:
-    """Whose ranks have parts of the gradients that it is given; also of an operator of another package."""
-    return getattr(operator, "process_group", None)
-
-
-def check_no_group(operator: Operator) -> None:
-    """Whether an operator leaves the ranks to the model.
-
-    Raises:
-        ValueError: if it does not.
-    """
-    if group_of(operator) is not None:
-        raise ValueError("operator: got one with a process_group, want one without: the model has its own")
 
 
 def check_none_grad(none_grad: str) -> None:

@@ -20,8 +20,7 @@ from ..network import plain_leaves
 from ..ranks.collectives import mean_of
 from ..ranks.replicas import learned, replica_group
 from .graphs import edge_of, leaves_of, nodes_of
-from .passes import Row, collected, kept, leaves, passes, scalars, taken
-from .step import check_no_group, group_of
+from .passes import Row, check_no_group, collected, group_of, kept, leaves, passes, scalars, taken
 from .trunks import check_apart, feature_list
 
 if TYPE_CHECKING:
@@ -99,7 +98,10 @@ def weights(
         check_apart([edge_of(feature) for feature in features], "with_respect_to")
         with untouched(features):
             rows = _features_rows(values, features, retain_graph)
-        c = _by_features(rows, features, values, operator, features_gram)
+        group = _features_group(features)
+        if group is not None:
+            check_no_group(operator)
+        c = by_features(rows, features, values, operator, group, features_gram)
     else:
         c = _by_parameters(values, targets, operator, retain_graph)
     dtype = torch.float32
@@ -157,16 +159,23 @@ def _features_rows(values: list[Tensor], features: list[Tensor], retain_graph: b
     return [taken(f"losses[{i}]", [value], features, keep[i]) for i, value in enumerate(values)]
 
 
-def _by_features(
+def by_features(
     rows: list[Row],
     features: list[Tensor],
     values: list[Tensor],
     operator: GradientOperator,
-    features_gram: FeaturesGram,
+    group: ProcessGroup | None,
+    features_gram: FeaturesGram = "flatten",
 ) -> Tensor:
-    group = features_group(features)
-    if group is not None:
-        check_no_group(operator)
+    """(m,) float64: the coefficients that follow from the gradients of features.
+
+    Args:
+        rows: of every loss, the gradients of the features.
+        group: over which the batch is spread.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
     if features_gram == "batch_sum":
         rows = [_summed_over_batch(row, features) for row in rows]
         if group is not None:
@@ -180,7 +189,7 @@ def _by_features(
     return coefficients(grads, rule, losses_of(rule, values, grads, group), ranks)
 
 
-def features_group(features: list[Tensor]) -> ProcessGroup | None:
+def _features_group(features: list[Tensor]) -> ProcessGroup | None:
     """Over which ranks the batch is spread that features are of; None where it is whole here."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
