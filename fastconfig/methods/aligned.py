@@ -40,6 +40,8 @@ class AlignedMTL(Rule):
         scale_mode: "min", "median" or "rmse".
     """
 
+    native = "aligned"
+
     def __init__(
         self, weights: Tensor | None = None, scale_mode: str = "min", *, rcond: float | None = None
     ) -> None:
@@ -47,6 +49,7 @@ class AlignedMTL(Rule):
         if scale_mode not in SCALES:
             raise ValueError(f"scale_mode: got {scale_mode!r}, want one of {', '.join(map(repr, SCALES))}")
         self.weights, self.scale_mode = weights, scale_mode
+        self.parameters = (float(SCALES.index(scale_mode)),)
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float

@@ -31,9 +31,10 @@ class CAGrad(Rule):
     F is minimised exactly, by an active set with the closed form of the best v on each. TorchJD calls a
     conic solver on the host, on the root of G over its trace, where norms that differ by more than 1e8 are
     lost. Where the least F is zero and g_w, too, the gradients are Pareto stationary and the update is zero,
-    as in TorchJD; so it is where |g_0|^2 is at most rcond times the square of the summed lengths of its
-    parts, and rounding leaves nothing certain of it. There is no ``norm_eps``; rcond is 1e-13 whatever the
-    gradients' dtype, as G is exact in all. A zero gradient counts in the mean and bounds nothing.
+    as in TorchJD; so it is where rounding leaves nothing certain: where |v|^2, |g_0|^2 or |v - g_0|^2 is at
+    most rcond / 8 times the square of the summed lengths of its parts. There is no ``norm_eps``; rcond is
+    1e-13 whatever the gradients' dtype, as G is exact in all. A zero gradient counts in the mean and bounds
+    nothing.
 
     Args:
         c: >= 0; the authors' 0.5 by default.
@@ -41,12 +42,15 @@ class CAGrad(Rule):
             and LibMTL does (1).
     """
 
+    native = "cagrad"
+
     def __init__(self, c: float = 0.5, rescale: int = 0, *, rcond: float | None = None) -> None:
         super().__init__(rcond=rcond)
         self.c = not_negative("c", c)
         if rescale not in (0, 1, 2):
             raise ValueError(f"rescale: got {rescale!r}, want 0, 1 or 2")
         self.rescale = rescale
+        self.parameters = (self.c, self.factor)
 
     @property
     def factor(self) -> float:
@@ -86,7 +90,7 @@ class CAGrad(Rule):
             return torch.zeros_like(full[0])
         mean, alive = (full / most).mean(0), norms > 0
         rcond = cutoff(torch.float64) if rcond is None else rcond
-        if mean.square().sum() <= rcond * (norms / (most * len(rows))).sum() ** 2:
+        if mean.square().sum() <= rcond / 8 * (norms / (most * len(rows))).sum() ** 2:
             return torch.zeros_like(mean)
         nearest = _Nearest(full[alive] / norms[alive, None], norms[alive] / most, mean, rcond)
         return most * CAGrad(c, rescale).factor * nearest.highest(c * mean.norm())
@@ -219,13 +223,15 @@ def conflict_averse(cosines: Tensor, mean: Tensor, c: float, rcond: float) -> Te
         distance = (1 - (cosines * parts).sum(-2)).clamp(min=0)
         whole = 1 + parts.abs().sum(-2)
         dependent = distance <= (rcond / 64 * whole.square()).clamp(min=2 * rcond)
-        noise = 8 * _EPS * size * whole + torch.where(dependent, 2 * distance.sqrt() * size, 0)
+        apart = torch.where(dependent, (distance - 4 * _EPS * whole.square()).clamp(min=0).sqrt(), 0)
+        noise = (8 * _EPS * whole + 2 * apart) * size
         enters = settled & alive & (short < -noise) & ~(active | blocked | stationary)
         enters &= unit[torch.where(enters, short, torch.inf).argmin(-1)] > 0
         swaps = (enters & dependent).any(-1, keepdim=True)
         entering = enters.to(mean.dtype)
-        of_it = (parts @ entering.unsqueeze(-1)).squeeze(-1)  # what the one that enters is made of
-        share = torch.where(swaps & active & (of_it > 0), moved / (of_it * inverse), torch.inf)
+        of_it = _times(parts, entering)  # what the one that enters is made of
+        certainly = of_it > rcond**0.5 * (1 + of_it.abs().sum(-1, keepdim=True))
+        share = torch.where(swaps & active & certainly, moved / (of_it * inverse), torch.inf)
         most = share.amin(-1, keepdim=True)
         vanishes = swaps & most.isinf()  # it is the negative of a combination of the others
         exchanged = swaps & ~vanishes
@@ -239,7 +245,8 @@ def conflict_averse(cosines: Tensor, mean: Tensor, c: float, rcond: float) -> Te
         active = (active & ~leaving) | last
         if on_cpu and not bool((leaving | last).any()):
             break
-    return torch.where(stationary | ~certain(cosines, mean, rcond), 0, mean + x)
+    sure = certain(cosines, mean, rcond) & certain(cosines, x, rcond) & certain(cosines, mean + x, rcond)
+    return torch.where(sure & ~stationary, mean + x, 0)
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:

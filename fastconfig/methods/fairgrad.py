@@ -40,9 +40,12 @@ class FairGrad(Rule):
         alpha: >= 0.
     """
 
+    native = "fairgrad"
+
     def __init__(self, alpha: float = 1.0, *, rcond: float | None = None) -> None:
         super().__init__(rcond=rcond)
         self.alpha = not_negative("alpha", alpha)
+        self.parameters = (self.alpha,)
 
     def cutoff(self, dtype: torch.dtype) -> float:
         return super().cutoff(torch.float64)

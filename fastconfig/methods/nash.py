@@ -39,6 +39,8 @@ class NashMTL(Rule):
         relative: multiply by the root of the Frobenius norm of G, before ``max_norm``.
     """
 
+    native = "nash"
+
     def __init__(
         self, max_norm: float | None = 1.0, relative: bool = False, *, rcond: float | None = None
     ) -> None:
@@ -47,6 +49,7 @@ class NashMTL(Rule):
             max_norm = not_negative("max_norm", max_norm, "None or a finite number >= 0")
         check_flag("relative", relative)
         self.max_norm, self.relative = max_norm, bool(relative)
+        self.parameters = (max_norm or 0.0, float(relative))
 
     def cutoff(self, dtype: torch.dtype) -> float:
         return super().cutoff(torch.float64)

@@ -90,6 +90,9 @@ Rule make_rule(const Problem& p, Method method, bool weighted_or_ordered, Length
   rule.length = length;
   rule.weights = weighted_or_ordered ? p.weights.data() : nullptr;
   rule.order = weighted_or_ordered ? p.order.data() : nullptr;
+  const bool bargains = method == Method::nash || method == Method::fairgrad;
+  if (weighted_or_ordered && (bargains || method == Method::cagrad || method == Method::aligned))
+    rule.parameters[0] = 2, rule.parameters[1] = 1;
   return rule;
 }
 
