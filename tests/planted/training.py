@@ -205,8 +205,8 @@ FAULTS = (
     Fault(
         "features-once",
         "fastconfig/training/trunks.py",
-        '        if reached:\n            raise ValueError(\n                f"features[{k}]: got one that is computed',
-        '        if False:\n            raise ValueError(\n                f"features[{k}]: got one that is computed',
+        '        if reached:\n            raise ValueError(\n                f"{argument}[{k}]: got one that is computed',
+        '        if False:\n            raise ValueError(\n                f"{argument}[{k}]: got one that is computed',
         "features that depend on each other count twice",
         ("test_trunks.py",),
     ),
