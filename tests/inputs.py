@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastconfig import reference
+from fastconfig import UPGradOperator, reference
 from fastconfig.grad_operator import (
     ConFIG_update,
     IMTLGOperator,
@@ -25,6 +25,7 @@ from fastconfig.length_model import (
     TrackMinimum,
     TrackSpecific,
 )
+from fastconfig.methods import UPGrad
 
 #: tensors are read in C by DLPack's exchange table from torch 2.10 on; before, the long way does it all
 in_one_call = pytest.mark.skipif(
@@ -70,6 +71,7 @@ METHODS: dict[str, Method] = {
         lambda rows: reference.ppcgrad(rows, reduction="mean"),
     ),
     "imtlg": Method(IMTLGOperator().calculate_gradient, reference.imtlg),
+    "upgrad": Method(UPGradOperator().calculate_gradient, UPGrad.oracle),
 }
 
 

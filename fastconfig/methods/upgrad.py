@@ -63,7 +63,10 @@ class UPGrad(Rule):
         """
         m = len(rows)
         shares = rows.new_full((m,), 1 / m, dtype=torch.float64) if weights is None else weights.double()
-        return torch.stack([reference.onto_dual_cone(rows, e, rcond) for e in torch.diag(shares)]).sum(0)
+        if not torch.isfinite(rows).all():
+            return reference._all_nan(rows)
+        q, r = torch.linalg.qr(rows.double().T)  # projections commute with rotations
+        return q @ torch.stack([reference.onto_dual_cone(r.T, e, rcond) for e in torch.diag(shares)]).sum(0)
 
 
 class UPGradOperator(PreferenceOperator):
