@@ -18,6 +18,7 @@ from .weight_model import EQUAL, WeightModel, is_equal
 from .weight_model import __all__ as _weight_all
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed import ProcessGroup
 
 __all__ = [
@@ -89,9 +90,13 @@ class ConFIGOperator(GradientOperator):
 
     def rule_for(self, grads: Gradients) -> Rule | None:
         """How coefficients follow from the Gram matrix; None with a model that sees the gradients."""
+        return self.rule_at((grads.m,), grads.device)
+
+    def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule | None:
+        """The same by the shape of the gradients' norms, (m,) or (B, m)."""
         if (rule := self.fixed_rule) is not None:
             return rule
         length = length_rule(self.length_model)
         if length is None or not is_equal(self.weight_model):
             return None
-        return unweighted_rule(grads.m, *length, self.rcond)
+        return unweighted_rule(norms[-1], *length, self.rcond)

@@ -51,7 +51,7 @@ def coefficients(grads: Gradients, rule: Rule, losses: Tensor | None = None, ran
 def combined(grads: Gradients, c: Tensor) -> Update:
     """sum_i c_i g_i with (m,) or (B, m) float64 coefficients that are there already."""
     update = grads.new_update()
-    choose(grads).combine(grads, c, update)
+    choose(grads).combine(grads, c.to(float64_device(grads.device)), update)
     return grads.as_given(update)
 
 

@@ -27,7 +27,16 @@ from inputs import rows_of
 from schedules import MAKERS
 from torch import Tensor, nn
 
-from fastconfig import ConFIGOperator, LogLossesOperator, distributed, mtl_backward, reference, weights
+from fastconfig import (
+    ConFIGOperator,
+    EveryOperator,
+    LogLossesOperator,
+    backward,
+    distributed,
+    mtl_backward,
+    reference,
+    weights,
+)
 from fastconfig.methods import MGDA
 
 
@@ -133,6 +142,32 @@ def case_losses_of_all_ranks(rank: int, ranks: int) -> None:
         assert_close(found, rows, MGDA.oracle)
 
 
+def case_every_third_step(rank: int, ranks: int) -> None:
+    """All ranks find the coefficients anew together; in between a step is one pass."""
+    net, operator = replica(), EveryOperator(ConFIGOperator(), 3)
+    for step in range(5):
+        rows = averaged_rows(ranks, step)
+        if step % 3 == 0:
+            update = reference.config(rows)
+            c = torch.linalg.lstsq(rows.T, update).solution
+        assert_every_way(net, operator, step, c @ rows)
+
+
+def assert_every_way(net: Any, operator: EveryOperator, step: int, exact: Tensor) -> None:
+    """``backward`` in the rank's own step; ``weights`` by a copy, which has the same state."""
+    twin = copy.deepcopy(operator)
+    distributed.backward(net, losses_of(net, my_batch(step)), operator)
+    found = grads_of(net)
+    net.zero_grad()
+    losses = losses_of(net, my_batch(step))
+    descend(losses, weights(losses, net, twin))
+    for update in (found, grads_of(net)):
+        assert_same_bits(update)
+        assert (update.cpu() - exact).norm() <= 1e-9 * exact.norm()
+    for name, value in operator.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value)
+
+
 @by_fsdp
 def case_shards_of_fsdp(rank: int, ranks: int) -> None:
     for make in (flat, root_only):
@@ -144,6 +179,11 @@ def case_shards_of_fsdp(rank: int, ranks: int) -> None:
             assert_same_bits(c)
             descend(losses, c)
             assert_close(grads_of(net), averaged_rows(ranks, step), reference.config)
+        operator = EveryOperator(ConFIGOperator(), 2)
+        for _ in range(2):
+            losses = losses_of(net, batch_of(data_rank(net) if make is flat else rank).to(device()))
+            backward(losses, net, operator)
+            assert_close(grads_of(net), averaged_rows(ranks), reference.config)
 
 
 def case_what_is_refused(rank: int, ranks: int) -> None:

@@ -150,6 +150,34 @@ def taken(
         raise
 
 
+def as_weights(c: Tensor, losses: Sequence[Tensor]) -> Tensor:
+    """Coefficients on the losses' device, in their dtype, at least float32."""
+    dtype = functools.reduce(torch.promote_types, [loss.dtype for loss in losses], torch.float32)
+    return c.to(losses[0].device, dtype)
+
+
+def of_weighted_sum(
+    losses: Sequence[Tensor], c: Tensor, parameters: list[Tensor], retain_graph: bool, spread: bool
+) -> Row:
+    """The gradients of sum_i c_i L_i in one backward pass, none of which shares memory with another.
+
+    Args:
+        spread: whether the parameters are DTensors.
+
+    Raises:
+        ValueError: as :func:`passes`.
+    """
+    weights = as_weights(c, losses)
+    total = (weights * torch.stack([loss.reshape(()).to(weights.device) for loss in losses])).sum()
+    if spread:
+        row = collected([total], parameters, [retain_graph])[0]
+    else:
+        state = state_of(parameters)
+        row = [None if g is None else summed([g]) for g in taken("losses", [total], parameters, retain_graph)]
+        check_hidden([[gradient is None for gradient in row]], [total], parameters, state)
+    return row
+
+
 def check_freed(name: str, error: RuntimeError) -> None:
     """Raise ValueError if an error of a backward pass has a cause that the caller can mend."""
     if "second time" in str(error):

@@ -15,6 +15,7 @@ from ..checks import check_operator, got
 from ..gradients import Gradients, Update
 from ..gradients.shards import any_dtensor, reshard
 from ..merging import combined, losses_of, merge
+from ..methods.every import kept_coefficients
 from ..methods.operator import GradientOperator, fixed_rule_of, is_ours, refuse_operator, rule_of
 from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
@@ -27,6 +28,7 @@ from .passes import (
     group_of,
     kept,
     leaves,
+    of_weighted_sum,
     passes,
     scalars,
     summed,
@@ -90,6 +92,9 @@ def backward(
         return
     if not isinstance(operator, MomentumOperator):
         check_operator(operator, "operator")
+        if indexes is not None:
+            kind = type(operator).__name__
+            raise ValueError(f"indexes: got some for a {kind}, want a momentum operator")
     check_none_grad(none_grad)
     model: Any = model_or_parameters
     values = scalars(losses)
@@ -98,13 +103,20 @@ def backward(
     keep = kept(values, parameters, retain_graph)
     group = replica_group(model, parameters)
     merging = _Merging(operator, indexes, values, group)
+    spread = plain_leaves(parameters) is None and any_dtensor(parameters)
+    if (c := kept_coefficients(operator, len(values))) is not None:
+        update: Any = of_weighted_sum(values, c, parameters, retain_graph, spread)
+        if group is not None:
+            update = averaged(update, parameters, group, "the weighted sum")
+        write(parameters, update, accumulate=accumulate, none_grad=none_grad)
+        return
     if group is not None:
         check_no_group(operator)
         averages, _ = exchanged(passes(values, parameters, keep), parameters, group, merging)
         write(parameters, averages, accumulate=accumulate, none_grad=none_grad)
         return
     rows: list[Row]
-    if plain_leaves(parameters) is None and any_dtensor(parameters):
+    if spread:
         rows = collected(values, parameters, keep)
         if isinstance(model, torch.nn.Module):
             reshard(model)  # where it was to stay whole from one loss to the next
@@ -178,7 +190,7 @@ def mtl_backward(
         check_no_group(operator)
         parts = _agreed(parts, shared_parameters is None, task_parameters is None, group)
     shared, together, everything = parts.shared, parts.together(), parts.all()
-    state = state_of(everything)
+    state, c = state_of(everything), kept_coefficients(operator, len(values))
     own: list[Row] = []
     ends: list[Row] = []
     rows: list[Row] = []
@@ -189,11 +201,12 @@ def mtl_backward(
         ends.append(found[: len(outputs)])
         if all(gradient is None for gradient in ends[i]):
             raise ValueError(f"losses[{i}]: got one that no feature is connected to")
-        if gram == "parameters":
+        if c is None and gram == "parameters":
             rows.append(_through_trunk(outputs, ends[i], shared, keep))
-    if gram == "features":
+    if c is None and gram == "features":
         assert isinstance(operator, GradientOperator)
         c = by_features(ends, outputs, values, operator, group)
+    if c is not None:
         rows = [_through_trunk(outputs, combined(Gradients(ends), c), shared, retain_graph)]
     if group is None:  # a rank may have no part in what another reaches
         parts.check_reached(own)
@@ -205,7 +218,7 @@ def mtl_backward(
     sums: Row = [summed(column) for column in columns.values()]
     merging = _Merging(operator, None, values, group)
     parameters, update = together, sums
-    if gram == "features":
+    if c is not None:
         trunk: Row = [summed([gradient]) for gradient in rows[0]]
         parameters, update = everything, [*trunk, *sums]
         if group is not None:
@@ -271,8 +284,6 @@ class _Merging:
             return operator.calculate_gradient(
                 chosen, rows, self._values() if operator.loss_recorder else None
             )
-        if self.indexes is not None:
-            raise ValueError(f"indexes: got some for a {type(operator).__name__}, want a momentum operator")
         if (rule := rule_of(operator, grads)) is not None:
             out = None if room is None else room()
             return merge(grads, rule, out, losses_of(rule, self.losses, grads, self.group))

@@ -14,13 +14,14 @@ from ..checks import check_operator
 from ..gradients import Gradients
 from ..gradients.shards import any_dtensor, reshard
 from ..merging import coefficients, losses_of
+from ..methods.every import kept_coefficients
 from ..methods.operator import GradientOperator, is_ours, needed_rule, refuse_operator
 from ..momentum_operator import CONFIG
 from ..network import plain_leaves
 from ..ranks.collectives import mean_of
 from ..ranks.replicas import learned, replica_group
 from .graphs import edge_of, leaves_of, nodes_of
-from .passes import Row, check_no_group, collected, group_of, kept, leaves, passes, scalars, taken
+from .passes import Row, as_weights, check_no_group, collected, group_of, kept, leaves, passes, scalars, taken
 from .trunks import check_apart, feature_list
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def weights(
                 f"losses[{i}]: got {tuple(value.shape)}, want a scalar of shape (), such as loss.sum(); "
                 "its product with the weights would have m x m elements"
             )
+    if (kept := kept_coefficients(operator, len(values))) is not None:
+        return as_weights(kept, values)
     targets = with_respect_to
     if isinstance(targets, Tensor):
         targets = [targets]
@@ -104,10 +107,7 @@ def weights(
         c = by_features(rows, features, values, operator, group, features_gram)
     else:
         c = _by_parameters(values, targets, operator, retain_graph)
-    dtype = torch.float32
-    for value in values:
-        dtype = torch.promote_types(dtype, value.dtype)
-    return c.to(values[0].device, dtype)
+    return as_weights(c, values)
 
 
 def _by_parameters(
