@@ -25,7 +25,7 @@ from fastconfig import (
     ops,
     reference,
 )
-from fastconfig.methods import CAGrad, FairGrad, NashMTL, Rule, make_rule
+from fastconfig.methods import CAGrad, FairGrad, NashMTL, Rule, make_rule, newton
 
 CPU = torch.device("cpu")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -43,8 +43,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 RULES: dict[str, type[Rule]] = {"nash": NashMTL, "fairgrad": FairGrad, "cagrad": CAGrad}
 OPERATORS: dict[str, Any] = {"nash": NashMTLOperator, "fairgrad": FairGradOperator, "cagrad": CAGradOperator}
-every = pytest.mark.parametrize("case", CASES)
-bargains = pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("ca")])
+every = pytest.mark.parametrize(
+    "case", some([*CASES], quick=["nash", "fair-half", "fair-2", "ca-half", "ca-3"])
+)
+bargains = pytest.mark.parametrize(
+    "case", some([case for case in CASES if not case.startswith("ca")], quick=["nash", "fair-half", "fair-5"])
+)
 
 
 def coefficients(case: str, rows: Tensor) -> list[Tensor]:
@@ -115,7 +119,7 @@ def hard_rows(draw: st.DrawFn) -> Tensor:
 
 
 @every
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=hard_rows())
 def test_finite_and_no_conflict_whatever_the_gradients(case: str, rows: Tensor) -> None:
     """Up to what rounding of G costs; CAGrad with c < 1 may conflict."""
@@ -157,7 +161,7 @@ def test_cagrads_oracle_is_the_best_of_all_supports(m: int, n: int, decades: flo
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("m", some([1, 2, 3, 4, 5, 7, 8, 16, 17, 32, 33], quick=[1, 2, 3, 8, 17]))
+@pytest.mark.parametrize("m", some([1, 2, 3, 4, 5, 7, 8, 16, 17, 32, 33], quick=[1, 3, 8, 17]))
 def test_exact(case: str, m: int, dtype: torch.dtype) -> None:
     rows = torch.randn(m, 3 * m, dtype=torch.float64)
     rows = scaled(rows - 0.9 * rows.mean(0), 2).to(dtype)
@@ -294,7 +298,7 @@ def test_torchjds_example(case: str) -> None:
 
 
 @every
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(rows=hard_rows())
 def test_a_gram_matrix_in_float32(case: str, rows: Tensor) -> None:
     """May be indefinite: what comes of it is finite."""
@@ -318,7 +322,9 @@ def test_batches_are_the_problems_of_each(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["nash", "fair-2", "ca-half"])
-def test_no_value_is_looked_at_on_a_device(case: str) -> None:
+def test_no_value_is_looked_at_on_a_device(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(newton, "_NASH_STEPS", 2)
+    monkeypatch.setattr(newton, "_FAIR_STEPS_ON_DEVICE", 2)
     method, given_settings = CASES[case]
     gram = torch.empty(2, 4, 4, dtype=torch.float64, device="meta")
     assert RULES[method](**given_settings).coefficients(gram, torch.float32).shape == (2, 4)

@@ -11,7 +11,7 @@ namespace fastconfig {
 // Newton's method for C b = w b^-p, b > 0; fastconfig/methods/newton.py says why it goes the way it goes.
 namespace newton {
 
-constexpr int kNashSteps = 40;
+constexpr int kNashSteps = 30;
 constexpr int kFairSteps = 200;
 constexpr double kToTheEdge = 0.9;
 

@@ -186,43 +186,38 @@ def rotated(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """W J with orthogonal columns and the orthogonal J, by one-sided Jacobi rotations.
 
     Each is small where one column is much longer than the other: the short one keeps its digits (Demmel and
-    Veselic 1992, "Jacobi's method is more accurate than QR"). Pairs without a common column turn at once.
+    Veselic 1992, "Jacobi's method is more accurate than QR"). Columns sit in a circle, and those that face
+    each other turn at once; then all but the first move on by one seat.
 
     Args:
         matrix: (..., m, m) float64, columns of zeros among them.
     """
     m = matrix.shape[-1]
+    if m == 1:
+        return matrix, torch.ones_like(matrix)
     unit = torch.eye(m, dtype=matrix.dtype, device=matrix.device).expand(matrix.shape)
-    both = torch.cat([matrix, unit], -2)
-    circle = list(range(m + m % 2))
-    half = len(circle) // 2
-    turns = []
-    for _ in range(len(circle) - 1 if m > 1 else 0):
-        met = [(i, j) for i, j in zip(circle[:half], circle[: half - 1 : -1], strict=True) if max(i, j) < m]
-        turns.append(torch.tensor(met, device=matrix.device).T)
-        circle = [circle[0], circle[-1], *circle[1:-1]]
-    for _ in range(_SWEEPS if m > 1 else 0):
-        largest = 0.0
-        for i, j in turns:
-            left, right = both[..., i], both[..., j]
+    seats = torch.nn.functional.pad(torch.cat([matrix, unit], -2), (0, m % 2))
+    half = seats.shape[-1] // 2
+    for _ in range(_SWEEPS):
+        largest = torch.zeros_like(matrix[..., 0, :1])
+        for _ in range(2 * half - 1):
+            left, right = seats[..., :half], seats[..., half:].flip(-1)
             one, other = left[..., :m, :], right[..., :m, :]
             product = (one * other).sum(-2)
             first, second = one.square().sum(-2), other.square().sum(-2)
-            cosine = product.abs() / (first.sqrt() * second.sqrt())
+            cosine = product.abs() / (first.sqrt() * second.sqrt())  # NaN beside zeros, which do not turn
             turning = cosine > m * _EPS / 4
             half_gap = (second - first) / (2 * product)
             tangent = torch.where(half_gap < 0, -1.0, 1.0) / (half_gap.abs() + (1 + half_gap.square()).sqrt())
-            tangent = torch.where(turning, tangent, 0)
+            tangent = torch.where(turning, tangent, 0).unsqueeze(-2)
             scale = 1 / (1 + tangent.square()).sqrt()
-            sine = (scale * tangent).unsqueeze(-2)
-            scale = scale.unsqueeze(-2)
-            both = both.index_copy(-1, i, scale * left - sine * right)
-            both = both.index_copy(-1, j, sine * left + scale * right)
-            if matrix.device.type == "cpu":
-                largest = max(largest, float(torch.where(turning, cosine, 0).max()))
-        if matrix.device.type == "cpu" and largest < 1e-8:  # the next ones would be below its square
-            break
-    return both[..., :m, :], both[..., m:, :]
+            sine = scale * tangent
+            right, left = sine * left + scale * right, scale * left - sine * right
+            seats = torch.cat([left[..., :1], right[..., :1], left[..., 1:], right[..., 1:].flip(-1)], -1)
+            largest = torch.maximum(largest, torch.where(turning, cosine, 0).amax(-1, keepdim=True))
+        if matrix.device.type == "cpu" and bool((largest < 1e-8).all()):
+            break  # the next ones would be below its square
+    return seats[..., :m, :m], seats[..., m:, :m]
 
 
 class AlignedMTLOperator(PreferenceOperator):
