@@ -131,6 +131,8 @@ def test_settings() -> None:
     krum = aggregation.Krum(1, n_selected=2)
     assert (krum.n_byzantine, krum.gramian_weighting.n_selected) == (1, 2)
     assert repr(krum) == "Krum(n_byzantine=1, n_selected=2)"
+    assert str(krum) == "Krum"
+    assert repr(aggregation.PCGrad()) == "PCGrad()"
     krum.n_selected = 3
     assert torch.equal(krum(rows), aggregation.Krum(1, 3)(rows))
     with pytest.raises(ValueError, match="n_byzantine: got -1"):

@@ -15,8 +15,10 @@ import fastconfig
 from fastconfig import ops
 from fastconfig.methods import (
     IMTLG,
+    MGDA,
     PCD,
     RULES,
+    CAGrad,
     ConFIG,
     Constant,
     ConstantOperator,
@@ -30,6 +32,7 @@ from fastconfig.methods import (
     LogLossesOperator,
     MeanOperator,
     PCDOperator,
+    PPCGrad,
     RandomOperator,
     Rule,
     Sum,
@@ -210,7 +213,7 @@ def test_pcd_special_cases() -> None:
         PCDOperator([0.1, 0.2, 0.3]).calculate_gradient(torch.randn(3, 5))
 
 
-@pytest.mark.parametrize("rule", [IMTLG(), ConFIG(), Krum(), fastconfig.methods.PPCGrad()])
+@pytest.mark.parametrize("rule", [IMTLG(), MGDA(), CAGrad(), ConFIG(), Krum(), PPCGrad()])
 def test_log_losses(rule: Rule) -> None:
     rows, losses = conflicting(4, 100).double(), torch.tensor([0.5, 2.0, 30.0, 1e-3], dtype=torch.float64)
     exact = type(rule).oracle(rows / losses[:, None])

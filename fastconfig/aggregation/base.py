@@ -154,6 +154,9 @@ class Aggregator(GramOperator, nn.Module):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({_shown(self.gramian_weighting._settings)})"
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
 
 class WeightedAggregator(Aggregator):
     """An aggregator by weights; all are, here."""
@@ -225,4 +228,5 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _shown(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    drawing = {"generator"} if settings.get("generator") is None else set()
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items() if name not in drawing)
