@@ -33,18 +33,18 @@ def merge(grads: Gradients, rule: Rule, out: Update | None = None, losses: Tenso
     return grads.as_given(update)
 
 
-def coefficients(grads: Gradients, rule: Rule, losses: Tensor | None = None, ranks: int = 1) -> Tensor:
+def coefficients(grads: Gradients, rule: Rule, losses: Tensor | None = None, scale: float = 1.0) -> Tensor:
     """(m,) or (B, m) float64: the coefficients alone, of gradients that are checked already.
 
     Args:
         grads: the gradients; nothing of their size is made.
         rule: gives them.
         losses: (m,) or (B, m) float64, for a rule that uses them.
-        ranks: what the gradients are to be divided by: they are parts of an average over so many ranks.
+        scale: a factor of the Gram matrix.
     """
     backend = choose(grads)
     gram = backend.gram(grads)
-    return backend.coefficients(gram if ranks == 1 else gram / ranks**2, rule, grads, losses)
+    return backend.coefficients(gram if scale == 1 else gram * scale, rule, grads, losses)
 
 
 @torch.no_grad()

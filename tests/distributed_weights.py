@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from fastconfig import (
     ConFIGOperator,
     EveryOperator,
+    GramOperator,
     LogLossesOperator,
     backward,
     distributed,
@@ -85,6 +86,26 @@ def case_accumulation_within_no_sync(rank: int, ranks: int) -> None:
     found = grads_of(net).cpu()
     assert (found - total).norm() <= 1e-11 * total.norm()
     assert_same_bits(found)
+
+
+def case_the_mean_of_the_ranks_own_gram_matrices(rank: int, ranks: int) -> None:
+    net = replica()
+    own = [averaged_rows(1, 0, losses=lambda net, _, r=r: losses_of(net, batch_of(r))) for r in range(ranks)]
+    # the Gram matrix of all ranks' rows side by side is the sum of theirs
+    beside = torch.cat(own, 1) / ranks**0.5
+    for rule in (lambda gram: 1 / gram.diagonal().sqrt(), lambda gram: gram.sum(0)):
+        losses = losses_of(net, my_batch())
+        c = weights(losses, net, GramOperator(rule), approximate=True)
+        torch.testing.assert_close(c.cpu(), rule(reference.gram(beside)), rtol=1e-11, atol=0)
+    losses = losses_of(net, my_batch())
+    c = weights(losses, net, approximate=True)
+    assert_same_bits(c)
+    assert_close(c.cpu() @ beside, beside, reference.config)
+    net.zero_grad()
+    descend(losses, c)
+    exact = c.cpu() @ averaged_rows(ranks)
+    assert_same_bits(grads_of(net))
+    assert (grads_of(net).cpu() - exact).norm() <= 1e-11 * exact.norm()
 
 
 class Tasks(nn.Module):

@@ -131,6 +131,7 @@ PLACES: dict[str, Callable[[Make], Any]] = {
     "a weights' target": lambda make: weights([loss_of(net := network())], [net.weight, make()]),
     "a weights' feature": lambda make: weights([(f := network().weight * 2).sum()], [f, make()]),
     "weights' operator": lambda make: weights([loss_of(net := network())], net, make()),
+    "approximate": lambda make: weights([loss_of(net := network())], net, approximate=make()),
     "features_gram": lambda make: weights([loss_of(net := network())], net, features_gram=make()),
     "heads' gram": lambda make: mtl_backward([(h := network().weight * 2).sum()], h, gram=make()),
     "heads' operator": lambda make: mtl_backward(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checks import check_operator
+from ..checks import check_flag, check_operator
 from ..gradients import Gradients
 from ..gradients.shards import any_dtensor, reshard
 from ..merging import coefficients, losses_of
@@ -39,6 +39,7 @@ def weights(
     *,
     retain_graph: bool = True,
     features_gram: FeaturesGram = "flatten",
+    approximate: bool = False,
 ) -> Tensor:
     """The weights c of the losses, so that the gradient of sum_i c_i L_i is the merged one.
 
@@ -62,6 +63,9 @@ def weights(
         retain_graph: keep the graphs, which the caller's own backward pass needs.
         features_gram: of features, "flatten" takes the products of all their elements; "batch_sum" sums a
             loss's gradient over the batch, the first dimension, before.
+        approximate: of parameters in DistributedDataParallel, take the mean of the ranks' own Gram matrices
+            for that of the averaged gradients: m x m numbers are sent instead of m N. The noise of a rank's
+            smaller batch makes its gradients longer than the averages, and their cosines smaller.
 
     Returns:
         (m,) weights without a graph, on the losses' device and in their dtype, at least float32; all NaN if
@@ -75,9 +79,10 @@ def weights(
     if torch.compiler.is_compiling():
         from ..graph import outside_the_graph
 
-        rest = {"retain_graph": retain_graph, "features_gram": features_gram}
+        rest = {"retain_graph": retain_graph, "features_gram": features_gram, "approximate": approximate}
         return outside_the_graph(weights, losses, with_respect_to, operator, **rest)
     check_operator(operator, "operator")
+    check_flag("approximate", approximate)
     if not is_ours(operator):
         refuse_operator(operator)
     if features_gram not in ("flatten", "batch_sum"):
@@ -106,30 +111,34 @@ def weights(
             check_no_group(operator)
         c = by_features(rows, features, values, operator, group, features_gram)
     else:
-        c = _by_parameters(values, targets, operator, retain_graph)
+        c = _by_parameters(values, targets, operator, retain_graph, approximate)
     return as_weights(c, values)
 
 
 def _by_parameters(
-    values: list[Tensor], model: Any, operator: GradientOperator, retain_graph: bool
+    values: list[Tensor], model: Any, operator: GradientOperator, retain_graph: bool, approximate: bool
 ) -> Tensor:
     replicated = isinstance(model, DistributedDataParallel)
     parameters = leaves(learned(model, "with_respect_to") if replicated else model, "with_respect_to")
     keep = kept(values, parameters, retain_graph)
-    group = replica_group(model, parameters, "with_respect_to")
+    group, scale = replica_group(model, parameters, "with_respect_to"), 1.0
     with untouched(parameters):
         if group is not None:
             check_no_group(operator)
-            grads = _averages(passes(values, parameters, keep), parameters, group)
+            rows = passes(values, parameters, keep)
+            if approximate:  # the sum of what the ranks have, as if each had parts
+                grads, scale = Gradients(list(rows), group=group), 1 / group.size()
+            else:
+                grads = _averages(rows, parameters, group)
         elif plain_leaves(parameters) is None and any_dtensor(parameters):
-            rows = collected(values, parameters, keep)
+            found = collected(values, parameters, keep)
             if isinstance(model, torch.nn.Module):
                 reshard(model)
-            grads = whole(rows, operator, "parameter")
+            grads = whole(found, operator, "parameter")
         else:
             grads = whole(list(passes(values, parameters, keep)), operator, "parameter")
     rule = needed_rule(operator, grads)
-    return coefficients(grads, rule, losses_of(rule, values, grads, group))
+    return coefficients(grads, rule, losses_of(rule, values, grads, group), scale)
 
 
 def _averages(rows: Iterable[Row], parameters: list[Tensor], group: ProcessGroup) -> Gradients:
@@ -182,11 +191,11 @@ def by_features(
             stacked = torch.stack([_joined(row, features) for row in rows])
             rows = [[row] for row in mean_of(stacked, group, "the features' gradients")]
     if group is None or features_gram == "batch_sum":
-        grads, ranks = whole(rows, operator, "feature"), 1
+        grads, scale = whole(rows, operator, "feature"), 1.0
     else:  # the features of all ranks' data are one batch, of which this rank has a part
-        grads, ranks = Gradients(rows, group=group), group.size()
+        grads, scale = Gradients(rows, group=group), 1 / group.size() ** 2
     rule = needed_rule(operator, grads)
-    return coefficients(grads, rule, losses_of(rule, values, grads, group), ranks)
+    return coefficients(grads, rule, losses_of(rule, values, grads, group), scale)
 
 
 def _features_group(features: list[Tensor]) -> ProcessGroup | None:
