@@ -124,9 +124,11 @@ def hard_rows(draw: st.DrawFn) -> Tensor:
 @settings(max_examples=30, deadline=None)
 @given(rows=hard_rows())
 def test_no_conflict_whatever_the_gradients(method: str, rows: Tensor) -> None:
+    # MGDA's corners of dependent gradients are as far apart as the inverses of their norms: its docstring
+    least = -(1e-13**0.5) if method == "mgda" else -1e-9
     for c in coefficients(method, rows):
         assert c.isfinite().all()
-        assert min(cosines(c, rows), default=0) >= -1e-9
+        assert min(cosines(c, rows), default=0) >= least
 
 
 @every
