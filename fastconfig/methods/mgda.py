@@ -28,8 +28,8 @@ class MGDA(Rule):
     most rcond / 8). The program is solved exactly; TorchJD stops after 100 steps of Frank and Wolfe, 2 to 3 %
     off with 8 gradients or more.
 
-    Cosines of the update with the gradients are above -1e-9; above -sqrt(rcond) = -3e-7 where gradients depend
-    on each other, and their norms differ by more than 1e6: rounding hides then which of them stay.
+    Cosines of the update with the gradients are above -1e-9; above -sqrt(rcond) = -3e-7 where gradients
+    depend on each other and their norms differ by more than 1e6: rounding hides then which of them stay.
 
     In unit gradients: y = c d is the solution of min |sum_i y_i u_i|^2 + (1 - r . y)^2, y >= 0, up to its
     length, with r_i the least norm over d_i. rcond is 1e-13 whatever the gradients' dtype.
