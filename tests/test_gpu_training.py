@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import synchronisation
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import fastconfig
 from fastconfig import ConFIG_update
-from fastconfig.utils import get_para_vector
+from fastconfig.utils import get_gradient_vector, get_para_vector
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -63,6 +64,19 @@ def test_backward_does_not_wait_for_the_device() -> None:
     losses = losses_of(net(x), x)
     with synchronisation.none():
         fastconfig.backward(losses, net)
+
+
+def test_weights_do_not_wait_for_the_device() -> None:
+    net, x = network(), torch.randn(64, 3, device="cuda")
+    for within in (nullcontext, synchronisation.none):  # the first call loads and compiles
+        losses = losses_of(net(x), x)
+        with within():
+            c = fastconfig.weights(losses, net)
+            (c * torch.stack(losses)).sum().backward()
+    found = get_gradient_vector(net)
+    assert c.device == x.device
+    fastconfig.backward(losses_of(net(x), x), net)
+    assert relative_error(found / 2, get_gradient_vector(net).double()) <= 1e-4  # added up in two steps
 
 
 @pytest.mark.filterwarnings("ignore")  # of inductor's own imports
