@@ -66,6 +66,18 @@ def by_heads() -> list[Any]:
     return [par.grad for par in net.parameters()]
 
 
+def weighted() -> list[Any]:
+    net, points = network()
+    features, operator = net(points), fastconfig.EveryOperator(fastconfig.ConFIGOperator(), 2)
+    losses = [features[:, 0].mean(), features.square().mean()]
+    found = [fastconfig.weights(losses, net), fastconfig.weights(losses, features, features_gram="batch_sum")]
+    found += [fastconfig.weights(losses, net, operator), fastconfig.weights(losses, net, operator)]
+    fastconfig.backward(losses, net, operator, retain_graph=True)
+    fastconfig.backward(losses, net, operator, retain_graph=True)
+    fastconfig.mtl_backward(losses, features, gram="features", accumulate=True)
+    return [*found, *[par.grad for par in net.parameters()]]
+
+
 def around_an_optimizer(kind: Any) -> list[Any]:
     net, points = network()
     wrapper = kind(torch.optim.SGD(net.parameters(), lr=0.1))
@@ -145,6 +157,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "backward, zero": lambda: trained(none_grad="zero", accumulate=True),
     "backward by momentum": lambda: trained(operator=PseudoMomentumOperator(2)),
     "mtl_backward": by_heads,
+    "weights": weighted,
     "network vectors": vectors,
     "small functions": lambda: [
         utils.get_cos_similarity(*VECTORS[:2]),
