@@ -116,6 +116,25 @@ def test_losses(backend: str) -> None:
         assert relative_error(update, Milder.oracle(problem, [loss, 2.0, 3.0])) <= 1e-6
 
 
+def test_a_subclass_of_a_compiled_rule_is_asked_itself() -> None:
+    class Doubled(IMTLG):
+        def unit_coefficients(self, *given: Any) -> Tensor:
+            return 2 * super().unit_coefficients(*given)
+
+    class Further(Doubled):
+        """Inherits what is not compiled."""
+
+    class Same(IMTLG):
+        """Inherits what is."""
+
+    rows = conflicting(3, 100)
+    wanted = IMTLG.oracle(rows)
+    for kind, factor, native in ((Doubled, 2, None), (Further, 2, None), (Same, 1, "imtlg")):
+        assert kind.native == native
+        update = GramOperator(kind()).calculate_gradient(list(rows))
+        assert relative_error(update, factor * wanted) <= 1e-6
+
+
 @pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
 def test_momenta(served: str, make: Any) -> None:
     schedule = cyclic(3, 5) if served == "triton" else several(3, 30)  # whose interpreter takes seconds

@@ -61,6 +61,14 @@ class Rule:
     state: Tensor | None = None
     mean = False
 
+    def __init_subclass__(cls, **given: Any) -> None:
+        """A subclass that computes something else has no native twin, unless it names one itself."""
+        super().__init_subclass__(**given)
+        if "native" not in vars(cls) and not vars(cls).keys().isdisjoint(
+            ("unit_coefficients", "coefficients")
+        ):
+            cls.native = None
+
     def __init__(self, *, rcond: float | None = None) -> None:
         self.rcond = rcond
 
