@@ -24,6 +24,7 @@ from fastconfig.methods.solvers import _best_of_all, nonnegative
 RULES: dict[str, type[Rule]] = {"upgrad": UPGrad, "dualproj": DualProj, "mgda": MGDA}
 OPERATORS: dict[str, Any] = {"upgrad": UPGradOperator, "dualproj": DualProjOperator, "mgda": MGDAOperator}
 CPU = torch.device("cpu")
+EPS = torch.finfo(torch.float64).eps
 every = pytest.mark.parametrize("method", RULES)
 
 
@@ -125,10 +126,13 @@ def hard_rows(draw: st.DrawFn) -> Tensor:
 @given(rows=hard_rows())
 def test_no_conflict_whatever_the_gradients(method: str, rows: Tensor) -> None:
     # MGDA's corners of dependent gradients are as far apart as the inverses of their norms: its docstring
-    least = -(1e-13**0.5) if method == "mgda" else -1e-9
+    least = 1e-13**0.5 if method == "mgda" else 1e-9
     for c in coefficients(method, rows):
         assert c.isfinite().all()
-        assert min(cosines(c, rows), default=0) >= least
+        found = cosines(c, rows)
+        if found:  # where the parts nearly cancel, as much as rounding of the coefficients moves their sum
+            rounding = 8 * len(c) * EPS * (c.abs() @ rows.norm(dim=1)) / (c @ rows).norm()
+            assert min(found) >= -max(least, float(rounding))
 
 
 @every

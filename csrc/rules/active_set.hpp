@@ -41,9 +41,10 @@ struct ActiveSet {
 
   FASTCONFIG_HD static double noise_of(double rcond) { return fmax(rcond / 256, 2 * DBL_EPSILON); }
 
-  static constexpr int kTogether = 6;  // rounds in which all may enter
+  static constexpr int kTogether = 6;
 
-  FASTCONFIG_HD void solve(const double* q, double size) {
+  // In the first rounds all may enter, then one by one.
+  FASTCONFIG_HD void solve(const double* q, double size, int together = kTogether) {
     for (int j = 0; j < m; ++j) {
       mu[j] = 0;
       slope[j] = q[j];
@@ -54,7 +55,7 @@ struct ActiveSet {
     double total = size;
     for (int round = 0; round < 4 * m + 10; ++round) {
       const int before = count;
-      if (round < kTogether)
+      if (round < together)
         enter_all(q, noise * total);
       else
         enter_best(q, noise * total);

@@ -21,15 +21,20 @@ FASTCONFIG_HD void add_projection(ActiveSet& set, const double* q, const double*
                                   double* x) {
   double size = 0;
   for (int j = 0; j < set.m; ++j) size += start[j];
-  set.solve(q, size);
-  double squared = 0, parts = 0, least = 0;
-  for (int j = 0; j < set.m; ++j) {
-    const double w = start[j] + set.mu[j];
-    squared += w * set.slope[j];
-    parts += w;
-    least = fmin(least, set.slope[j]);
+  bool free = false;
+  // of gradients that nearly depend on each other, all at once may leave a set that one by one does not
+  for (int together = ActiveSet::kTogether; !free && together >= 0; together -= ActiveSet::kTogether) {
+    set.solve(q, size, together);
+    double squared = 0, parts = 0, least = 0;
+    for (int j = 0; j < set.m; ++j) {
+      const double w = start[j] + set.mu[j];
+      squared += w * set.slope[j];
+      parts += w;
+      least = fmin(least, set.slope[j]);
+    }
+    free = certainly_free(squared, parts, least, rcond);
   }
-  if (!certainly_free(squared, parts, least, rcond)) return;
+  if (!free) return;
   for (int j = 0; j < set.m; ++j) x[j] += share * (start[j] + set.mu[j]);
 }
 
