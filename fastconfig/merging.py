@@ -61,7 +61,8 @@ def losses_of(
     """(m,) or (B, m) float64 beside the Gram matrix, for a rule that may use them; else None.
 
     Args:
-        group: whose ranks each give their own losses, of which the mean counts.
+        group: whose ranks each give their own losses, of which the mean counts; by default those that
+            the gradients are spread over.
     """
     if losses is None or rule.native is not None:
         return None
@@ -76,8 +77,10 @@ def losses_of(
             value.to(device, torch.float64).reshape(shape if value.shape == shape else ()).expand(shape)
         )
     stacked = torch.stack(values, -1)
-    if group is None:
-        return stacked
-    from .ranks.collectives import mean_of  # not in every build of torch
+    groups = [group] if group is not None else [] if grads.shards is None else grads.shards.all_groups()
+    if groups:
+        from .ranks.collectives import mean_of  # not in every build of torch
 
-    return mean_of(stacked, group, "the losses")
+        for each in groups:
+            stacked = mean_of(stacked, each, "the losses")
+    return stacked

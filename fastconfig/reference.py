@@ -368,7 +368,9 @@ def fair(rows: Tensor, alpha: float, *, rcond: float | None = None) -> Tensor:
     units, most = r.T, norms.max()
     weights = (norms[alive] / most) ** (1 - alpha)
     extended = torch.cat([units, torch.ones_like(weights)[:, None]], 1)
-    x = nonnegative_least_squares(extended, torch.eye(extended.shape[1], dtype=r.dtype)[-1], rcond)
+    x = nonnegative_least_squares(
+        extended, torch.eye(extended.shape[1], dtype=r.dtype, device=r.device)[-1], rcond
+    )
     v = x @ units / x.sum()
     if v.square().sum() <= rcond:
         return torch.zeros_like(full[0])
@@ -377,7 +379,9 @@ def fair(rows: Tensor, alpha: float, *, rcond: float | None = None) -> Tensor:
     for _ in range(1000):
         gains = units @ v
         shares = weights * gains**-alpha
-        bend = (units.T * (alpha * shares / gains)) @ units + torch.eye(len(v), dtype=v.dtype)
+        bend = (units.T * (alpha * shares / gains)) @ units + torch.eye(
+            len(v), dtype=v.dtype, device=v.device
+        )
         s = torch.linalg.solve(bend, shares @ units - v)
         if s.norm() <= 1e-15 * v.norm():
             break

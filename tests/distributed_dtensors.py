@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
-from fastconfig import ConFIG_update, ConFIGOperator, GradientOperator, ops, reference
+from fastconfig import ConFIG_update, ConFIGOperator, GradientOperator, GramOperator, ops, reference
 from fastconfig.backends import sharded
+from fastconfig.methods import IMTLG, LogLosses
 from fastconfig.pcgrad import PPCGrad
 
 SHAPES = [(7, 3), (5,), (1, 2), (4, 6, 3), (0, 3)]
@@ -46,10 +47,26 @@ def whole(update: Sequence[Tensor]) -> Tensor:
     return torch.cat([piece.full_tensor().reshape(-1) for piece in update])  # type: ignore[attr-defined]
 
 
+def case_losses_of_each_rank(rank: int, ranks: int) -> None:
+    """Of which the mean counts, on every rank: as of one process that has all of the batch."""
+    rows, operator = conflicting(3, N).double(), GramOperator(LogLosses(IMTLG()))
+    every = torch.rand(ranks, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) + 0.1
+    exact = operator.calculate_gradient(rows, every.mean(0))
+    assert isinstance(exact, Tensor)
+    for mesh, placements in ((line(ranks), [Shard(0)]), (plane(ranks), [Shard(0), Replicate()])):
+        given = [spread(row, [(mesh, placements)] * len(SHAPES)) for row in rows]
+        found = whole(operator.calculate_gradient(given, [*every[rank]])).cpu()  # type: ignore[arg-type]
+        assert (found - exact).norm() <= 1e-12 * exact.norm()
+        vectors = [distribute_tensor(row.to(device()), mesh, placements) for row in rows]
+        found = operator.calculate_gradient(vectors, [*every[rank]]).full_tensor().cpu()  # type: ignore[union-attr]
+        assert (found - exact).norm() <= 1e-12 * exact.norm()
+
+
 def case_vectors_and_tensors(rank: int, ranks: int) -> None:
     mesh = line(ranks)
     for n in (1003, ranks + 1, 1):
-        rows = conflicting(3, n).double() if n > 3 else torch.randn(3, n).double()
+        rows = conflicting(3, n) if n > 3 else torch.eye(3, n) + 0.1 * torch.randn(3, n)  # of any seed
+        rows = rows.double()
         for placement in (Shard(0), Replicate()):
             vectors = [distribute_tensor(row.to(device()), mesh, [placement]) for row in rows]
             update = ConFIG_update(vectors)

@@ -40,7 +40,7 @@ def settings_of(name: str, m: int) -> dict[str, Any]:
     """The arguments that have no default, for m gradients."""
     known: dict[str, dict[str, Any]] = {
         "CAGrad": {"c": 0.5},
-        "Constant": {"weights": torch.arange(1.0, m + 1)},
+        "Constant": {"weights": torch.arange(1.0, m + 1, device="cpu")},
         "FairGrad": {"alpha": 1.0},
         "Krum": {"n_byzantine": 0},
         "NashMTL": {"n_tasks": m},

@@ -139,6 +139,15 @@ class Shards:
         )
         return [] if mesh is None or mesh.ndim == 1 else mesh.get_all_groups()
 
+    def all_groups(self) -> list[ProcessGroup]:
+        """Whose ranks take part, and may each have losses of their own: of every dimension of the mesh."""
+        if self.group is not None:
+            return [self.group]
+        place = next((place for place in self.places if place is not None), None)
+        if place is None or place.batched:  # whose problems have losses of their own
+            return [] if place is None else [*place.groups()]
+        return self.replica_groups() or [place.mesh.get_group()]
+
     @torch.no_grad()
     def wrapped(self, update: Any) -> Any:
         """A result, or a list of a tensor a parameter, as the gradients came: DTensors where they were."""

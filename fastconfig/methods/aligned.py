@@ -124,7 +124,7 @@ class AlignedMTL(Rule):
             for k, value in enumerate(best):
                 column = vectors[:, k]
                 inverse += column * column.T * mp.sqrt(scale[scale_mode] / value)
-            y = torch.tensor([float(v) for v in inverse * shares], dtype=torch.float64)
+            y = torch.tensor([float(v) for v in inverse * shares], dtype=torch.float64, device="cpu")
         return base.T @ y
 
 
