@@ -109,7 +109,8 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
 
     M = B^T B and q = -B^T b for some vectors B, b of lengths near one. The active set method of Lawson and
     Hanson (1974, chapter 23): exact steps, each lowers the objective, so none comes back to a set. The
-    coordinate that lowers it most enters; one whose vector is a combination of those of the set, up to what
+    coordinate of the steepest slope enters, not of the greatest gain, which vectors that nearly depend on the
+    set would promise; one whose vector is a combination of those of the set, up to what
     rounding of M leaves, does not. On a device a fixed number of steps, without a look at the values; of few
     vectors the best of all sets.
 
@@ -155,8 +156,8 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
         progress = (moved - mu).abs().sum(-1, keepdim=True) > noise * size_now
         blocked = (blocked & ~progress) | (leaving & ~progress)
         enters = settled & (slope < -noise * size_now) & ~(free | blocked | dependent)
-        gain = torch.where(enters, slope.square() / distance, -1)
-        enters = enters & (identity[gain.argmax(-1)] > 0)
+        steepest = torch.where(enters, slope, 0).argmin(-1)
+        enters = enters & (identity[steepest] > 0)
         free, last, mu = (free & ~leaving) | enters, enters, moved
         if on_cpu and not bool((leaving | enters).any()):
             break
