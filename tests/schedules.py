@@ -192,3 +192,17 @@ def errors(
             assert not update.any()
             assert not wanted.any()
     return found
+
+
+def assert_served(operator: GradientOperator, exact: Tensor, rows: Tensor) -> None:
+    """By the backend of the day: 4 float32 rows of 1031 elements in every form, zeros, NaN, and momentum."""
+    pieces = [[row[:700].clone(), row[700:].clone()] for row in rows]
+    for given in (rows, list(rows), pieces):
+        update = operator.calculate_gradient(given)
+        assert relative_error(update if isinstance(update, Tensor) else torch.cat(update), exact) <= 1e-5
+    assert not operator.calculate_gradient(torch.zeros(3, 33)).any()
+    broken = rows.clone()
+    broken[2, 5] = torch.nan
+    assert operator.calculate_gradient(broken).isnan().all()
+    momentum = PseudoMomentumOperator(2, gradient_operator=operator)
+    assert momentum.calculate_gradient([0, 1], list(rows[:2])).isfinite().all()

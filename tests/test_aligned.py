@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inputs import equiangular, low_rank, relative_error, scaled
 from pairs import some
+from schedules import assert_served
 from torch import Tensor
 
-from fastconfig import AlignedMTLOperator, PseudoMomentumOperator, ops, reference
+from fastconfig import AlignedMTLOperator, ops, reference
 from fastconfig.methods import AlignedMTL, make_rule
 from fastconfig.methods.aligned import SCALES
 
@@ -162,17 +163,7 @@ def test_batches_devices_and_preferences() -> None:
 
 def test_on_every_backend(backend: str) -> None:
     rows = torch.randn(4, 1031) * torch.tensor([[1e-4], [1.0], [1e2], [1e-2]])
-    made = AlignedMTLOperator()
-    exact = AlignedMTL.oracle(rows)
-    pieces = [[row[:700].clone(), row[700:].clone()] for row in rows]
-    for given_rows in (rows, list(rows), pieces):
-        update = made.calculate_gradient(given_rows)
-        assert relative_error(update if isinstance(update, Tensor) else torch.cat(update), exact) <= 1e-5
-    assert not made.calculate_gradient(torch.zeros(3, 33)).any()
-    rows[2, 5] = torch.nan
-    assert made.calculate_gradient(rows).isnan().all()
-    momentum = PseudoMomentumOperator(2, gradient_operator=made)
-    assert momentum.calculate_gradient([0, 1], list(rows[:2])).isfinite().all()
+    assert_served(AlignedMTLOperator(), AlignedMTL.oracle(rows), rows)
 
 
 def test_torchjds_example() -> None:

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inputs import equiangular, low_rank, orthonormal, relative_error, scaled
 from pairs import some
+from schedules import assert_served
 from torch import Tensor
 
 from fastconfig import DualProjOperator, MGDAOperator, PseudoMomentumOperator, UPGradOperator, ops, reference
@@ -335,17 +336,7 @@ def test_best_of_all_sets_is_the_active_sets(m: int) -> None:
 @every
 def test_operators_on_every_backend(method: str, backend: str) -> None:
     rows = torch.randn(4, 1031) - 0.5 * torch.randn(1031)
-    operator = OPERATORS[method]()
-    exact = RULES[method].oracle(rows)
-    pieces = [[row[:700].clone(), row[700:].clone()] for row in rows]
-    for given_rows in (rows, list(rows), pieces):
-        update = operator.calculate_gradient(given_rows)
-        assert relative_error(update if isinstance(update, Tensor) else torch.cat(update), exact) <= 1e-5
-    assert not operator.calculate_gradient(torch.zeros(3, 33)).any()
-    rows[2, 5] = torch.nan
-    assert operator.calculate_gradient(rows).isnan().all()
-    momentum = PseudoMomentumOperator(2, gradient_operator=operator)
-    assert momentum.calculate_gradient([0, 1], list(rows[:2])).isfinite().all()
+    assert_served(OPERATORS[method](), RULES[method].oracle(rows), rows)
 
 
 @pytest.mark.parametrize("method", ["upgrad", "dualproj"])

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inputs import equiangular, low_rank, orthonormal, relative_error, scaled
 from pairs import some
+from schedules import assert_served
 from torch import Tensor
 
 import fastconfig
@@ -21,7 +22,6 @@ from fastconfig import (
     CAGradOperator,
     FairGradOperator,
     NashMTLOperator,
-    PseudoMomentumOperator,
     ops,
     reference,
 )
@@ -333,17 +333,7 @@ def test_no_value_is_looked_at_on_a_device(case: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("case", ["nash", "fair-2", "ca-half"])
 def test_operators_on_every_backend(case: str, backend: str) -> None:
     rows = torch.randn(4, 1031) - 0.5 * torch.randn(1031)
-    made = operator(case)
-    exact = oracle(case, rows)
-    pieces = [[row[:700].clone(), row[700:].clone()] for row in rows]
-    for given_rows in (rows, list(rows), pieces):
-        update = made.calculate_gradient(given_rows)
-        assert relative_error(update if isinstance(update, Tensor) else torch.cat(update), exact) <= 1e-5
-    assert not made.calculate_gradient(torch.zeros(3, 33)).any()
-    rows[2, 5] = torch.nan
-    assert made.calculate_gradient(rows).isnan().all()
-    momentum = PseudoMomentumOperator(2, gradient_operator=made)
-    assert momentum.calculate_gradient([0, 1], list(rows[:2])).isfinite().all()
+    assert_served(operator(case), oracle(case, rows), rows)
 
 
 @every

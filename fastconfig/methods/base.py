@@ -50,6 +50,7 @@ class Rule:
     """
 
     native: ClassVar[str | None] = None
+    rank_dtype: ClassVar[torch.dtype | None] = None  # whose cut-off is taken for gradients of any dtype
     parameters: tuple[float, ...] = ()
     oracle: ClassVar[Callable[..., Tensor]]  # the paper's formula on full rows (m, N), never through G
 
@@ -110,7 +111,7 @@ class Rule:
 
     def cutoff(self, dtype: torch.dtype) -> float:
         """The eigenvalue cut-off for gradients of this dtype."""
-        return cutoff(dtype) if self.rcond is None else self.rcond
+        return cutoff(self.rank_dtype or dtype) if self.rcond is None else self.rcond
 
     @cached_property
     def cutoffs(self) -> tuple[float, ...]:

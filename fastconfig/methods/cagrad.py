@@ -43,6 +43,7 @@ class CAGrad(Rule):
     """
 
     native = "cagrad"
+    rank_dtype = torch.float64
 
     def __init__(self, c: float = 0.5, rescale: int = 0, *, rcond: float | None = None) -> None:
         super().__init__(rcond=rcond)
@@ -56,9 +57,6 @@ class CAGrad(Rule):
     def factor(self) -> float:
         """What the update is multiplied by in the end."""
         return (1.0, 1 / (1 + self.c**2), 1 / (1 + self.c))[self.rescale]
-
-    def cutoff(self, dtype: torch.dtype) -> float:
-        return super().cutoff(torch.float64)
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float

@@ -29,7 +29,7 @@ class Constant(Rule):
         super().__init__()
         if weights is not None:
             weights = as_tensor("weights", weights, "(m,) numbers", torch.float64).detach()
-            if weights.dim() != 1 or weights.is_complex():
+            if weights.dim() != 1:
                 raise ValueError(f"weights: got shape {tuple(weights.shape)}, want (m,) real numbers")
             weights = weights.double()
         self.weights = weights

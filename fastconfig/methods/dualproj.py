@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .base import Rule
-from .preference import PreferenceOperator
+from .preference import PreferenceOperator, PreferringRule, preferences
 from .solvers import dual_cone
 
 
-class DualProj(Rule):
+class DualProj(PreferringRule):
     """The projection of the gradients' mean on the dual cone {v: g_j . v >= 0 for all j}.
 
     "Gradient Episodic Memory for Continual Learning" (arXiv:1706.08840), equation 11, of the mean of all
@@ -23,18 +22,12 @@ class DualProj(Rule):
     """
 
     native = "dualproj"
-
-    def __init__(self, weights: Tensor | None = None, *, rcond: float | None = None) -> None:
-        super().__init__(rcond=rcond)
-        self.weights = weights
-
-    def cutoff(self, dtype: torch.dtype) -> float:
-        return super().cutoff(torch.float64)
+    rank_dtype = torch.float64
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
     ) -> Tensor:
-        shares = norms / norms.shape[-1] if self.weights is None else norms * self.weights
+        shares = self.shares(norms)
         largest = shares.amax(-1, keepdim=True)
         return largest * dual_cone(cosines, torch.where(largest > 0, shares / largest, 0), rcond)
 
@@ -50,9 +43,7 @@ class DualProj(Rule):
         Returns:
             (N,) float64.
         """
-        m = len(rows)
-        shares = rows.new_full((m,), 1 / m, dtype=torch.float64) if weights is None else weights.double()
-        return reference.onto_dual_cone(rows, shares, rcond)
+        return reference.onto_dual_cone(rows, preferences(weights, rows), rcond)
 
 
 class DualProjOperator(PreferenceOperator):

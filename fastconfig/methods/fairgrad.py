@@ -42,14 +42,12 @@ class FairGrad(Rule):
     """
 
     native = "fairgrad"
+    rank_dtype = torch.float64
 
     def __init__(self, alpha: float = 1.0, *, rcond: float | None = None) -> None:
         super().__init__(rcond=rcond)
         self.alpha = not_negative("alpha", alpha)
         self.parameters = (self.alpha,)
-
-    def cutoff(self, dtype: torch.dtype) -> float:
-        return super().cutoff(torch.float64)
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float

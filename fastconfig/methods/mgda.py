@@ -36,9 +36,7 @@ class MGDA(Rule):
     """
 
     native = "mgda"
-
-    def cutoff(self, dtype: torch.dtype) -> float:
-        return super().cutoff(torch.float64)
+    rank_dtype = torch.float64
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float

@@ -40,6 +40,7 @@ class NashMTL(Rule):
     """
 
     native = "nash"
+    rank_dtype = torch.float64
 
     def __init__(
         self, max_norm: float | None = 1.0, relative: bool = False, *, rcond: float | None = None
@@ -50,9 +51,6 @@ class NashMTL(Rule):
         check_flag("relative", relative)
         self.max_norm, self.relative = max_norm, bool(relative)
         self.parameters = (max_norm or 0.0, float(relative))
-
-    def cutoff(self, dtype: torch.dtype) -> float:
-        return super().cutoff(torch.float64)
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float

@@ -15,6 +15,28 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+class PreferringRule(Rule):
+    """Base of rules in which each gradient counts by its norm and its preference.
+
+    Args:
+        weights: (m,) or (B, m) float64, not negative: the preference vector; None is 1/m each.
+    """
+
+    def __init__(self, weights: Tensor | None = None, *, rcond: float | None = None) -> None:
+        super().__init__(rcond=rcond)
+        self.weights = weights
+
+    def shares(self, norms: Tensor) -> Tensor:
+        """(..., m): what each unit gradient counts."""
+        return norms / norms.shape[-1] if self.weights is None else norms * self.weights
+
+
+def preferences(weights: Tensor | None, rows: Tensor) -> Tensor:
+    """(m,) float64: the preferences of so many rows."""
+    m = len(rows)
+    return rows.new_full((m,), 1 / m, dtype=torch.float64) if weights is None else weights.double()
+
+
 class PreferenceOperator(GramOperator):
     """Base of operators of a rule that takes ``weights``, with which it weighs the gradients.
 
@@ -72,7 +94,7 @@ def as_preferences(pref_vector: Any) -> Tensor:
     """
     wanted = "(m,) finite numbers, none negative"
     given = as_tensor("pref_vector", pref_vector, wanted, torch.float64)
-    if given.dim() != 1 or given.is_complex():
+    if given.dim() != 1:
         raise ValueError(f"pref_vector: got shape {tuple(given.shape)}, {given.dtype}, want {wanted}")
     copied = given.detach().to("cpu", torch.float64, copy=True)
     if not bool((copied.isfinite() & (copied >= 0)).all()):

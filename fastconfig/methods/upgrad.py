@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from .base import Rule
-from .preference import PreferenceOperator
+from .preference import PreferenceOperator, PreferringRule, preferences
 from .solvers import dual_cone
 
 
-class UPGrad(Rule):
+class UPGrad(PreferringRule):
     """The mean of the projections of all gradients on the dual cone {v: g_j . v >= 0 for all j}.
 
     Quinton and Rey 2024, "Jacobian Descent for Multi-Objective Optimization", section 3; by proposition 1
@@ -33,13 +32,7 @@ class UPGrad(Rule):
     """
 
     native = "upgrad"
-
-    def __init__(self, weights: Tensor | None = None, *, rcond: float | None = None) -> None:
-        super().__init__(rcond=rcond)
-        self.weights = weights
-
-    def cutoff(self, dtype: torch.dtype) -> float:
-        return super().cutoff(torch.float64)
+    rank_dtype = torch.float64
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
@@ -47,8 +40,7 @@ class UPGrad(Rule):
         m = norms.shape[-1]
         programs = torch.eye(m, dtype=norms.dtype, device=norms.device).expand(cosines.shape)
         w = dual_cone(cosines.unsqueeze(-3), programs, rcond)
-        shares = norms / m if self.weights is None else norms * self.weights
-        return (shares.unsqueeze(-2) @ w).squeeze(-2)  # sums of what is not negative
+        return (self.shares(norms).unsqueeze(-2) @ w).squeeze(-2)  # sums of what is not negative
 
     @staticmethod
     def oracle(rows: Tensor, weights: Tensor | None = None, *, rcond: float | None = None) -> Tensor:
@@ -62,12 +54,11 @@ class UPGrad(Rule):
         Returns:
             (N,) float64.
         """
-        m = len(rows)
-        shares = rows.new_full((m,), 1 / m, dtype=torch.float64) if weights is None else weights.double()
         if not torch.isfinite(rows).all():
             return reference._all_nan(rows)
+        programs = torch.diag(preferences(weights, rows))
         q, r = torch.linalg.qr(rows.double().T)  # projections commute with rotations
-        return q @ torch.stack([reference.onto_dual_cone(r.T, e, rcond) for e in torch.diag(shares)]).sum(0)
+        return q @ torch.stack([reference.onto_dual_cone(r.T, e, rcond) for e in programs]).sum(0)
 
 
 class UPGradOperator(PreferenceOperator):
