@@ -120,7 +120,7 @@ def count_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def move(clock: Clock, device: torch.device) -> None:
         steps = [*clock.counts, clock.updates, clock.updates]
-        clock.steps = torch.tensor(steps, dtype=torch.int64, device=device)
+        clock.set_steps(torch.tensor(steps, dtype=torch.int64, device=device))
 
     monkeypatch.setattr(Clock, "move", move)
 

@@ -71,7 +71,7 @@ class Backend(ABC):
     @torch.no_grad()
     def accumulate(self, step: Step) -> None:
         """m_i <- beta_1 m_i + (1 - beta_1) g_i for the gradients that came."""
-        step.clock.count()
+        step.clock.counted_steps()
         beta = step.clock.beta_1
         for rows, given in zip(step.momenta.segments, step.grads, strict=True):
             for i, gradient in zip(step.chosen, given, strict=True):

@@ -18,7 +18,6 @@ class Clock:
     Attributes:
         counts: of every gradient, as the host knows them.
         updates: as the host knows them.
-        steps: (m + 2) int64 on the device: counts, updates, updates; None on others.
     """
 
     _uncounted: tuple[int, ...] = ()  # gradients that the host has counted, and the device has not yet
@@ -30,24 +29,25 @@ class Clock:
         self._steps: Tensor | None = None
 
     @property
-    def steps(self) -> Tensor | None:
-        self.count()
-        return self._steps
+    def on_host(self) -> bool:
+        """Whether the host alone counts."""
+        return self._steps is None
 
-    @steps.setter
-    def steps(self, steps: Tensor | None) -> None:
+    def set_steps(self, steps: Tensor | None) -> None:
+        """What the device counts in, (m + 2) int64: counts, updates, updates; None if the host alone counts."""
         self._steps, self._uncounted = steps, ()
 
-    def count(self) -> None:
-        """Count on the device what the host has counted."""
+    def counted_steps(self) -> Tensor | None:
+        """The device's numbers, after it has counted there what the host has."""
         if self._steps is not None and self._uncounted:
             each = self._steps.unbind()
             counted = [each[i] for i in self._uncounted] + list(each[-2:] if self.complete else ())
             torch._foreach_add_(counted, 1)  # one launch
         self._uncounted = ()
+        return self._steps
 
     def leave_to_kernel(self) -> Tensor | None:
-        """:attr:`steps` as they are, for a kernel that counts this step there itself."""
+        """The device's numbers as they are, for a kernel that counts this step there itself."""
         self._uncounted = ()
         return self._steps
 
@@ -58,7 +58,7 @@ class Clock:
 
     def tick(self, chosen: Sequence[int]) -> None:
         """Count gradients that have come; an update, if all have by now. The device does when it is asked."""
-        self.count()
+        self.counted_steps()
         for i in chosen:
             self.counts[i] += 1
         self.updates += self.complete
@@ -71,27 +71,29 @@ class Clock:
 
     def decayed(self, device: torch.device) -> Tensor:
         """:meth:`values`, (m + 2) float64 on a device, without waiting for it."""
-        if self.steps is None:
+        steps = self.counted_steps()
+        if steps is None:
             return torch.tensor(self.values(), dtype=torch.float64, device=float64_device(device))
-        first = 1 - self.beta_1 ** self.steps[:-1].double()
-        return torch.cat([first, 1 - self.beta_2 ** self.steps[-1:].double()])
+        first = 1 - self.beta_1 ** steps[:-1].double()
+        return torch.cat([first, 1 - self.beta_2 ** steps[-1:].double()])
 
     def decayed_second(self, device: torch.device) -> Tensor:
         """1 - beta_2^t of every gradient's t, (m) float64 on a device, without waiting for it."""
-        if self.steps is None:
+        steps = self.counted_steps()
+        if steps is None:
             values = [1 - self.beta_2**t for t in self.counts]
             return torch.tensor(values, dtype=torch.float64, device=float64_device(device))
-        return 1 - self.beta_2 ** self.steps[:-2].double()
+        return 1 - self.beta_2 ** steps[:-2].double()
 
     def move(self, device: torch.device) -> None:
         """Count on this device from now on, if it is one that runs behind the host."""
         self.read()
-        self.steps = None
-        if device.type == "cuda":
-            steps = [*self.counts, self.updates, self.updates]
-            self.steps = torch.tensor(steps, dtype=torch.int64, device=device)
+        steps = [*self.counts, self.updates, self.updates]
+        on_device = device.type == "cuda"
+        self.set_steps(torch.tensor(steps, dtype=torch.int64, device=device) if on_device else None)
 
     def read(self) -> None:
         """Take the device's numbers over to the host; waits for it."""
-        if self.steps is not None:
-            *self.counts, self.updates, _ = self.steps.tolist()
+        steps = self.counted_steps()
+        if steps is not None:
+            *self.counts, self.updates, _ = steps.tolist()

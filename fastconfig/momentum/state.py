@@ -123,7 +123,7 @@ class Momenta:
         self.clock.tick(chosen)
         if grads.form == "vectors" and grads.plain and all(row[0] is not None for row in self.rows):
             self._length = grads.n
-            if self.clock.steps is None:
+            if self.clock.on_host:
                 self._vectors = [row[0] for row in (*self.rows, *self.others.values())]
         columns = zip(given, self.columns, strict=True)
         return [[_flat(row, column) for row in tensors] for tensors, column in columns if column is not None]
@@ -281,7 +281,7 @@ class Momenta:
         """Take over copies of a state that :meth:`check_state` has passed."""
         # integers of its own: tensors would be counted up in place
         self.clock.counts, self.clock.updates = [int(n) for n in state["counts"]], int(state["updates"])
-        self.clock.steps = None
+        self.clock.set_steps(None)
         self.form = state["form"]
         self.rows = [_copies(local_state(row)[0]) for row in state["momenta"]]
         self.others = {name: _copies(local_state(state[name])[0]) for name in self.others}
