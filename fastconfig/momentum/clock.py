@@ -34,7 +34,7 @@ class Clock:
         return self._steps is None
 
     def set_steps(self, steps: Tensor | None) -> None:
-        """What the device counts in, (m + 2) int64: counts, updates, updates; None if the host alone counts."""
+        """(m + 2) int64 that a device counts in: counts, updates, updates; None where the host alone counts."""
         self._steps, self._uncounted = steps, ()
 
     def counted_steps(self) -> Tensor | None:
