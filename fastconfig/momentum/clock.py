@@ -34,7 +34,7 @@ class Clock:
         return self._steps is None
 
     def set_steps(self, steps: Tensor | None) -> None:
-        """(m + 2) int64 that a device counts in: counts, updates, updates; None where the host alone counts."""
+        """Count in (m + 2) int64 on a device: counts, updates, updates; None: the host alone counts."""
         self._steps, self._uncounted = steps, ()
 
     def counted_steps(self) -> Tensor | None:
