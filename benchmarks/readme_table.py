@@ -63,7 +63,7 @@ GPU = Place(
     "in the cold time, beside what a device-to-device copy reads and writes; more than 100 % where an update "
     "reads its gradients once. Eager: with the host's call, as are those that × compares with.",
 )
-GPU_ALL = GPU._replace(document="docs/gpu.md")
+GPU_ALL = GPU._replace(document="docs/notes/gpu.md")
 GPU_TRAINING = TRAINING._replace(marker="training-gpu")
 PLACES = (
     Place(
@@ -77,7 +77,7 @@ PLACES = (
         "result.",
     ),
     Place(
-        "docs/momentum.md",
+        "docs/notes/momentum.md",
         "momentum",
         "PseudoMomentumOperator",
         "A step of `PseudoMomentumOperator` with one of m float32 vectors",
