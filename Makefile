@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/* kernels/*.cu kernels/*.cuh)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-all lint format clean gpu gpu-wheel
+.PHONY: help demo bench test test-all lint format docs clean gpu gpu-wheel
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make bench   time everything beside a memory floor and the peers (BENCH_ARGS='--quick --plot bench.png')"
 	@echo "make test    lint, then the tests (PYTEST_ARGS='-k gram -x', JOBS=2)"
 	@echo "make test-all  the tests that make test leaves out, and the compiled code under sanitizers"
+	@echo "make docs    build the documentation as a site in build/docs; fails for a broken link"
 	@echo "make gpu     build, test and measure on a CUDA GPU in nine minutes, without network (GPU_OUT=folder,"
 	@echo "             GPU_ARGS=--dry-run for all that needs no GPU)"
 	@echo "make gpu-wheel  build the wheel that make gpu installs and fetch the peers, where there is a network, into"
@@ -57,6 +58,10 @@ format: $(READY)
 	@"$(VENV)/bin/ruff" check --fix .
 	@"$(VENV)/bin/ruff" format .
 
+docs: $(VENV)/.docs-ready
+	@NO_MKDOCS_2_WARNING=1 "$(PY)" -m mkdocs build --quiet
+	@echo "Open build/docs/index.html."
+
 gpu:
 	@"$(GPU_PYTHON)" benchmarks/gpu --out "$(GPU_OUT)" $(GPU_ARGS)
 
@@ -79,6 +84,10 @@ $(READY): $(SOURCES) | $(PY)
 	@echo "Setting up $(VENV); the first time takes a few minutes."
 	@$(PIP) torch
 	@$(PIP) -e ".[test,demo]"
+	@touch "$@"
+
+$(VENV)/.docs-ready: $(READY)
+	@$(PIP) -e ".[docs]"
 	@touch "$@"
 
 $(VENV)/.bench-ready: $(READY)

@@ -1,7 +1,7 @@
-"""Write the tables of README.md and docs from JSON files: of benchmarks, training_step.py and ``make gpu``.
+"""Write the tables of README.md and docs from the JSON files in benchmarks/results.
 
-They are never typed by hand: each is of the newest run in its folder of benchmarks/results; those of GPUs are
-of every ``gpu-*.json`` there, a card each.
+Nobody types them. Each CPU table shows the newest run in its folder; GPU tables show every ``gpu-*.json``,
+one card each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 PEERS = ("plain torch", "torchjd", "conflictfree")
+SHOWN = {"conflictfree": "conflictfree", "torchjd": "TorchJD"}  # in the README's summary, by their own names
 TRAINING_HEADS = (
     "network",
     "way",
@@ -43,8 +44,9 @@ class Place(NamedTuple):
     floor: str
 
 
+BENCHMARKS = "docs/benchmarks.md"
 TRAINING = Place(
-    "docs/training.md",
+    BENCHMARKS,
     "training",
     "",
     "A training step with three losses",
@@ -54,7 +56,7 @@ TRAINING = Place(
     "peak of that part beyond the graph, in vectors of all parameters.",
 )
 GPU = Place(
-    "README.md",
+    BENCHMARKS,
     "gpu",
     "ConFIG_update",
     "`ConFIG_update` of m vectors",
@@ -67,7 +69,7 @@ GPU_ALL = GPU._replace(document="docs/notes/gpu.md")
 GPU_TRAINING = TRAINING._replace(marker="training-gpu")
 PLACES = (
     Place(
-        "README.md",
+        BENCHMARKS,
         "bench",
         "ConFIG_update",
         "`ConFIG_update` of m float32 vectors",
@@ -87,6 +89,10 @@ PLACES = (
         "is; extra memory is the peak of a call beyond its state and its result.",
     ),
 )
+SUMMARY = "README.md"
+SUMMARY_NAMES = ["fastconfig", *SHOWN.values()]
+SUMMARY_HEADS = ["device", "N", *SUMMARY_NAMES, *(f"error, {name}" for name in SUMMARY_NAMES)]
+SUMMARY_SIZES = {"cpu": (10_000, 1_000_000, 10_000_000), "gpu": (10_000, 1_000_000)}
 
 
 def newest(folder: Path = RESULTS) -> Path | None:
@@ -169,6 +175,39 @@ def gpu_table(numbers: dict[str, Any], source: str, place: Place) -> str:
             lines.append(f"| {' | '.join(cells)} |")
     notes = {mark: text for mark, text in MARKS.items() if any(mark in line for line in lines[4:])}
     return "\n".join([*lines, "", " ".join([place.floor, *notes.values()])])
+
+
+def summary(paths: list[Path]) -> str:
+    """The README's few rows: three float32 gradients, on the CPU and on every card; times and errors."""
+    lines = [f"| {' | '.join(SUMMARY_HEADS)} |", "| --- |" + " ---: |" * (len(SUMMARY_HEADS) - 1)]
+    for path in paths:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        kind = "cpu" if numbers["machine"]["device"] == "cpu" else "gpu"
+        for of_setting in numbers["settings"]:
+            setting = of_setting["setting"]
+            if (setting["m"], setting["dtype"], setting["form"]) != (3, "float32", "vectors"):
+                continue
+            if setting["n"] not in SUMMARY_SIZES[kind]:
+                continue
+            ours = next(r for r in of_setting["results"] if r["operation"] == "ConFIG_update")
+            theirs = {p["name"]: p for p in of_setting["peers"] if p["operation"] == "ConFIG_update"}
+            entries = [ours, *(theirs.get(name) for name in SHOWN)]
+            cells = ["CPU" if kind == "cpu" else card(numbers), f"{setting['n']:,}"]
+            cells += ["–" if e is None else duration(e.get("eager_us", e["median_us"])) for e in entries]
+            cells += ["–" if e is None else f"{e['error']:.2g}" for e in entries]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def card(numbers: dict[str, Any]) -> str:
+    """A card's short name, such as H100."""
+    return str(numbers["machine"]["device"]).removeprefix("NVIDIA ").split()[0]
+
+
+def summarised() -> str:
+    """README.md as it must be for the newest run on a CPU and all cards' runs."""
+    paths = [path for path in (newest(), *cards()) if path is not None]
+    return inserted((ROOT / SUMMARY).read_text(encoding="utf-8"), summary(paths), "summary")
 
 
 def gpu_cells(row: dict[str, Any], copy: float) -> list[str]:
@@ -305,6 +344,8 @@ def main() -> int:
     for place in GPUS if cards() else ():
         (ROOT / place.document).write_text(generated(place, *cards()), encoding="utf-8")
         print(f"{place.document}: tables from {', '.join(path.name for path in cards())}")
+    (ROOT / SUMMARY).write_text(summarised(), encoding="utf-8")
+    print(f"{SUMMARY}: summary")
     return 0
 
 

@@ -1,6 +1,6 @@
 """A Keras network with two heads whose losses conflict, trained with PPCGrad under tf.function.
 
-    pip install "fastconfig[tensorflow]"
+    pip install ".[tensorflow]"
     python examples/keras_ppcgrad.py [--method pcgrad|ppcgrad|sum] [--steps 300] [--seed 0]
 
 Prints both losses before and after; "sum" is the plain gradient of the sum, for comparison.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -380,3 +382,11 @@ def test_copies_go_on_from_where_the_object_is(duplicate: Callable[[Any], Any]) 
                 held.project_conflicting(rows)
             answers = [each.project_conflicting(rows).numpy() for each in (duplicate(held), held)]
             assert (answers[0] == answers[1]).all()
+
+
+def test_the_page_of_the_docs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tensorflow.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(snippet, "docs/tensorflow.md", "exec"), names)
+    assert all(torch.isfinite(torch.tensor(float(loss))) for loss in names["losses"])

@@ -252,10 +252,10 @@ def test_refusals(rule: Any, error: type[Exception], says: str) -> None:
         GramOperator(rule).calculate_gradient(conflicting(3, 10))
 
 
-def test_the_method_in_contributing(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+def test_the_method_in_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "extend.md").read_text(encoding="utf-8")
     example = text.partition("<!-- method:begin -->\n```python\n")[2].partition("```")[0]
     monkeypatch.setattr("fastconfig.methods.RULES", dict(RULES))
     found: dict[str, Any] = {}
-    exec(compile(example, "CONTRIBUTING.md", "exec"), found)
+    exec(compile(example, "docs/extend.md", "exec"), found)
     assert found["RULES"]["milder"] is found["Milder"]

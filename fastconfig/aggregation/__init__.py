@@ -5,9 +5,9 @@
     >>> UPGradWeighting()(jacobian @ jacobian.T)  # (m, m): its weights
     >>> fastconfig.backward(losses, network, UPGrad())  # losses to .grad, without a Jacobian
 
-An answer differs from TorchJD's only where that is not the paper's; docs/methods.md has the list. Arguments
-that are settings of TorchJD's solvers are accepted and have no effect: the answers are exact. ``TrimmedMean``
-and ``GradDrop`` look at every coordinate by itself, not at G; they are not here.
+Answers differ from TorchJD's only where TorchJD's is not the paper's: docs/from/torchjd.md lists these.
+Arguments that configure TorchJD's solvers are accepted and ignored, because the answers are exact.
+``TrimmedMean`` and ``GradDrop`` are not here: they look at every coordinate, not at the Gram matrix.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operators: gradients -> Gram matrix -> rule -> update (see docs/design.md); their base classes."""
+"""Operators: gradients -> Gram matrix -> rule -> update (see docs/how.md); their base classes."""
 
 from __future__ import annotations
 
