@@ -145,7 +145,9 @@ int64_t run_rows(const Packing& rows, const Call& call, const Context& context, 
   if (rows.problems == 0 || (rows.chunks() == 0 && call.steps != kGram)) return 0;
   const bool whole = one_launch && call.steps == kGram + kCombine;
   const int size = static_cast<int>(kItemsize[context.kind < 0 ? 0 : context.kind]);
-  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, size, context.device, whole);
+  Device device = context.device;
+  if (!rows.one_aligned()) device.shared = 0;
+  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, size, device, whole);
   const auto words = rows.needs_memory() ? static_cast<int64_t>(rows.words().size()) : 0;
   const int64_t needed = 8 * (p.doubles + words);
   if (needed > bytes) return needed;

@@ -39,10 +39,20 @@ struct Stage {
 
 enum class Mode { ordinary, following, cooperative };
 
+// So that blocks of a kernel may take this much shared memory: 48 KB need no leave.
+template <class... Parameters>
+void allow_shared(void (*kernel)(Parameters...), int bytes) {
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory");
+}
+
+// A launch whose blocks take `shared` bytes of dynamic_shared().
 template <class... Parameters, class... Arguments>
-void launch(const Context& context, void (*kernel)(Parameters...), int64_t blocks, int64_t problems, int threads,
-            Mode mode, Arguments&&... arguments) {
+void launch_shared(const Context& context, void (*kernel)(Parameters...), int64_t blocks, int64_t problems, int threads,
+                   int shared, Mode mode, Arguments&&... arguments) {
+  if (shared > 0) allow_shared(kernel, shared);
   cudaLaunchConfig_t config{};
+  config.dynamicSmemBytes = static_cast<size_t>(shared);
   config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(problems));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.stream = context.stream;
@@ -63,6 +73,12 @@ void launch(const Context& context, void (*kernel)(Parameters...), int64_t block
     throw RefusedAtOnce{};
   }
   check(error, "launch of a kernel");
+}
+
+template <class... Parameters, class... Arguments>
+void launch(const Context& context, void (*kernel)(Parameters...), int64_t blocks, int64_t problems, int threads,
+            Mode mode, Arguments&&... arguments) {
+  launch_shared(context, kernel, blocks, problems, threads, 0, mode, std::forward<Arguments>(arguments)...);
 }
 
 template <int N>

@@ -20,6 +20,7 @@ struct Device {
   int major = 0, minor = 0;
   bool cooperative = false;  // launches whose blocks all run at once
   bool float64 = false;      // float64 at a usable rate: products and, from 7 gradients on, tensor cores
+  int shared = 0;            // bytes of shared memory that a block may take
 };
 
 // Whether kernels that were compiled for a capability (10 * major + minor) take products in float64: kernels/vectors.cuh.
@@ -27,8 +28,9 @@ FASTCONFIG_HD constexpr bool computes_float64(int compiled) { return compiled ==
 
 // Shapes of all launches of one call, and what scratch memory they need.
 struct Plan {
-  bool one_launch;    // the rows stay in registers between both passes
-  int kept;           // vectors of a row that a thread keeps
+  bool one_launch;    // the rows stay in registers and shared memory between both passes
+  int kept;           // vectors of a row that a thread keeps in registers
+  int parked;         // and in shared memory
   int rows;           // m, rounded up to what kernels are compiled for
   bool tiles;         // Gram matrix by the float64 tensor cores
   int blocks;         // of a problem, in both passes
@@ -69,6 +71,15 @@ FASTCONFIG_HD constexpr int most_kept(int rows, int size) {
   return size < 4 ? 1 : rows == 2 ? 8 : rows == 3 ? 6 : rows == 4 ? 5 : rows == 6 ? 2 : 1;
 }
 
+// Bytes of shared memory that a block's vectors take, one of every row a thread, and what is left to its own variables.
+FASTCONFIG_HD constexpr int parked_bytes(int rows) { return kept_threads * rows * kVectorBytes; }
+constexpr int kOwnShared = 8192;
+// Only where a thread finds its vectors at once: in one segment of aligned rows.
+inline int most_parked(int rows, int size, const Device& device) {
+  const int room = device.shared - kOwnShared;
+  return size < 4 || room < 0 ? 0 : room / parked_bytes(rows);
+}
+
 // Whether this device's kernels take the float64 tensor cores for m gradients.
 FASTCONFIG_HD constexpr bool uses_tiles(int m, const Device& device) { return device.float64 && m > 6; }
 
@@ -80,12 +91,15 @@ inline Plan plan(int m, int64_t chunks, int64_t problems, int size, const Device
   p.tiles = uses_tiles(m, device);
   p.rows = p.tiles ? tile_rows(m) : small_rows(m);
   const int64_t held = device.processors * kSlotChunks;  // chunks, a vector a thread
+  const int few = small_rows(m), kept = most_kept(few, size);
+  const int64_t needed = (chunks + held - 1) / held;
   if (one_launch && device.cooperative && m <= kSmallRows && problems == 1 && chunks > 0 &&
-      chunks <= held * most_kept(small_rows(m), size)) {
+      needed <= kept + most_parked(few, size, device)) {
     p.one_launch = true;
     p.tiles = false;
-    p.rows = small_rows(m);
-    p.kept = chunks <= held ? 1 : most_kept(p.rows, size);
+    p.rows = few;
+    p.kept = needed == 1 ? 1 : kept;
+    p.parked = needed > p.kept ? static_cast<int>(needed) - p.kept : 0;
   }
   // of few rows a chunk is too little for a block: every block of the second pass adds up the partials of all
   const int64_t shares = p.tiles ? chunks : (chunks + kSlotChunks - 1) / kSlotChunks;

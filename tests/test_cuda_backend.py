@@ -12,8 +12,9 @@ from typing import Any
 import emulated
 import pytest
 import torch
+from inputs import relative_error
 
-from fastconfig import ConFIG_update, backends, ops, use_backend
+from fastconfig import ConFIG_update, backends, ops, reference, use_backend
 from fastconfig.backends import cuda
 from fastconfig.backends.base import BackendUnavailable
 from fastconfig.config_update import PLAIN
@@ -134,6 +135,29 @@ def test_a_device_that_no_kernel_runs_on(kernels: ModuleType, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "fastconfig._cuda", spy)
     with use_backend("cuda"), pytest.raises(BackendUnavailable, match="NoKernelImage"):
         ConFIG_update(torch.randn(3, 100))
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "dtype"),
+    [
+        (8, 9 * 1024 + 3, torch.float32),
+        (7, 8 * 1024 - 1, torch.float64),
+        (3, 33 * 1024 + 6, torch.float32),
+        pytest.param(2, 45 * 1024 + 8, torch.float32, marks=pytest.mark.slow),
+        pytest.param(4, 24 * 1024 - 2, torch.float32, marks=pytest.mark.slow),
+    ],
+)
+def test_rows_that_registers_have_no_room_for(
+    kernels: ModuleType, m: int, n: int, dtype: torch.dtype
+) -> None:
+    """They lie in shared memory, a few vectors a thread; the last vector is not whole."""
+    rows = list(torch.randn(m, n, dtype=dtype))
+    rows[1] = torch.zeros_like(rows[1])
+    exact = reference.config(torch.stack(rows))
+    with use_backend("cuda"):
+        assert relative_error(ConFIG_update(rows), exact) <= (1e-7 if dtype == torch.float32 else 1e-13)
+        rows[0][n - 1] = torch.nan
+        assert ConFIG_update(rows).isnan().all()
 
 
 def test_scratch_memory_is_kept(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

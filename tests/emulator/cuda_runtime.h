@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <map>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -31,6 +32,7 @@ namespace emulator {
 // What the runtime says about the device. A test may change it.
 struct Device {
   int processors = 4;
+  int shared_bytes = 112 * 1024;  // that a block may take, after cudaFuncSetAttribute
   int major = FASTCONFIG_EMULATED_FLOAT64 ? 9 : 8;  // 9.0 computes float64 at a usable rate, 8.9 does not
   int minor = FASTCONFIG_EMULATED_FLOAT64 ? 0 : 9;
   int cooperative = 1;
@@ -49,6 +51,7 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrCooperativeLaunch = 95,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 
 enum cudaStreamCaptureStatus {
@@ -115,6 +118,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrComputeCapabilityMajor: *value = emulator::device.major; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = emulator::device.minor; return cudaSuccess;
     case cudaDevAttrCooperativeLaunch: *value = emulator::device.cooperative; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulator::device.shared_bytes; return cudaSuccess;
   }
   return emulator::answer(cudaErrorInvalidValue);
 }
@@ -123,6 +127,20 @@ template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
   const int version = 10 * emulator::device.major + emulator::device.minor;
   *attributes = {version, version};
+  return cudaSuccess;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+namespace emulator {
+
+inline std::map<const void*, int> allowed;  // bytes of shared memory, of kernels that were given leave
+
+}  // namespace emulator
+
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > emulator::device.shared_bytes) return emulator::answer(cudaErrorInvalidValue);
+  emulator::allowed[kernel] = bytes;
   return cudaSuccess;
 }
 
@@ -137,8 +155,11 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 namespace emulator {
 
 // Whether the device would take a launch.
-inline cudaError_t check(const cudaLaunchConfig_t& config, bool* cooperative) {
+inline cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel, bool* cooperative) {
   *cooperative = false;
+  const auto leave = allowed.find(kernel);
+  const int most = leave == allowed.end() ? 48 * 1024 : leave->second;
+  if (config.dynamicSmemBytes > static_cast<size_t>(most)) return cudaErrorInvalidValue;
   for (unsigned k = 0; k < config.numAttrs; ++k) {
     if (config.attrs[k].id == cudaLaunchAttributeCooperative)
       *cooperative = config.attrs[k].val.cooperative != 0;
@@ -166,7 +187,7 @@ template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each parameter of the kernel");
   bool cooperative;
-  const cudaError_t error = emulator::check(*config, &cooperative);
+  const cudaError_t error = emulator::check(*config, reinterpret_cast<const void*>(kernel), &cooperative);
   if (error != cudaSuccess) return emulator::answer(error);
   const std::tuple<std::decay_t<Params>...> parameters(std::forward<Args>(args)...);
   emulator::Grid grid(config->gridDim, config->blockDim, config->dynamicSmemBytes, cooperative,
