@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from fastconfig import ConFIG_update, PCGradOperator
+from fastconfig import ConFIG_update
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "docs" / "figures"
@@ -30,9 +30,8 @@ def conflict() -> Figure:
     """Two gradients more than 90 degrees apart: their sum hurts one, a merged update helps both."""
     grads = torch.tensor([[-0.55, 0.62], [1.9, 0.25]], dtype=torch.float64)
     updates = {"sum": grads.sum(0), "ConFIG": ConFIG_update(grads)}
-    updates["PCGrad"] = PCGradOperator().calculate_gradient(grads)
-    figure = Figure(figsize=(9, 3.0), layout="constrained")
-    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    figure = Figure(figsize=(6, 2.3), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (name, update) in zip(panels, updates.items(), strict=True):
         for i, (grad, colour) in enumerate(zip(grads, (BLUE, ORANGE), strict=True)):
             arrow(axes, grad, colour)
@@ -42,7 +41,7 @@ def conflict() -> Figure:
         arrow(axes, update, GREEN if good else RED, width=3)
         axes.set_title(f"{name}: cosines {cosines[0]:+.2f}, {cosines[1]:+.2f}", fontsize=11)
         axes.set_xlabel("helps both losses" if good else "makes loss 1 worse", color=GREEN if good else RED)
-        axes.set(xlim=(-0.9, 2.3), ylim=(-0.15, 1.85), aspect="equal", xticks=[], yticks=[])
+        axes.set(xlim=(-0.9, 2.3), ylim=(-0.15, 1.35), aspect="equal", xticks=[], yticks=[])
     return figure
 
 
@@ -56,7 +55,7 @@ def cosines() -> Figure:
     sys.path.insert(0, str(ROOT / "examples"))
     example: Any = importlib.import_module("equal_cosines")
     theirs = importlib.import_module("conflictfree.grad_operator").ConFIG_update
-    figure = Figure(figsize=(8, 2.9), layout="constrained")
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
     panels = figure.subplots(1, len(SIZES), sharey=True)
     torch.manual_seed(SEED)
     for axes, n in zip(panels, SIZES, strict=True):
@@ -77,7 +76,7 @@ def cosines() -> Figure:
 
 def how() -> Figure:
     """Gram, rule, combine: the gradients are read twice, and only m numbers decide."""
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    figure = Figure(figsize=(7, 2.1), layout="constrained")
     axes = figure.subplots()
     rows(axes, 0, "m gradients\nof N elements", (BLUE, ORANGE, GREEN))
     square(axes, 4.6, "Gram matrix\nm × m, float64")

@@ -23,7 +23,7 @@ from fastconfig.methods.stateful import StatefulOperator
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "methods.md"
-HEADS = ("method", "the update", "no conflict", "if you rescale a loss", "between calls", "paper")
+HEADS = ("method", "the update", "no conflict", "rescaling a loss", "between calls")
 PROBLEMS, LIMIT = 200, 1e-6  # of each size; a cosine below -LIMIT is a conflict
 
 # what the update is, and the paper
@@ -36,7 +36,7 @@ WORDS = {
         "the sum of the gradients, each without its part along those it conflicts with, one after another",
         "[2001.06782](https://arxiv.org/abs/2001.06782), alg. 1",
     ),
-    "PPCGrad": ("PCGrad with every projection taken against the original gradients", "PCGrad's"),
+    "PPCGrad": ("PCGrad with every projection taken against the original gradients", "–"),
     "IMTLG": (
         "has equal projections on all unit gradients; with three or more losses of very different size "
         "these can all be negative",
@@ -145,11 +145,10 @@ def row(kind: str) -> list[str]:
         keeps.append("random numbers" if shuffled else "with `shuffle=True`, random numbers")
     return [
         kind,
-        what,
+        what if paper == "–" else f"{what} ({paper})",
         ("2 losses only" if conflicts(kind, 4) else "always") if two else "not promised",
-        "the direction changes" if turns(kind) else "same direction",
+        "turns the update" if turns(kind) else "keeps its direction",
         "; ".join(keeps) or "–",
-        paper,
     ]
 
 

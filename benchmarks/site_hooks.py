@@ -16,6 +16,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):\s*(?=<code>)")
 FENCE = {".py": "python", ".sh": "sh"}
 
 
@@ -64,3 +65,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return found[1] + posixpath.relpath(uri(path), posixpath.dirname(page.file.src_uri) or ".") + found[3]
 
     return LINK.sub(moved, markdown)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Docstrings without Sphinx's roles, such as :func:."""
+    return ROLE.sub("", html)
