@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "tensors.hpp"
 
@@ -71,5 +72,34 @@ struct Kernels {
     return threads && as_int(threads.get(), value) ? value : -1;
   }
 };
+
+// The kernels' own signature (run of kernels/update_numba.py).
+using Run = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, int64_t,
+                     int64_t, int64_t, int64_t, int64_t);
+
+constexpr int64_t kUpdate = 3;  // GRAM + COMBINE of kernels/update_numba.py
+
+// Append the table entry of a column (kernels/gram_numba.py); a column without tensors, or elements, has none.
+inline bool append_entry(std::vector<int64_t>& table, PyObject* rows, Py_ssize_t p, bool vectors, PyObject* out) {
+  const Py_ssize_t m = PyList_GET_SIZE(rows);
+  const size_t entry = table.size();
+  table.resize(entry + 2 + 2 * m, 0);
+  dlpack::Tensor tensor{};
+  for (Py_ssize_t i = 0; i < m; ++i) {
+    PyObject* object = element(rows, i, p, vectors);
+    table[entry + 2 + m + i] = 1;
+    if (object == Py_None) continue;
+    if (exchange->from_object(object, &tensor) != 0) return false;
+    table[entry] = numel(tensor);
+    table[entry + 2 + i] = integer(data(tensor));
+  }
+  if (table[entry] == 0) {
+    table.resize(entry);
+  } else if (out != Py_None) {
+    if (exchange->from_object(out, &tensor) != 0) return false;
+    table[entry + 1] = integer(data(tensor));
+  }
+  return true;
+}
 
 }  // namespace fastconfig

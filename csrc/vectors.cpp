@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "groups.hpp"
 #include "results.hpp"
 #include "rows.hpp"
 
@@ -81,11 +82,7 @@ PyObject* attach(PyObject*, PyObject* capsule) {
   Py_RETURN_NONE;
 }
 
-using Run = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, int64_t,
-                     int64_t, int64_t, int64_t, int64_t);
-
 constexpr int kIntegers = 13;
-constexpr int64_t kUpdate = 3;  // GRAM + COMBINE of kernels/update_numba.py
 
 // run(run, steps, table, problems, segments, m, gram, c, rule, size, threads, team, gram_body, combine_body,
 // rcond), all integers but the last: the kernels' own signature (kernels/update_numba.py), without the GIL.
@@ -104,29 +101,6 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   function(v[1], v[2], v[3], v[4], v[5], v[6], v[7], coefficients, v[8], rcond, v[9], v[10], v[11], v[12], v[13]);
   Py_END_ALLOW_THREADS
   Py_RETURN_NONE;
-}
-
-// Append the table entry of a column (kernels/gram_numba.py); a column without tensors, or elements, has none.
-bool append_entry(std::vector<int64_t>& table, PyObject* rows, Py_ssize_t p, bool vectors, PyObject* out) {
-  const Py_ssize_t m = PyList_GET_SIZE(rows);
-  const size_t entry = table.size();
-  table.resize(entry + 2 + 2 * m, 0);
-  dlpack::Tensor tensor{};
-  for (Py_ssize_t i = 0; i < m; ++i) {
-    PyObject* object = element(rows, i, p, vectors);
-    table[entry + 2 + m + i] = 1;
-    if (object == Py_None) continue;
-    if (exchange->from_object(object, &tensor) != 0) return false;
-    table[entry] = numel(tensor);
-    table[entry + 2 + i] = integer(data(tensor));
-  }
-  if (table[entry] == 0) {
-    table.resize(entry);
-  } else if (out != Py_None) {
-    if (exchange->from_object(out, &tensor) != 0) return false;
-    table[entry + 1] = integer(data(tensor));
-  }
-  return true;
 }
 
 // run_plain(run, steps, rows, out, gram, c, rule, size, threads, team, gram_body, combine_body, rcond): steps of the
@@ -370,6 +344,7 @@ PyMethodDef methods[] = {
     {"scan", fast(&scan), METH_FASTCALL, nullptr},
     {"run", fast(&run), METH_FASTCALL, nullptr},
     {"run_plain", fast(&run_plain), METH_FASTCALL, nullptr},
+    {"run_groups", fast(&run_groups), METH_FASTCALL, nullptr},
     {"keep_kernels", fast(&keep_kernels), METH_FASTCALL, nullptr},
     {"short_update", fast(&short_update), METH_FASTCALL, nullptr},
     {"merge_into", fast(&merge_into), METH_FASTCALL, nullptr},

@@ -13,8 +13,8 @@ extern "C" void fastconfig_coefficients(const double* gram, double* c, int64_t b
 
 namespace fastconfig {
 
-// Adds attach, describe, scan, run, run_plain, keep_kernels, short_update, merge_into and what the others below add; -1 and a
-// Python error if that fails.
+// Adds attach, describe, scan, run, run_plain, run_groups, keep_kernels, short_update, merge_into and what the others below
+// add; -1 and a Python error if that fails.
 int add_vectors(PyObject* module);
 
 // Adds parameters, leaves, join and spread.

@@ -62,6 +62,21 @@ def run_plain(
     rcond: float,
     /,
 ) -> None: ...
+def run_groups(
+    run: int,
+    rows: Any,
+    out: Any,
+    places: list[list[int]],
+    rules: list[int],
+    size: int,
+    threads: int,
+    enough: int,
+    team: int,
+    gram_body: int,
+    combine_body: int,
+    rcond: float,
+    /,
+) -> None: ...
 def keep_kernels(
     kind: int,
     empty_like: Any,

@@ -12,6 +12,7 @@ from .length_model import *  # noqa: F403  # as conflictfree's module offers the
 from .length_model import PROJECTION, LengthModel, length_rule
 from .length_model import __all__ as _length_all
 from .methods import GradientOperator, GramOperator, IMTLGOperator, PCGradOperator, PPCGradOperator, Rule
+from .methods.groups import by_groups
 from .methods.operator import by_rule
 from .weight_model import *  # noqa: F403
 from .weight_model import EQUAL, WeightModel, is_equal
@@ -79,6 +80,8 @@ class ConFIGOperator(GradientOperator):
     @by_rule
     def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
         """The ConFIG update; arguments, result and errors as in :func:`ConFIG_update`."""
+        if self._groups is not None:
+            return by_groups(self, grads, losses)
         models, group = (self.weight_model, self.length_model), self.process_group
         return ConFIG_update(grads, *models, losses=losses, rcond=self.rcond, process_group=group)
 

@@ -22,16 +22,17 @@ from torch import Tensor
 from .backends import choose, short_step
 from .grad_operator import *  # noqa: F403  # as conflictfree's module offers them
 from .grad_operator import __all__ as _operator_all
-from .gradients import Update
+from .gradients import Gradients, Update
 from .gradients.pairs import in_dtype
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
 from .merging import losses_of, merge
-from .methods.operator import fixed_rule_of, rule_of
+from .methods.groups import Group, within
+from .methods.operator import fixed_rule_of, needed_rule, rule_of
 from .momentum.adoption import is_theirs
 from .momentum.base import CONFIG as CONFIG
 from .momentum.base import MomentumOperator, Resumable
 from .momentum.precision import at_precision, merged_by
-from .momentum.step import EPSILON
+from .momentum.step import EPSILON, Step
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
 
@@ -82,6 +83,7 @@ class PseudoMomentumOperator(Resumable):
         update = self._short_step(indexes, grads) if losses is None else None
         if update is not None:
             return update
+        groups = self._grouped(indexes, grads, losses)
         chosen, rows, flat, losses = self._take(indexes, grads, losses)
         state, dtype = self._momenta, rows.dtype
         momenta = state.gradients
@@ -90,6 +92,8 @@ class PseudoMomentumOperator(Resumable):
         if not state.clock.complete:
             backend.accumulate(step)
             return momenta.as_given(state.new_update(dtype, zeros=True))
+        if groups is not None:
+            return momenta.as_given(self._step_by_groups(step, groups, losses))
         rule = rule_of(self.gradient_operator, momenta)
         if rule is None:
             momenta.check_whole()
@@ -106,12 +110,29 @@ class PseudoMomentumOperator(Resumable):
             backend.rescale(step, state.ordered(momenta.restored(merged)), out)
         return out
 
+    def _step_by_groups(self, step: Step, groups: list[Group], losses: list[Any] | None) -> Update:
+        """A step that is counted, in one of each group by itself: its momenta, and what lies beside them."""
+        out: Any = self._momenta.new_update(step.dtype)
+        at_once = step.clock.on_host  # else a device counts the step, and must not count it for each group
+        if not at_once:
+            choose(step.momenta).accumulate(step)
+        for one, part, segments in self._momenta.parts(groups):
+            second, fake = [step.second[s] for s in segments], [step.fake[s] for s in segments]
+            grads = [step.grads[s] for s in segments]
+            own = Step(part, second, fake, step.chosen, grads, step.dtype, step.clock, {})
+            with within(one.name):
+                rule = at_precision(needed_rule(self.gradient_operator, part), step.dtype, part.dtype)
+                backend, pieces = choose(part), [out[p] for p in one.places]
+                update = backend.momentum_update if at_once else backend.merge_and_rescale
+                update(own, rule, pieces, losses_of(rule, losses, part))
+        return out
+
     def _short_step(self, indexes: Any, grads: Any) -> Tensor | None:
         """The step in one compiled call, or None: then the way that checks and explains everything."""
         state = self._momenta.plain
         if state is None or self.process_group is not None or is_theirs(vars(self)):
             return None
-        rule = fixed_rule_of(self.gradient_operator)
+        rule = fixed_rule_of(self.gradient_operator) if self.groups is None else None
         return None if rule is None else short_step(state, indexes, grads, rule)
 
 
@@ -141,6 +162,7 @@ class SeparateMomentumOperator(Resumable):
             from .graph import outside_the_graph
 
             return outside_the_graph(self.calculate_gradient, indexes, grads, losses)
+        groups = self._grouped(indexes, grads, losses)
         chosen, rows, flat, losses = self._take(indexes, grads, losses)
         state = self._momenta
         first = state.clock.decayed(rows.device)
@@ -152,7 +174,11 @@ class SeparateMomentumOperator(Resumable):
                     self._rescale(momentum, s, z, column[k], first[i], second[i])
         if not state.clock.complete:
             return state.gradients.as_given(state.new_update(rows.dtype, zeros=True))
-        merged = self._merge([state.others[f"rescaled_{i}"] for i in range(state.m)], rows.dtype, losses)
+        vectors = state.as_gradients([state.others[f"rescaled_{i}"] for i in range(state.m)])
+        if groups is None:
+            merged = self._merge(vectors, rows.dtype, losses)
+        else:
+            merged = self._merge_by_groups(vectors, groups, rows.dtype, losses)
         if isinstance(merged, Tensor):
             return in_dtype(merged, rows.dtype)
         return [None if piece is None else in_dtype(piece, rows.dtype) for piece in merged]
@@ -172,8 +198,17 @@ class SeparateMomentumOperator(Resumable):
         torch.div(square, second, out=rescaled).sqrt_().add_(EPSILON).mul_(first)
         torch.div(momentum, rescaled, out=rescaled)
 
-    def _merge(self, rows: list[list[Tensor | None]], given: torch.dtype, losses: list[Any] | None) -> Update:
-        rescaled = self._momenta.as_gradients(rows)
+    def _merge_by_groups(
+        self, rescaled: Gradients, groups: list[Group], given: torch.dtype, losses: list[Any] | None
+    ) -> Update:
+        out: Any = self._momenta.new_update(rescaled.dtype)
+        for one, part, _ in self._momenta.parts(groups, rescaled):
+            with within(one.name):
+                rule = at_precision(needed_rule(self.gradient_operator, part), given, part.dtype)
+                merge(part, rule, [out[p] for p in one.places], losses_of(rule, losses, part))
+        return rescaled.as_given(out)
+
+    def _merge(self, rescaled: Gradients, given: torch.dtype, losses: list[Any] | None) -> Update:
         rule = rule_of(self.gradient_operator, rescaled)
         if rule is not None:
             rule = at_precision(rule, given, rescaled.dtype)

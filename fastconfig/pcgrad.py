@@ -39,7 +39,7 @@ from .ops import gram_of
 from .ranks.replicas import fellow_parameters, replica_group
 from .training.graphs import leaves_of, nodes_of
 from .training.passes import Row, checked_parameters, collected, kept, listed, passes, summed
-from .training.step import averaged, exchanged
+from .training.replicas import averaged, exchanged
 from .wrapped_optimizer import WrappedOptimizer
 
 __all__ = ["PCGrad", "PPCGrad"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..gradients import Gradients, GradientsLike, Update
 from ..methods import GramOperator, Rule
+from ..methods.operator import refuse_groups
 from ..methods.stateful import StatefulOperator
 
 
@@ -135,6 +136,7 @@ class Aggregator(GramOperator, nn.Module):
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
         if any(_hooked(module) for module in (self.weighting, self.gramian_weighting)):
+            refuse_groups(self, "forward hooks see one vector of weights")
             return ops.combine(matrix, self.weighting.unrounded(self.weighting(matrix)))
         return self.calculate_gradient(matrix)
 

@@ -50,6 +50,22 @@ class Backend(ABC):
         gram = self.gram(grads)
         self.combine(grads, self.coefficients(gram, rule, grads, losses), out)
 
+    def update_groups(
+        self, grads: Gradients, groups: list[list[int]], rules: list[Rule], out: Update
+    ) -> bool:
+        """The updates of groups of parameters, each by its own Gram matrix and rule, if there is one call.
+
+        Args:
+            grads: plain per-parameter lists.
+            groups: of each group the places of its parameters.
+            rules: one a group, in compiled code.
+            out: as in :meth:`update`.
+
+        Returns:
+            Whether it was done.
+        """
+        return False
+
     def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
         """The update of gradients as given, if there is a shorter way for these; or None."""
         return None
@@ -89,6 +105,11 @@ class Backend(ABC):
         reads m momenta and two vectors and writes these two and the result.
         """
         self.accumulate(step)
+        self.merge_and_rescale(step, rule, out, losses)
+
+    @torch.no_grad()
+    def merge_and_rescale(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
+        """What :meth:`momentum_update` does after :meth:`accumulate`."""
         momenta = step.momenta
         corrections = 1 / step.clock.decayed(step.device)[:-2]
         gram = self.gram(momenta) * corrections * corrections[:, None]

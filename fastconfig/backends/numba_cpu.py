@@ -18,7 +18,7 @@ from ..methods.base import Rule, native_coefficients
 from ..numbers import KINDS
 from .numba_momentum import NumbaMomentum
 from .table import entries, tensor_entry
-from .team import ALONE, team_address, threads_for
+from .team import ALONE, team_address, threads_for, worth_a_team
 
 _ZERO = array("d", [0])
 _UNSUPPORTED = {dtype: ir_numba.unsupported(kind) for dtype, kind in KINDS.items()}
@@ -52,6 +52,18 @@ class NumbaBackend(NumbaMomentum):
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         c = c.contiguous()
         _run(COMBINE, grads, out, 0, c.data_ptr())
+
+    def update_groups(
+        self, grads: Gradients, groups: list[list[int]], rules: list[Rule], out: Update
+    ) -> bool:
+        if not rules:
+            return True
+        run, team, gram_body, combine_body, size = _entries(grads.dtype)
+        threads = threads_for(grads.m * grads.n * size)
+        natives = [rule.native_address for rule in rules]
+        kernels = (size, threads, worth_a_team(threads), team, gram_body, combine_body)
+        _C.run_groups(run, grads.rows, out, groups, natives, *kernels, rules[0].cutoff(grads.dtype))
+        return True
 
     def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
         return _C.short_update(grads, TYPES, rule.native_address, rule.cutoffs)

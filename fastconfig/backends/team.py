@@ -32,7 +32,12 @@ def threads_for(size: int) -> int:
     if size < ALONE or _forked or not team_address():
         return 1
     threads = torch.get_num_threads()
-    return threads if size >= min(threads * EACH, ENOUGH) else 1
+    return threads if size >= worth_a_team(threads) else 1
+
+
+def worth_a_team(threads: int) -> int:
+    """Bytes of input from which on waking a team gains more than it costs."""
+    return min(threads * EACH, ENOUGH)
 
 
 @cache

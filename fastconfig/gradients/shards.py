@@ -132,6 +132,10 @@ class Shards:
                 found.setdefault(place.groups(), []).append(p)
         return found
 
+    def part(self, places: list[int]) -> Shards:
+        """How some of the parameters are spread."""
+        return Shards(self.group, tuple(self.places[p] for p in places) if self.places else ())
+
     def replica_groups(self) -> list[ProcessGroup]:
         """Of every dimension of the mesh that has most of them; none of one with a single dimension."""
         mesh = max(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..checks import number, whole
 from .base import Rule, as_rule, coefficients_of
-from .operator import GradientOperator, is_ours, refuse_operator
+from .groups import state_name
+from .operator import GradientOperator, is_ours, refuse_groups, refuse_operator
 from .stateful import StatefulOperator
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class ByOperator(Rule):
     @torch.no_grad()
     def coefficients(self, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
         operator: Any = self.operator
+        refuse_groups(operator, "those of the EveryOperator around it count")
         rule = operator.fixed_rule or operator.rule_at(tuple(gram.shape[:-1]), gram.device, self.spread)
         if rule is None:
             refuse_operator(operator)
@@ -95,7 +97,8 @@ class EveryOperator(StatefulOperator):
     """Any method with coefficients that are found anew in every k-th call only; see :class:`Every`.
 
     In between, ``fastconfig.backward`` runs one backward pass of the weighted sum of the losses instead of m,
-    ``mtl_backward`` one through the trunk, and ``weights`` none; all ranks find them anew together.
+    ``mtl_backward`` one through the trunk, and ``weights`` none; all ranks find them anew together. With
+    ``groups``, whose coefficients differ, every step has all backward passes.
 
     Args:
         rule: any rule, a function G -> c, or an operator whose coefficients follow from the Gram matrix.
@@ -134,7 +137,8 @@ class EveryOperator(StatefulOperator):
     def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
         """The rule of the next call, which counts it."""
         if not self._is_sound(norms):
-            self._state.clear()
+            for name in ("kept", "count"):
+                self._state.pop(state_name(name), None)
         kept = self._kept("kept", norms, device)
         rule = ByOperator(self._inner, spread) if self._inner is not None else self._rule
         return Every(rule, self.calls, self.max_norm, kept, self._kept("count", (1,), CPU))
@@ -148,14 +152,16 @@ class EveryOperator(StatefulOperator):
         Returns:
             (m,) or (B, m) float64.
         """
-        if self.max_norm or not self._is_sound(norms) or int(self._state["count"]) % self.calls == 0:
+        if self._groups is not None or self.max_norm or not self._is_sound(norms):
+            return None
+        if int(self._state["count"]) % self.calls == 0:
             return None
         self._state["count"] += 1
         return self._state["kept"].clone()
 
     def _is_sound(self, norms: tuple[int, ...]) -> bool:
         """Whether there are coefficients of such gradients; NaN may be left by the very first ones only."""
-        kept, count = self._state.get("kept"), self._state.get("count")
+        kept, count = (self._state.get(state_name(name)) for name in ("kept", "count"))
         if kept is None or count is None or kept.shape != norms or not count:
             return False
         return int(count) > 1 or not kept.isnan().any()

@@ -15,6 +15,7 @@ from ..merging import losses_of, merge, short_merge
 from ..numbers import float64_device
 from ..utils import write_gradient
 from .base import Rule, as_rule, coefficients_of
+from .groups import GroupsLike, by_groups, by_network, checked_groups
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -39,10 +40,24 @@ class GradientOperator(Grouped):
     Attributes:
         process_group: ranks of which each gives its part of every gradient; None where a process has them as
             a whole, and for DTensors, which say it themselves.
+        groups: None for one Gram matrix of all parameters. Or groups of these, each with a Gram matrix,
+            coefficients and a state of its own: "parameter" takes each one by itself, "module" those of a
+            module together; a dict has the parameters of each group, or names of parameters or modules; a
+            function gives the group of a parameter's name. Each parameter belongs to exactly one.
     """
+
+    _groups: Any = None
 
     def __init__(self) -> None:
         pass
+
+    @property
+    def groups(self) -> GroupsLike:
+        return self._groups
+
+    @groups.setter
+    def groups(self, groups: GroupsLike) -> None:
+        self._groups = checked_groups(groups)
 
     def calculate_gradient(self, grads: GradientsLike, losses: Sequence[Any] | None = None) -> Update:
         """Merge the gradients.
@@ -81,7 +96,18 @@ class GradientOperator(Grouped):
         Raises:
             ValueError: if the result does not fit the network; nothing is written then.
         """
-        write_gradient(network, self.calculate_gradient(grads, losses), none_grad_mode, zero_grad_mode)
+        if self._groups is None:
+            update = self.calculate_gradient(grads, losses)
+        else:
+            if torch.compiler.is_compiling():
+                from ..graph import outside_the_graph
+
+                rest: Any = {"none_grad_mode": none_grad_mode, "zero_grad_mode": zero_grad_mode}
+                outside_the_graph(self.update_gradient, network, grads, losses, **rest)
+                return
+            check_grouped(self)
+            update = by_network(self, network, grads, losses, none_grad_mode == "zero")
+        write_gradient(network, update, none_grad_mode, zero_grad_mode)
 
 
 class GramOperator(GradientOperator):
@@ -172,6 +198,8 @@ class GramOperator(GradientOperator):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
+        if self._groups is not None:
+            return by_groups(self, grads, losses)
         rule = self.fixed_rule
         if torch.compiler.is_compiling():
             from ..graph import can_compile, compiled_update, outside_the_graph
@@ -197,7 +225,26 @@ def is_ours(operator: GradientOperator) -> bool:
 
 def fixed_rule_of(operator: Any) -> Rule | None:
     """The rule of an operator, if it is known before the gradients are; None also for what is no rule."""
-    return operator.fixed_rule if is_ours(operator) else None
+    return operator.fixed_rule if is_ours(operator) and operator._groups is None else None
+
+
+def check_grouped(operator: GradientOperator) -> None:
+    """Whether an operator with groups can merge by them.
+
+    Raises:
+        TypeError: for a user's own, which is given one tensor (m, N).
+    """
+    if not is_ours(operator):
+        raise TypeError(
+            f"operator: got groups on a {type(operator).__name__} with a calculate_gradient of its own, want "
+            "an operator of this package, or GramOperator(rule)"
+        )
+
+
+def refuse_groups(operator: Any, what: str) -> None:
+    """Raise ValueError if an operator has groups, where there is one Gram matrix."""
+    if getattr(operator, "_groups", None) is not None:
+        raise ValueError(f"operator: got one with groups, want groups = None: {what}")
 
 
 def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:

@@ -14,6 +14,7 @@ from ..gradients import Gradients, GradientsLike, Update
 from ..merging import merge
 from ..numbers import CPU, float64_device
 from .base import Rule
+from .groups import by_groups
 from .making import check_reduction, make_rule
 from .operator import by_rule
 from .stateful import DrawingOperator
@@ -110,10 +111,12 @@ class PCGradOperator(DrawingOperator):
         Raises:
             TypeError, ValueError: naming the argument, what came and what is wanted.
         """
-        if order is None and not self.shuffle:
+        if order is None and (not self.shuffle or self._groups is not None):
             return super().calculate_gradient(grads, losses)
         if order is not None:
             order = as_order(order)
+        if self._groups is not None:
+            return by_groups(self, grads, losses, order=order)
         if torch.compiler.is_compiling():
             from ..graph import can_compile, compiled_update, outside_the_graph
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..checks import check_generator, got
 from .base import Rule
+from .groups import state_name
 from .operator import GramOperator
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class StatefulOperator(GramOperator):
     """Base class of operators whose rule keeps state: tensors that each call changes in place.
 
     The state starts anew when the number of gradients or problems changes. It is made on the device of the
-    first gradients, and follows them to another.
+    first gradients, and follows them to another. Groups have a state each, which goes by their names.
     """
 
     def __init__(self, rule: Rule, *given: Any) -> None:
@@ -64,6 +65,7 @@ class StatefulOperator(GramOperator):
 
     def _kept(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """A tensor of the state, zeros at first."""
+        name = state_name(name)
         found = self._state.get(name)
         if found is None or found.shape != shape:
             found = torch.zeros(shape, dtype=torch.float64, device=device)

@@ -14,7 +14,9 @@ from ..grad_operator import ConFIGOperator, GradientOperator
 from ..gradients import Gradients, Update
 from ..gradients.shards import Grouped, Shards, reshard
 from ..loss_recorder import LossRecorder
-from ..network import parameters_of
+from ..methods.groups import Group, GroupsLike, among, checked_groups, groups_of, partition
+from ..methods.operator import check_grouped
+from ..network import checked_network, parameters_of
 from ..ranks.replicas import learned
 from ..utils import write_gradient
 from .adoption import Adopting, is_theirs
@@ -47,6 +49,8 @@ class MomentumOperator(Grouped):
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
+
+    _groups: Any = None
 
     def __init__(
         self,
@@ -87,6 +91,15 @@ class MomentumOperator(Grouped):
         self.dtype = dtype
         inner = getattr(gradient_operator, "process_group", None)
         self.process_group = inner if process_group is None else process_group
+
+    @property
+    def groups(self) -> GroupsLike:
+        """Groups of parameters, as :attr:`fastconfig.GradientOperator.groups`; by default its operator's."""
+        return getattr(self.gradient_operator, "_groups", None) if self._groups is None else self._groups
+
+    @groups.setter
+    def groups(self, groups: GroupsLike) -> None:
+        self._groups = checked_groups(groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update({"dtype": None, "process_group": None} | state)  # which conflictfree's have not
@@ -132,7 +145,11 @@ class MomentumOperator(Grouped):
             TypeError, ValueError: as :meth:`calculate_gradient`; or if the result does not fit the network:
                 ``.grad`` is as before then.
         """
-        update = self.calculate_gradient(indexes, grads, losses)
+        groups = None
+        if self.groups is not None:
+            groups = partition(self, parameters_of(checked_network(network)), network)
+        with among(groups):
+            update = self.calculate_gradient(indexes, grads, losses)
         write_gradient(network, update, none_grad_mode, zero_grad_mode)
 
     def _preprocess_gradients_losses(
@@ -141,6 +158,20 @@ class MomentumOperator(Grouped):
         """For subclasses: indexes and gradients as lists of one length, and all losses as recorded."""
         chosen, rows = self._checked(indexes, grads, losses)
         return chosen, list(rows.rows), self._recorded(chosen, losses)
+
+    def _grouped(self, indexes: Any, grads: Any, losses: Any) -> list[Group] | None:
+        """The groups of the parameters that the gradients are of, if there are some; nothing is changed.
+
+        Raises:
+            TypeError, ValueError: as a step, and where the groups need what is not given.
+        """
+        if self.groups is None:
+            return None
+        _, rows = self._checked(indexes, grads, losses)
+        if rows.form != "parameters":
+            raise ValueError("grads: got vectors for an operator with groups, want per-parameter tensors")
+        check_grouped(self.gradient_operator)
+        return groups_of(self, len(rows.shapes))
 
     def _recorded(self, chosen: list[int], losses: Any) -> list[Any] | None:
         if losses is None or self.loss_recorder is None:

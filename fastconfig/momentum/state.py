@@ -7,17 +7,21 @@ never had: a missing tensor counts as zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..gradients import Gradients, Update
 from ..gradients.memory_order import flat_view, in_order_of, like_in, zeros_in_order
+from ..gradients.part import part_of
 from ..gradients.shards import Shards, joined_shards, local_state
 from .clock import Clock
 from .step import Plain, Step
+
+if TYPE_CHECKING:
+    from ..methods.groups import Group
 
 
 class Momenta:
@@ -228,6 +232,18 @@ class Momenta:
         found = Gradients(listed, group=None if self.shards is None else self.shards.group)
         found.shards, found.pairs = self.shards, self.pairs
         return found
+
+    def parts(
+        self, groups: Iterable[Group], grads: Gradients | None = None
+    ) -> Iterator[tuple[Group, Gradients, list[int]]]:
+        """Of every group that has any: itself, its momenta (or ``grads``), and which segments these are."""
+        grads = self.gradients if grads is None else grads
+        present = [p for p, column in enumerate(self.columns) if column is not None]
+        segments = {p: s for s, p in enumerate(present)}
+        for group in groups:
+            mine = [segments[p] for p in group.places if p in segments]
+            if mine:
+                yield group, part_of(grads, group.places), mine
 
     def flat(self, name: str) -> list[Tensor]:
         """One of the other vectors as flat tensors, one a segment."""

@@ -64,6 +64,17 @@ class _Flat:
         flat[begin:].zero_()
         return flat
 
+    def own_pieces(self, part: Tensor) -> list[tuple[int, Tensor]]:
+        """What of each parameter this rank's part has, flat; without those that lie in others' parts."""
+        found = []
+        begin = -self.begin
+        for p, size in zip(self.places, self._sizes, strict=True):
+            first, last = max(begin, 0), min(begin + size, self.count)
+            if first < last:
+                found.append((p, part[first:last]))
+            begin += size
+        return found
+
     def pieces(self, flat: Tensor) -> list[tuple[int, Tensor]]:
         """Views in the shapes of the parameters, each with its place."""
         pieces = zip(self.places, self.parameters, flat[: self.n].split(self._sizes), strict=True)
@@ -123,23 +134,38 @@ class Exchange:
         rows.shards = Shards(places=tuple(flat.place for flat in self._flats))
         return rows
 
-    def merged(self, merge: Callable[[Gradients, Update], Update]) -> list[Tensor | None]:
+    def _by_parameter(self, parts: list[Tensor]) -> list[Tensor | None]:
+        """Parts of the flat vectors, a piece a parameter; None where this rank has none."""
+        found: list[Tensor | None] = [None] * len(self.parameters)
+        for flat, part in zip(self._flats, parts, strict=True):
+            for p, piece in flat.own_pieces(part):
+                found[p] = piece
+        return found
+
+    def merged(
+        self, merge: Callable[[Gradients, Update], Update], by_parameter: bool = False
+    ) -> list[Tensor | None]:
         """The update in the parameters' shapes, on all ranks; None where no rank had a gradient.
 
         Args:
             merge: gives the update of this rank's parts of the gradients, if it can in the memory given.
+            by_parameter: whether it is given pieces of parameters instead, and always writes to that memory.
         """
         connected = torch.stack(self._connected)
         somewhere = connected.to(self.parameters[0].device, copy=True)
         flags = begin_any(somewhere, self._group, "which parameters have a gradient")
-        rows = self.averages()
+        self._wait()
         wholes = [flat.whole() for flat in self._flats]
         pairs = list(zip(self._flats, wholes, strict=True))
         mine = [whole[flat.begin : flat.begin + flat.count] for flat, whole in pairs]
-        update: Any = merge(rows, self._given(mine))
-        for part, target in zip(update if isinstance(update, list) else [update], mine, strict=True):
-            if part.to_local().data_ptr() != target.data_ptr():  # a momentum operator has its own
-                target.copy_(part.to_local())
+        if by_parameter:
+            rows = Gradients([self._by_parameter(parts) for parts in self._rows], group=self._group)
+            merge(rows, self._by_parameter(mine))
+        else:
+            update: Any = merge(self.averages(), self._given(mine))
+            for part, target in zip(update if isinstance(update, list) else [update], mine, strict=True):
+                if part.to_local().data_ptr() != target.data_ptr():  # a momentum operator has its own
+                    target.copy_(part.to_local())
         found: list[Tensor | None] = [None] * len(self.parameters)
         for flat, whole in pairs:
             whole[flat.begin + flat.count : flat.begin + flat.step].zero_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,16 @@ from ..gradients import Gradients, Update
 from ..gradients.shards import any_dtensor, reshard
 from ..merging import combined, losses_of, merge
 from ..methods.every import kept_coefficients
-from ..methods.operator import GradientOperator, fixed_rule_of, is_ours, refuse_operator, rule_of
+from ..methods.groups import Group, among, merged, partition
+from ..methods.operator import (
+    GradientOperator,
+    check_grouped,
+    fixed_rule_of,
+    is_ours,
+    refuse_groups,
+    refuse_operator,
+    rule_of,
+)
 from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
 from ..ranks.replicas import fellow_parameters, learned, replica_group
@@ -34,6 +43,7 @@ from .passes import (
     summed,
     taken,
 )
+from .replicas import averaged, exchanged
 from .trunks import Parts, feature_list, parts_of
 from .weighting import by_features
 
@@ -102,7 +112,7 @@ def backward(
     parameters = leaves(given, "model_or_parameters")
     keep = kept(values, parameters, retain_graph)
     group = replica_group(model, parameters)
-    merging = _Merging(operator, indexes, values, group)
+    merging = _Merging(operator, indexes, values, group, _groups(operator, parameters, model, group))
     spread = plain_leaves(parameters) is None and any_dtensor(parameters)
     if (c := kept_coefficients(operator, len(values))) is not None:
         update: Any = of_weighted_sum(values, c, parameters, retain_graph, spread)
@@ -112,7 +122,9 @@ def backward(
         return
     if group is not None:
         check_no_group(operator)
-        averages, _ = exchanged(passes(values, parameters, keep), parameters, group, merging)
+        averages, _ = exchanged(
+            passes(values, parameters, keep), parameters, group, merging, merging.groups is not None
+        )
         write(parameters, averages, accumulate=accumulate, none_grad=none_grad)
         return
     rows: list[Row]
@@ -181,8 +193,10 @@ def mtl_backward(
     check_none_grad(none_grad)
     if gram not in ("parameters", "features"):
         raise ValueError(f"gram: got {gram!r}, want 'parameters' or 'features'")
-    if gram == "features" and not (isinstance(operator, GradientOperator) and is_ours(operator)):
-        refuse_operator(operator)
+    if gram == "features":
+        if not (isinstance(operator, GradientOperator) and is_ours(operator)):
+            refuse_operator(operator)
+        refuse_groups(operator, "gram='features' merges the features' gradients")
     values, outputs = scalars(losses), feature_list(features)
     parts = parts_of(values, outputs, shared_parameters, task_parameters)
     group = replica_group(None, parts.all(), "shared_parameters")
@@ -190,6 +204,7 @@ def mtl_backward(
         check_no_group(operator)
         parts = _agreed(parts, shared_parameters is None, task_parameters is None, group)
     shared, together, everything = parts.shared, parts.together(), parts.all()
+    groups = _groups(operator, shared, shared_parameters, group)
     state, c = state_of(everything), kept_coefficients(operator, len(values))
     own: list[Row] = []
     ends: list[Row] = []
@@ -216,7 +231,7 @@ def mtl_backward(
         for par, gradient in zip(head, gradients, strict=True):
             columns[id(par)].append(gradient)
     sums: Row = [summed(column) for column in columns.values()]
-    merging = _Merging(operator, None, values, group)
+    merging = _Merging(operator, None, values, group, groups)
     parameters, update = together, sums
     if c is not None:
         trunk: Row = [summed([gradient]) for gradient in rows[0]]
@@ -224,7 +239,7 @@ def mtl_backward(
         if group is not None:
             update = averaged(update, everything, group, "the trunk and the heads")
     elif group is not None:
-        merged, _ = exchanged(rows, shared, group, merging)
+        merged, _ = exchanged(rows, shared, group, merging, groups is not None)
         parameters, update = everything, [*merged, *averaged(sums, together, group, "the heads")]
     elif accumulate or not _merged_at_once(shared, rows, merging, none_grad):
         parameters, update = everything, [*_update(shared, rows, merging, accumulate), *sums]
@@ -268,12 +283,14 @@ class _Merging:
 
     Attributes:
         group: of replicas, whose mean losses count.
+        groups: those of the parameters, of an operator that has some.
     """
 
     operator: Operator
     indexes: Sequence[int] | None
     losses: list[Tensor]
-    group: ProcessGroup | None = None
+    group: ProcessGroup | None
+    groups: list[Group] | None
 
     def __call__(self, grads: Gradients, room: Callable[[], Update] | None = None) -> Update:
         """The update; in ``room()``, where the operator is a rule."""
@@ -281,9 +298,13 @@ class _Merging:
         if isinstance(operator, MomentumOperator):
             chosen = range(grads.m) if self.indexes is None else self.indexes
             rows = grads.in_one_dtype().given_rows
-            return operator.calculate_gradient(
-                chosen, rows, self._values() if operator.loss_recorder else None
-            )
+            with among(self.groups):
+                return operator.calculate_gradient(
+                    chosen, rows, self._values() if operator.loss_recorder else None
+                )
+        if self.groups is not None:
+            out = None if room is None else room()
+            return merged(operator, grads, self.groups, self._values(), out, self.group)
         if (rule := rule_of(operator, grads)) is not None:
             out = None if room is None else room()
             return merge(grads, rule, out, losses_of(rule, self.losses, grads, self.group))
@@ -292,6 +313,23 @@ class _Merging:
 
     def _values(self) -> list[Tensor]:
         return [value.detach() for value in self.losses]
+
+
+def _groups(
+    operator: Operator, parameters: list[Tensor], model: Any, group: ProcessGroup | None
+) -> list[Group] | None:
+    """Those of an operator that has some.
+
+    Raises:
+        TypeError, ValueError: where it cannot merge by them.
+    """
+    if not isinstance(operator, (GradientOperator, MomentumOperator)) or operator.groups is None:
+        return None
+    if isinstance(operator, GradientOperator):
+        check_grouped(operator)
+    elif group is not None:
+        raise ValueError("operator: got one with momentum and groups for replicas, want groups = None")
+    return partition(operator, parameters, model)
 
 
 def _fitting(update: Any, operator: Operator, grads: Gradients) -> Update:
@@ -337,33 +375,6 @@ def _merged_at_once(
         ]
         write(missing, [None] * len(missing), none_grad="zero")
     return True
-
-
-#: gives the update of gradients; in the room that is made by a call, if it can
-Merge: TypeAlias = "Callable[[Gradients, Callable[[], Update]], Update]"
-
-
-def exchanged(
-    rows: Iterable[Row], parameters: list[Tensor], group: ProcessGroup, merging: Merge
-) -> tuple[list[Tensor | None], list[bool]]:
-    """The update of gradients averaged over the ranks; a row is sent as soon as it is there.
-
-    Returns:
-        A tensor a parameter, None where no rank has a gradient; and which parameters every loss reaches.
-    """
-    from ..ranks.exchange import Exchange  # loads torch's DTensors
-
-    exchange = Exchange(parameters, group)
-    for i, row in enumerate(rows):
-        exchange.send(row, f"losses[{i}]")
-    return exchange.merged(lambda grads, out: merging(grads, lambda: out)), exchange.everywhere
-
-
-def averaged(row: Row, parameters: list[Tensor], group: ProcessGroup, name: str) -> Sequence[Tensor | None]:
-    """A gradient averaged over the ranks."""
-    from ..ranks.exchange import Exchange
-
-    return Exchange(parameters, group).averaged(row, name) if parameters else row
 
 
 def check_none_grad(none_grad: str) -> None:

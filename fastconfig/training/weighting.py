@@ -15,7 +15,7 @@ from ..gradients import Gradients
 from ..gradients.shards import any_dtensor, reshard
 from ..merging import coefficients, losses_of
 from ..methods.every import kept_coefficients
-from ..methods.operator import GradientOperator, is_ours, needed_rule, refuse_operator
+from ..methods.operator import GradientOperator, is_ours, needed_rule, refuse_groups, refuse_operator
 from ..momentum_operator import CONFIG
 from ..network import plain_leaves
 from ..ranks.collectives import mean_of
@@ -85,6 +85,7 @@ def weights(
     check_flag("approximate", approximate)
     if not is_ours(operator):
         refuse_operator(operator)
+    refuse_groups(operator, "a weighted sum of losses has one weight a loss; backward merges by groups")
     if features_gram not in ("flatten", "batch_sum"):
         raise ValueError(f"features_gram: got {features_gram!r}, want 'flatten' or 'batch_sum'")
     values = scalars(losses)

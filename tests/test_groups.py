@@ -1,0 +1,448 @@
+"""Groups of parameters: G, coefficients and a state for each, to the bit as calls group by group."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from inputs import conflicting, relative_error, rows_of
+from pairs import some
+from torch import Tensor, nn
+
+import fastconfig
+from fastconfig import (
+    CAGradOperator,
+    ConFIGOperator,
+    EveryOperator,
+    GradientOperator,
+    GradVacOperator,
+    GramOperator,
+    IMTLGOperator,
+    LatestLossRecorder,
+    LogLossesOperator,
+    MGDAOperator,
+    PCDOperator,
+    PCGradOperator,
+    PPCGradOperator,
+    PseudoMomentumOperator,
+    RandomOperator,
+    SeparateMomentumOperator,
+    TrackMinimum,
+    UPGradOperator,
+    WeightModel,
+    aggregation,
+    backward,
+    mtl_backward,
+    reference,
+    use_backend,
+    weights,
+)
+from fastconfig.methods import MGDA
+
+M = 3
+
+
+class Inverse(WeightModel):
+    """A user's own: it sees the rows."""
+
+    def get_weights(self, gradients: Tensor, losses: Any = None, device: Any = None) -> Tensor:
+        return 1 / gradients.norm(dim=1)
+
+
+def source() -> torch.Generator:
+    return torch.Generator().manual_seed(3)
+
+
+#: an operator, made with a source of random numbers
+MAKERS: dict[str, Callable[[torch.Generator], Any]] = {
+    "config": lambda _: ConFIGOperator(),
+    "a length": lambda _: ConFIGOperator(length_model=TrackMinimum()),
+    "a user's weights": lambda _: ConFIGOperator(Inverse()),
+    "pcgrad": lambda _: PCGradOperator(),
+    "pcgrad, random": lambda generator: PCGradOperator(shuffle=True, generator=generator),
+    "ppcgrad": lambda _: PPCGradOperator(),
+    "imtlg": lambda _: IMTLGOperator(),
+    "upgrad": lambda _: UPGradOperator(),
+    "cagrad": lambda _: CAGradOperator(),
+    "a function": lambda _: GramOperator(lambda gram: 1 / gram.diagonal().sqrt()),
+    "log losses": lambda _: LogLossesOperator(MGDA()),
+    "random": lambda generator: RandomOperator(generator=generator),
+    "gradvac": lambda generator: GradVacOperator(generator=generator),
+    "pcd": lambda _: PCDOperator(),
+    "every": lambda _: EveryOperator(MGDAOperator(), 2),
+    "every gradvac": lambda generator: EveryOperator(GradVacOperator(generator=generator), 2),
+    "an aggregator": lambda _: aggregation.UPGrad(),
+    "a stateful aggregator": lambda _: aggregation.GradVac(),
+}
+SHAPES = [(4, 5), (7,), (), (3, 2, 2), (6,), (1, 8)]
+
+
+def drawn(shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: torch.dtype = torch.float32) -> list[list[Any]]:
+    return [[torch.randn(shape, dtype=dtype) for shape in shapes] for _ in range(M)]
+
+
+def grouped(operator: Any, groups: Any = "parameter") -> Any:
+    operator.groups = groups
+    return operator
+
+
+def assert_bits(found: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", some([torch.float32, torch.float64, torch.bfloat16], quick=[torch.float32]))
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.usefixtures("backend")
+def test_as_calls_group_by_group(name: str, dtype: torch.dtype) -> None:
+    """Also the random numbers and the states; a gradient is missing, strided or transposed here and there."""
+    torch.manual_seed(5)  # aggregation.GradVac draws from torch's own source
+    mine, theirs = source(), source()
+    operator, ones = grouped(MAKERS[name](mine)), [MAKERS[name](theirs) for _ in SHAPES]
+    for step in range(3):
+        rows, losses = drawn(dtype=dtype), [0.5, 2.0, 1.5]
+        rows[1][0] = rows[2][3] = None
+        for row in rows:
+            row[5] = None
+        if step:
+            rows[0][4] = torch.randn(12).to(dtype)[::2]
+        if step == 2:
+            rows[2][0] = rows[2][0].T.contiguous().T
+        state = torch.get_rng_state()
+        found = operator.calculate_gradient(rows, losses)
+        torch.set_rng_state(state)
+        wanted: list[Tensor | None] = [None] * len(SHAPES)
+        for p, one in enumerate(ones[:5]):
+            wanted[p] = one.calculate_gradient([[row[p]] for row in rows], losses)[0]
+        assert_bits(found, wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_and_small_groups(threads: int) -> None:
+    shapes = [(400_000,), *[(n,) for n in range(1, 12_000, 800)], (90_000,)]
+    rows, before = drawn(shapes), torch.get_num_threads()
+    one, many = ConFIGOperator(), grouped(ConFIGOperator())
+    wanted = [one.calculate_gradient([[row[p]] for row in rows])[0] for p in range(len(shapes))]
+    torch.set_num_threads(threads)
+    try:
+        assert_bits(many.calculate_gradient(rows), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+        self.decoder = nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.unused = nn.Parameter(torch.ones(2))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(torch.tanh(self.encoder(x))) * self.scale  # type: ignore[no-any-return]
+
+
+def losses_of(net: nn.Module, x: Tensor) -> list[Tensor]:
+    y = net(x)
+    return [(y[:, 0] - 1).square().mean(), (y[:, 1] + y[:, 0]).square().mean(), y[:, 2].exp().mean()]
+
+
+def network() -> Net:
+    return Net().double()
+
+
+BY_PART = {
+    "encoder": ["encoder.0.weight", "encoder.0.bias", "encoder.2.weight", "encoder.2.bias"],
+    "decoder": ["decoder.weight", "decoder.bias"],
+    "rest": ["scale", "unused", "frozen"],
+}
+BY_MODULE = {
+    "encoder.0": ["encoder.0.weight", "encoder.0.bias"],
+    "encoder.2": ["encoder.2.weight", "encoder.2.bias"],
+    "decoder": ["decoder.weight", "decoder.bias"],
+    "": ["scale", "unused"],
+}
+#: groups of a network, and the names in each
+WAYS: dict[str, tuple[Callable[[Net], Any], dict[str, list[str]]]] = {
+    "parameter": (lambda net: "parameter", {name: [name] for name, _ in Net().named_parameters()}),
+    "module": (lambda net: "module", BY_MODULE),
+    "names": (lambda net: BY_PART, BY_PART),
+    "modules by name": (
+        lambda net: {"encoder": ["encoder"], "decoder": "decoder", "rest": ["scale", "unused", "frozen"]},
+        BY_PART,
+    ),
+    "parameters": (
+        lambda net: {
+            "encoder": net.encoder.parameters(),
+            "decoder": net.decoder,
+            "rest": [net.scale, "unused", net.frozen],
+        },
+        BY_PART,
+    ),
+    "function": (
+        lambda net: lambda name: name.partition(".")[0] if "coder" in name else "rest",
+        BY_PART,
+    ),
+}
+
+
+def exact(net: Net, x: Tensor, groups: dict[str, list[str]]) -> dict[str, Tensor]:
+    """The oracle's update by names."""
+    named, found = dict(net.named_parameters()), {}
+    for names in groups.values():
+        reached = [name for name in names if name not in ("unused", "frozen")]
+        if reached:
+            parameters = [named[name] for name in reached]
+            update = reference.config(rows_of(losses_of(net, x), parameters))
+            sizes = [par.numel() for par in parameters]
+            for name, piece in zip(reached, update.split(sizes), strict=True):
+                found[name] = piece.view(named[name].shape)
+    return found
+
+
+def assert_written(net: Net, wanted: dict[str, Tensor], factor: float = 1) -> None:
+    grads = {name: par.grad for name, par in net.named_parameters() if par.grad is not None}
+    assert grads.keys() == wanted.keys()
+    for name, grad in grads.items():
+        assert relative_error(grad, factor * wanted[name]) <= 1e-9, name
+
+
+def by_backward(net: Net, x: Tensor, operator: Any) -> None:
+    backward(losses_of(net, x), net, operator)
+
+
+def by_lists(net: Net, x: Tensor, operator: Any) -> None:
+    parameters = list(net.parameters())
+    rows = []
+    for loss in losses_of(net, x):
+        asked = [par for par in parameters if par.requires_grad]
+        grads = iter(torch.autograd.grad(loss, asked, retain_graph=True, allow_unused=True))
+        rows.append([next(grads) if par.requires_grad else None for par in parameters])
+    operator.update_gradient(net, rows)
+
+
+def by_vectors(net: Net, x: Tensor, operator: Any) -> None:
+    rows = []
+    for loss in losses_of(net, x):
+        net.zero_grad()
+        loss.backward(retain_graph=True)
+        rows.append(fastconfig.get_gradient_vector(net))
+    operator.update_gradient(net, rows)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("take", [by_backward, by_lists, by_vectors])
+def test_ways_to_group(take: Callable[..., None], way: str) -> None:
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    make, names = WAYS[way]
+    operator = grouped(ConFIGOperator(), make(net))
+    for _ in range(2):  # the second into the gradients that are there
+        take(net, x, operator)
+        assert_written(net, exact(net, x, names))
+
+
+def test_wrapped_networks_and_accumulation() -> None:
+    """Names are the network's own, whatever is around it."""
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    seen: list[str] = []
+    operator = grouped(ConFIGOperator(), lambda name: seen.append(name) or "all")
+    compiled: Any = torch.compile(net, backend="eager")
+    wanted = exact(net, x, {"all": [name for name, _ in net.named_parameters()]})
+    backward(losses_of(net, x), compiled, operator)
+    backward(losses_of(net, x), compiled, operator, accumulate=True)
+    assert seen == [name for name, par in net.named_parameters() if par.requires_grad]
+    assert_written(net, wanted, 2)
+
+
+def test_zero_and_broken_groups() -> None:
+    """A group whose rows are all zero gives zeros; NaN stays within its group."""
+    rows = drawn(dtype=torch.float64)
+    for row in rows:
+        row[1].zero_()
+    rows[2][3].view(-1)[4] = torch.inf
+    with use_backend("pytorch"):
+        wanted = grouped(ConFIGOperator()).calculate_gradient(rows)
+    found = grouped(ConFIGOperator()).calculate_gradient(rows)
+    for update in (found, wanted):
+        assert not update[1].any()
+        assert update[3].isnan().all()
+        assert all(update[p].isfinite().all() for p in (0, 1, 2, 4, 5))
+
+
+def test_a_trunk_by_groups() -> None:
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    heads = [nn.Linear(4, 1).double() for _ in range(M)]
+
+    def values() -> tuple[Tensor, list[Tensor]]:
+        features = torch.tanh(net.encoder(x))
+        return features, [(head(features) - i).square().mean() for i, head in enumerate(heads)]
+
+    features, losses = values()
+    pieces = []
+    for layer in (net.encoder[0], net.encoder[2]):
+        pieces.append(reference.config(rows_of(losses, list(layer.parameters()))))
+    mtl_backward(losses, features, net.encoder, heads, grouped(ConFIGOperator(), "module"))
+    grads = torch.cat([par.grad.reshape(-1) for par in net.encoder.parameters()])  # type: ignore[union-attr]
+    assert relative_error(grads, torch.cat(pieces)) <= 1e-9
+    features, losses = values()
+    with pytest.raises(ValueError, match=r"groups: got no name of parameter 0 .* want the network itself"):
+        mtl_backward(losses, features, operator=grouped(ConFIGOperator(), "module"))
+    with pytest.raises(
+        ValueError, match="operator: got one with groups, want groups = None: gram='features'"
+    ):
+        mtl_backward(losses, features, operator=grouped(ConFIGOperator()), gram="features")
+
+
+@pytest.mark.parametrize("kind", [PseudoMomentumOperator, SeparateMomentumOperator])
+@pytest.mark.parametrize("inner", [False, True], ids=["its own groups", "its operator's groups"])
+@pytest.mark.usefixtures("backend")
+def test_momentum_group_by_group(kind: Any, inner: bool) -> None:
+    """Losses one by one, and one that never reaches the second parameter."""
+    shapes = SHAPES[:4]
+    operator = kind(M, gradient_operator=grouped(IMTLGOperator(), "parameter" if inner else None))
+    if not inner:
+        operator.groups = "parameter"
+    ones = [kind(M, gradient_operator=IMTLGOperator()) for _ in shapes]
+    for step in range(7):
+        index = step % M
+        row: list[Any] = drawn(shapes)[0]
+        found = operator.calculate_gradient(index, row)
+        for p, one in enumerate(ones):
+            wanted = one.calculate_gradient(index, [row[p]])  # of one vector, a vector
+            assert_bits(found[p : p + 1], [wanted] if isinstance(wanted, Tensor) else wanted)
+        if step == 4:
+            twin = kind(M, gradient_operator=IMTLGOperator())
+            twin.groups = "parameter"
+            twin.load_state_dict(copy.deepcopy(operator.state_dict()))
+            operator = twin
+
+
+def test_momentum_in_training() -> None:
+    """By modules, with a parameter that no loss reaches and one that some do not."""
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    operator = grouped(PseudoMomentumOperator(M, beta_1=0.0, beta_2=0.0, dtype=torch.float64), "module")
+    wanted = exact(net, x, BY_MODULE)
+    backward(losses_of(net, x), net, operator)
+    # without averages an update is u / |u| but for 1e-8
+    assert_written(net, {name: u / (u.abs() + 1e-8) for name, u in wanted.items()})
+    recorder = LatestLossRecorder(M)
+    log = grouped(
+        PseudoMomentumOperator(M, gradient_operator=LogLossesOperator(MGDA()), loss_recorder=recorder)
+    )
+    rows = drawn(SHAPES[:2])
+    found = log.calculate_gradient(range(M), rows, [1.0, 2.0, 3.0])
+    assert all(piece.isfinite().all() for piece in found)
+
+
+def test_states_go_by_names() -> None:
+    net = network()
+    operator = grouped(GradVacOperator(shuffle=False), "module")
+    backward(losses_of(net, torch.randn(6, 3, dtype=torch.float64)), net, operator)
+    names = [f"groups.{name}.targets" for name in ("encoder.0", "encoder.2", "decoder", "")]
+    assert sorted(operator.state_dict()) == sorted(names)
+    others = [pickle.loads(pickle.dumps(operator)), copy.deepcopy(operator), copy.copy(operator)]
+    others.append(grouped(GradVacOperator(shuffle=False), "module"))
+    others[-1].load_state_dict(operator.state_dict())
+    x = torch.randn(6, 3, dtype=torch.float64)
+    updates = []
+    for one in (operator, *others):
+        assert one.groups == "module"
+        twin = copy.deepcopy(net)
+        backward(losses_of(twin, x), twin, one)
+        updates.append([par.grad for par in twin.parameters()])
+    for update in updates[1:]:
+        assert_bits(update, updates[0])
+
+
+def test_each_parameter_is_in_one_group() -> None:
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    cases: list[tuple[Any, str]] = [
+        (
+            {"a": ["encoder"]},
+            r"groups: got none for parameter 'scale' of shape",
+        ),
+        (
+            {"a": ["encoder", "scale", "unused"], "b": ["decoder", "encoder.0"]},
+            "groups: got 'encoder.0.weight' in 'a' and 'b', want each parameter in one",
+        ),
+        ({"a": ["encoded"]}, r"groups\['a'\]: got 'encoded', want a parameter's or module's name"),
+        (lambda name: None, "groups: got none for parameter 'scale'"),
+        ({"a": [torch.zeros(2)]}, "groups: got none for parameter 'scale'"),
+    ]
+    for groups, message in cases:
+        operator = grouped(ConFIGOperator(), groups)
+        for take in (by_backward, by_lists):
+            with pytest.raises(ValueError, match=message):
+                take(net, x, operator)
+    assert all(par.grad is None for par in net.parameters())
+    for groups in ("module", lambda name: name, {"a": ["encoder"]}, {"a": list(net.parameters())[:-1]}):
+        operator, parameters = grouped(ConFIGOperator(), groups), list(net.parameters())[:-1]
+        if isinstance(groups, dict) and isinstance(groups["a"][0], Tensor):
+            backward(losses_of(net, x), parameters, operator)
+        else:
+            with pytest.raises(ValueError, match=r"groups.*: got .*want the network itself"):
+                backward(losses_of(net, x), parameters, operator)
+        with pytest.raises(
+            ValueError, match=r"groups: got .* for gradients without a network, want 'parameter'"
+        ):
+            operator.calculate_gradient(drawn())
+
+
+def test_what_is_refused() -> None:
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    operator = ConFIGOperator()
+    for wrong, error in (("layer", ValueError), ({}, ValueError), (3, TypeError), (nn.Linear, TypeError)):
+        with pytest.raises(error, match=r"groups: got .*, want 'parameter', 'module', a dict"):
+            operator.groups = wrong
+    with pytest.raises(TypeError, match=r"groups\['a'\]: got 3, want a parameter, a name or a module"):
+        operator.groups = {"a": [3]}
+    assert operator.groups is None
+    operator.groups = "parameter"
+    with pytest.raises(ValueError, match="operator: got one with groups, want groups = None: a weighted sum"):
+        weights(losses_of(net, x), net, operator)
+    with pytest.raises(ValueError, match="grads: got vectors for an operator with groups"):
+        operator.calculate_gradient(conflicting(M, 20))
+    with pytest.raises(ValueError, match="grads: got vectors of 20 elements for an operator with groups"):
+        operator.update_gradient(net, list(conflicting(M, 20)))
+    every = EveryOperator(operator, 2)
+    with pytest.raises(ValueError, match=r"operator: got one with groups, .* those of the EveryOperator"):
+        every.calculate_gradient(drawn())
+
+    class Own(GradientOperator):
+        def calculate_gradient(self, grads: Any, losses: Any = None) -> Any:
+            return grads.sum(0)
+
+    for call in (
+        lambda own: backward(losses_of(net, x), net, own),
+        lambda own: own.update_gradient(net, drawn()),
+    ):
+        with pytest.raises(
+            TypeError, match="operator: got groups on a Own with a calculate_gradient of its own"
+        ):
+            call(grouped(Own()))
+    aggregator = grouped(aggregation.UPGrad())
+    aggregator.weighting.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="operator: got one with groups, want groups = None: forward hooks"):
+        aggregator(drawn())
+    momentum = grouped(PseudoMomentumOperator(M))
+    with pytest.raises(ValueError, match="grads: got vectors for an operator with groups"):
+        momentum.calculate_gradient(0, torch.randn(5))
+    assert momentum.state_dict()["counts"] == [0] * M
+    assert all(par.grad is None for par in net.parameters())
+
+
+def test_the_page() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "groups.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    exec(snippet, {"fastconfig": fastconfig, "network": net, "losses": losses_of(net, x)})
+    assert_written(net, exact(net, x, BY_MODULE))
