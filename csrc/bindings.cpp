@@ -52,11 +52,7 @@ PYBIND11_MODULE(_C, module) {
   };
 #undef FASTCONFIG_RULE
   const int known = static_cast<int>(methods.size());
-  std::vector<const char*> light;
-  for (int method = 0; method < known; ++method)
-    if (weight_of(static_cast<fastconfig::Method>(method)) == fastconfig::Weight::light) light.push_back(methods[method]);
   module.attr("METHODS") = py::tuple(py::cast(methods));
-  module.attr("LIGHT") = py::frozenset(py::cast(light));
 
   py::class_<fastconfig::Rule>(module, "Rule")
       .def(py::init([known](int method, int length, int64_t track_id, bool mean, uintptr_t weights, int64_t weights_step,

@@ -71,15 +71,9 @@ inline void check_rows(const char* function, int64_t m, int64_t most) {
                               std::to_string(most));
 }
 
-// Whether the kernels have the method of a rule, which lies at an address.
-inline bool served(int64_t rule) {
-  return weight_of(reinterpret_cast<const Rule*>(rule)->method) == Weight::light;
-}
-
+// Of the rule that lies at an address, or of none.
 inline Stage stage_of(int64_t rule, double rcond) {
-  if (rule == 0) return {Rule{}, rcond};
-  if (!served(rule)) throw std::invalid_argument("rule: got a method that the CUDA kernels leave to torch");
-  return {*reinterpret_cast<const Rule*>(rule), rcond};
+  return {rule == 0 ? Rule{} : *reinterpret_cast<const Rule*>(rule), rcond};
 }
 
 // Scratch memory of one call, in pieces.
@@ -96,6 +90,25 @@ class Scratch {
   double* memory_;
   int64_t used_ = 0;
 };
+
+// What launch_coefficients takes of it.
+inline int64_t coefficients_doubles(int64_t m, int64_t problems, const Stage& stage) {
+  const int64_t at_once = problems < kProblems ? problems : kProblems;
+  return is_heavy(stage) ? heavy_doubles(stage.rule.method, static_cast<int>(m), at_once) : at_once * m * m;
+}
+
+// What an update by a heavy method takes beside the partial Gram matrices.
+inline int64_t heavy_stage_doubles(int64_t m, int64_t problems, const Stage& stage) {
+  const int64_t at_once = problems < kProblems ? problems : kProblems;
+  return at_once * m * (m + 1) + coefficients_doubles(m, problems, stage);
+}
+
+// Coefficients (problems, m) from Gram matrices, by a launch of their own.
+inline void launch_coefficients(const Context& context, int64_t m, int64_t first, int64_t problems, const double* gram,
+                                double* c, Scratch& scratch, const Stage& stage) {
+  double* const memory = scratch.take(coefficients_doubles(m, problems, stage));
+  (is_heavy(stage) ? launch_heavy : launch_solve)(context, static_cast<int>(m), first, problems, gram, c, memory, stage);
+}
 
 // f(), with a C++ exception as a Python one.
 template <class F>

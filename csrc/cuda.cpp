@@ -122,19 +122,20 @@ void launch_problems(const Context& context, const Plan& plan, const Table& tabl
   } else if (plan.one_launch) {
     launch_whole(context, plan, table, partials, call.stage);
   } else {
+    const bool heavy = is_heavy(call.stage);
     launch_gram(context, plan, table, problems, partials);
-    if (m <= kSmallRows) {
+    if (m <= kSmallRows && !heavy) {
       launch_finish(context, plan, table, first, problems, plan.blocks, partials, call.stage);
       return;
     }
     double* gram = scratch.take(problems * m * m);
     launch_sum(context, plan.blocks, m, problems, partials, gram);
-    if (m <= kSolvedRows) {
+    if (m <= kSolvedRows && !heavy) {
       launch_finish(context, plan, table, first, problems, 0, gram, call.stage);
       return;
     }
     double* c = scratch.take(problems * m);
-    launch_solve(context, m, first, problems, gram, c, scratch.take(problems * m * m), call.stage);
+    launch_coefficients(context, m, first, problems, gram, c, scratch, call.stage);
     launch_combine(context, plan, table, problems, c);
   }
 }
@@ -143,13 +144,15 @@ void launch_problems(const Context& context, const Plan& plan, const Table& tabl
 
 int64_t run_rows(const Packing& rows, const Call& call, const Context& context, int64_t memory, int64_t bytes) {
   if (rows.problems == 0 || (rows.chunks() == 0 && call.steps != kGram)) return 0;
-  const bool whole = one_launch && call.steps == kGram + kCombine;
+  const bool update = call.steps == kGram + kCombine, heavy = update && is_heavy(call.stage);
+  const bool whole = one_launch && update && !heavy;
   const int size = static_cast<int>(kItemsize[context.kind < 0 ? 0 : context.kind]);
   Device device = context.device;
   if (!rows.one_aligned()) device.shared = 0;
   const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, size, device, whole);
   const auto words = rows.needs_memory() ? static_cast<int64_t>(rows.words().size()) : 0;
-  const int64_t needed = 8 * (p.doubles + words);
+  const int64_t stage = heavy ? heavy_stage_doubles(rows.m, rows.problems, call.stage) : 0;
+  const int64_t needed = 8 * (p.doubles + words + stage);
   if (needed > bytes) return needed;
   auto* table_memory = reinterpret_cast<int64_t*>(memory);
   if (words > 0) launch_write(context, rows.words().data(), words, table_memory);
@@ -193,27 +196,32 @@ PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   });
 }
 
-// solve(gram, c, scratch, m, problems, device, stream, rule, rcond): coefficients (problems, m) of Gram matrices
-// (problems, m, m); scratch: as many numbers. All but rcond are integers, most of them addresses.
+// solve(gram, c, m, problems, device, stream, memory, bytes, rule, rcond) -> bytes of scratch memory that are missing
+// (nothing is launched then), or 0: coefficients (problems, m) of Gram matrices (problems, m, m). All but rcond are
+// integers, most of them addresses.
 PyObject* solve(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  int64_t v[8];
-  if (count != 9) {
-    PyErr_SetString(PyExc_TypeError, "solve takes 9 arguments");
+  int64_t v[9];
+  if (count != 10) {
+    PyErr_SetString(PyExc_TypeError, "solve takes 10 arguments");
     return nullptr;
   }
-  if (!as_ints(arguments, v, 8)) return nullptr;
-  const double rcond = PyFloat_AsDouble(arguments[8]);
+  if (!as_ints(arguments, v, 9)) return nullptr;
+  const double rcond = PyFloat_AsDouble(arguments[9]);
   if (rcond == -1 && PyErr_Occurred()) return nullptr;
-  return guarded([&]() -> PyObject* {
-    const Context context = context_of(v[5], v[6], 0);
-    const int64_t m = v[3];
-    const auto at = [](int64_t address, int64_t offset) { return reinterpret_cast<double*>(address) + offset; };
-    for (int64_t first = 0; first < v[4]; first += kProblems) {
-      const int64_t problems = v[4] - first < kProblems ? v[4] - first : kProblems;
-      launch_solve(context, static_cast<int>(m), first, problems, at(v[0], first * m * m), at(v[1], first * m),
-                   at(v[2], first * m * m), stage_of(v[7], rcond));
+  const auto [gram, c, m, all, device, stream, memory, bytes, rule] = v;
+  return guarded([&, gram = gram, c = c, m = m, all = all, memory = memory, bytes = bytes]() -> PyObject* {
+    const Context context = context_of(device, stream, 0);
+    check_rows("solve", m, most_rows(context.device));
+    const Stage stage = stage_of(rule, rcond);
+    const int64_t needed = 8 * coefficients_doubles(m, all, stage);
+    if (needed > bytes) return PyLong_FromLongLong(needed);
+    for (int64_t first = 0; first < all; first += kProblems) {
+      Scratch scratch(memory);
+      launch_coefficients(context, m, first, all - first < kProblems ? all - first : kProblems,
+                          reinterpret_cast<const double*>(gram) + first * m * m,
+                          reinterpret_cast<double*>(c) + first * m, scratch, stage);
     }
-    Py_RETURN_NONE;
+    return PyLong_FromLong(0);
   });
 }
 

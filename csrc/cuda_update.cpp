@@ -265,7 +265,7 @@ PyObject* update(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     return nullptr;
   }
   if (!quick.read(arguments + 1)) return nullptr;
-  if (exchange == nullptr || watched() || !served(quick.rule)) return none();
+  if (exchange == nullptr || watched()) return none();
   PyObject* grads = arguments[0];
   PyObject* found = guarded([&]() -> PyObject* {
     if (holds(quick.types, Py_TYPE(grads))) return merge_tensor(quick, grads);
@@ -288,7 +288,7 @@ PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     return nullptr;
   }
   if (!quick.read(arguments + 2)) return nullptr;
-  if (exchange == nullptr || watched() || !served(quick.rule)) return none();
+  if (exchange == nullptr || watched()) return none();
   PyObject* found = guarded([&]() -> PyObject* {
     Columns columns;
     const Py_ssize_t count = PyList_GET_SIZE(arguments[1]);

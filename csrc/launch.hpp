@@ -37,6 +37,8 @@ struct Stage {
   double rcond;
 };
 
+inline bool is_heavy(const Stage& stage) { return weight_of(stage.rule.method) == Weight::heavy; }
+
 enum class Mode { ordinary, following, cooperative };
 
 // So that blocks of a kernel may take this much shared memory: 48 KB need no leave.
@@ -154,6 +156,11 @@ void launch_sum(const Context&, int programs, int m, int64_t problems, const dou
 // problems * m * m numbers.
 void launch_solve(const Context&, int m, int64_t first, int64_t problems, const double* gram, double* c,
                   double* scratch, const Stage&);
+
+// The same by a heavy method; scratch: heavy_doubles numbers.
+void launch_heavy(const Context&, int m, int64_t first, int64_t problems, const double* gram, double* c, double* scratch,
+                  const Stage&);
+int64_t heavy_doubles(Method, int m, int64_t problems);
 
 // The result from coefficients.
 void launch_combine(const Context&, const Plan&, const Table&, int64_t problems, const double* c);

@@ -29,8 +29,8 @@ constexpr Weight weight_of(Method method) {
   return Weight::heavy;
 }
 
-// Of the scratch memory of a workspace for a method.
-constexpr int64_t scratch_doubles(Method method, int64_t m) {
+// Of the scratch memory of a workspace for a method, on a team of so many lanes.
+constexpr int64_t scratch_doubles(Method method, int64_t m, [[maybe_unused]] int64_t lanes = 1) {
   switch (method) {
 #define FASTCONFIG_RULE(name, weight, more) \
   case Method::name: return Workspace::doubles(m) + (more);
@@ -40,9 +40,9 @@ constexpr int64_t scratch_doubles(Method method, int64_t m) {
   return 0;
 }
 
-// c (m) of a problem. All NaN if a diagonal entry of its Gram matrix is, or by a method that weighs more than MOST, which
-// is left out: its code would take registers from the others.
-template <Weight MOST, class Team>
+// c (m) of a problem. All NaN if a diagonal entry of its Gram matrix is, or by a method that weighs more than MOST or less
+// than LEAST, which is left out: its code would take registers from the others.
+template <Weight MOST, Weight LEAST = Weight::light, class Team>
 FASTCONFIG_HD void coefficients(const Team& team, const Workspace& w, const Problem& p, double* c) {
   const int m = p.m;
   const double* gram = p.gram;
@@ -58,12 +58,12 @@ FASTCONFIG_HD void coefficients(const Team& team, const Workspace& w, const Prob
   bool served = false;
   if (!(broken > 0)) {
     switch (p.rule.method) {
-#define FASTCONFIG_RULE(name, weight, more) \
-  case Method::name:                        \
-    if constexpr (Weight::weight <= MOST) { \
-      name(team, w, p);                     \
-      served = true;                        \
-    }                                       \
+#define FASTCONFIG_RULE(name, weight, more)                            \
+  case Method::name:                                                   \
+    if constexpr (Weight::weight >= LEAST && Weight::weight <= MOST) { \
+      name(team, w, p);                                                \
+      served = true;                                                   \
+    }                                                                  \
     break;
 #include "rules.def"
 #undef FASTCONFIG_RULE

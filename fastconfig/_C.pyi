@@ -21,7 +21,6 @@ class Rule:
     def address(self) -> int: ...
 
 METHODS: tuple[str, ...]
-LIGHT: frozenset[str]  # those that the CUDA kernels have, too
 coefficients_address: int
 
 def coefficients(gram: int, c: int, batch: int, m: int, rule: Rule, rcond: float) -> None: ...

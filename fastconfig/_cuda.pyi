@@ -55,14 +55,15 @@ def run(
 def solve(
     gram: int,
     c: int,
-    scratch: int,
     m: int,
     problems: int,
     device: int,
     stream: int,
+    memory: int,
+    size: int,
     rule: int,
     rcond: float,
-) -> None: ...
+) -> int: ...
 def update(
     grads: Any,
     types: tuple[type, ...],

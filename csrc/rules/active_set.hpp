@@ -39,13 +39,32 @@ struct ActiveSet {
         count(0),
         open(m) {}
 
+  // On memory of its own, doubles(m); `beside` has room for a vector more.
+  FASTCONFIG_HD ActiveSet(const double* matrix, double* memory, int m, double rcond)
+      : matrix(matrix),
+        m(m),
+        noise(noise_of(rcond)),
+        factor(memory),
+        mu(factor + m * m),
+        slope(mu + m),
+        solved(slope + m),
+        forward(solved + m),
+        order(reinterpret_cast<int*>(forward + 2 * m)),
+        count(0),
+        open(m) {}
+
+  FASTCONFIG_HD double* beside() const { return forward + m; }
+
+  // Odd: lanes that do the same side by side then meet at few banks of shared memory.
+  FASTCONFIG_HD static constexpr int64_t doubles(int64_t m) { return (m * m + 5 * m + (m + 1) / 2) | 1; }
+
   FASTCONFIG_HD static double noise_of(double rcond) { return fmax(rcond / 256, 2 * DBL_EPSILON); }
 
   static constexpr int kTogether = 6;
 
   // In the first rounds all may enter, then one by one.
-  FASTCONFIG_HD void solve(const double* q, double size, int together = kTogether) {
-    for (int j = 0; j < m; ++j) {
+  FASTCONFIG_CALLED void solve(const double* q, double size, int together = kTogether) {
+    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) {
       mu[j] = 0;
       slope[j] = q[j];
       order[j] = j;
@@ -53,7 +72,7 @@ struct ActiveSet {
     count = 0;
     open = m;
     double total = size;
-    for (int round = 0; round < 4 * m + 10; ++round) {
+    FASTCONFIG_ROLLED for (int round = 0; round < 4 * m + 10; ++round) {
       const int before = count;
       if (round < together)
         enter_all(q, noise * total);
@@ -65,7 +84,7 @@ struct ActiveSet {
       if (moved > noise * total) {
         open = m;
       } else {  // what came and went, all at the ends of their parts, waits
-        for (int left = after - count; left > 0; --left) swap(count + left - 1, --open);
+        FASTCONFIG_ROLLED for (int left = after - count; left > 0; --left) swap(count + left - 1, --open);
       }
       total = slopes(q, size);
     }
@@ -79,7 +98,7 @@ struct ActiveSet {
   }
 
   FASTCONFIG_HD void enter_all(const double* q, double least) {
-    for (int k = count; k < open; ++k)
+    FASTCONFIG_ROLLED for (int k = count; k < open; ++k)
       if (slope[order[k]] < -least && append(q, order[k])) swap(k, count++);
   }
 
@@ -87,7 +106,7 @@ struct ActiveSet {
     int end = open;  // those that depend on the set go behind it for now
     while (true) {
       int best = -1;
-      for (int k = count; k < end; ++k)
+      FASTCONFIG_ROLLED for (int k = count; k < end; ++k)
         if (slope[order[k]] < -least && (best < 0 || slope[order[k]] < slope[order[best]])) best = k;
       if (best < 0) return;
       if (append(q, order[best])) {
@@ -102,14 +121,14 @@ struct ActiveSet {
   FASTCONFIG_HD bool append(const double* q, int j) {
     double* row = factor + count * m;
     const double* products = matrix + j * m;
-    for (int k = 0; k < count; ++k)
+    FASTCONFIG_ROLLED for (int k = 0; k < count; ++k)
       row[k] = (products[order[k]] - dot(row, factor + k * m, k)) * factor[k * m + k];
     const double rest = products[j] - dot(row, row, count);
     double parts = 1;
     if (rest < 1e-3) {  // only then they decide
-      for (int k = 0; k < count; ++k) solved[k] = row[k];
+      FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) solved[k] = row[k];
       back_substitute();
-      for (int k = 0; k < count; ++k) parts += fabs(solved[k]);
+      FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) parts += fabs(solved[k]);
     }
     if (!(rest > 4 * noise * parts * parts)) return false;
     row[count] = 1 / sqrt(rest);
@@ -119,10 +138,10 @@ struct ActiveSet {
 
   // solved := L^-T solved
   FASTCONFIG_HD void back_substitute() {
-    for (int k = count - 1; k >= 0; --k) {
+    FASTCONFIG_ROLLED for (int k = count - 1; k >= 0; --k) {
       const double* row = factor + k * m;
       const double v = solved[k] *= row[k];
-      for (int i = 0; i < k; ++i) solved[i] -= v * row[i];
+      FASTCONFIG_ROLLED for (int i = 0; i < k; ++i) solved[i] -= v * row[i];
     }
   }
 
@@ -130,16 +149,16 @@ struct ActiveSet {
   FASTCONFIG_HD double settle(const double* q) {
     double moved = 0;
     while (true) {
-      for (int k = 0; k < count; ++k) solved[k] = forward[k];
+      FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) solved[k] = forward[k];
       back_substitute();
       double step = 1;
       bool all_stay = true;
-      for (int k = 0; k < count; ++k)
+      FASTCONFIG_ROLLED for (int k = 0; k < count; ++k)
         if (!(solved[k] > 0)) {
           step = fmin(step, ratio(k));
           all_stay = false;
         }
-      for (int k = 0; k < count; ++k) {
+      FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) {
         double& now = mu[order[k]];
         const bool leaves = !(solved[k] > 0) && ratio(k) <= step;
         const double next = leaves ? 0 : fmax(now + step * (solved[k] - now), 0.0);
@@ -163,10 +182,10 @@ struct ActiveSet {
     int kept = 0;
     while (order[kept] >= 0) ++kept;
     count = kept;
-    for (int k = kept; k < end; ++k)
+    FASTCONFIG_ROLLED for (int k = kept; k < end; ++k)
       if (order[k] >= 0) swap(k, kept++);
-    for (int k = kept; k < end; ++k) order[k] = ~order[k];
-    for (int k = count; k < kept; ++k) {
+    FASTCONFIG_ROLLED for (int k = kept; k < end; ++k) order[k] = ~order[k];
+    FASTCONFIG_ROLLED for (int k = count; k < kept; ++k) {
       if (append(q, order[k]))
         swap(k, count++);
       else
@@ -176,11 +195,11 @@ struct ActiveSet {
 
   // slope := M mu + q; what its entries are made of.
   FASTCONFIG_HD double slopes(const double* q, double size) {
-    for (int j = 0; j < m; ++j) slope[j] = q[j];
-    for (int k = 0; k < count; ++k) {
+    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) slope[j] = q[j];
+    FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) {
       const double v = mu[order[k]];
       const double* products = matrix + order[k] * m;
-      for (int j = 0; j < m; ++j) slope[j] += v * products[j];
+      FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) slope[j] += v * products[j];
       size += v;
     }
     return size;

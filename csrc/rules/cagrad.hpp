@@ -119,11 +119,11 @@ struct ConflictAverse {
     }
     team.argmax(nearest, at);
     const bool leaves = nearest > -INFINITY;
-    const double step = !leaves ? (gap > 0 ? 1 : 0) : gap > 0 ? fmin(-nearest, 1) : -nearest;
+    const double step = !leaves ? (gap > 0 ? 1 : 0) : gap > 0 ? fmin(-nearest, 1.0) : -nearest;
     team.sync();
     team_for(team, count, [&](int a) {
       const int i = w.pivots[a];
-      weights[i] = leaves && a == at ? 0 : fmax(weights[i] + step * p[a], 0);
+      weights[i] = leaves && a == at ? 0 : fmax(weights[i] + step * p[a], 0.0);
     });
     if (step > 0)
       team_for(team, m, [&](int i) { state[i] = 0; });  // nothing is blocked any more
@@ -161,10 +161,10 @@ struct ConflictAverse {
         }
       team.argmax(most, i);
       if (!(most > 8 * DBL_EPSILON * size)) return false;
-      const double rest = fmax(appended(i, count), 0);
+      const double rest = fmax(appended(i, count), 0.0);
       const double whole = 1 + team_sum(team, count, [&](int j) { return fabs(parts[j]); });
       const bool dependent = rest <= fmax(2 * rcond, rcond / 64 * whole * whole);
-      const double apart = dependent ? sqrt(fmax(rest - 4 * DBL_EPSILON * whole * whole, 0)) : 0;
+      const double apart = dependent ? sqrt(fmax(rest - 4 * DBL_EPSILON * whole * whole, 0.0)) : 0;
       const double noise = 8 * DBL_EPSILON * size * whole + 2 * apart * size;
       if (most > noise) {
         if (!dependent)
@@ -199,7 +199,7 @@ struct ConflictAverse {
     team.sync();
     team_for(team, count, [&](int a) {
       const int j = w.pivots[a];
-      weights[j] = a == at ? 0 : fmax(weights[j] + nearest * parts[a] * inverse(j), 0);
+      weights[j] = a == at ? 0 : fmax(weights[j] + nearest * parts[a] * inverse(j), 0.0);
     });
     if (team.lane() == 0) weights[i] = -nearest * inverse(i);
     team.sync();

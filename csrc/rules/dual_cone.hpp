@@ -20,13 +20,13 @@ FASTCONFIG_HD bool certainly_free(double squared, double parts, double least, do
 FASTCONFIG_HD void add_projection(ActiveSet& set, const double* q, const double* start, double share, double rcond,
                                   double* x) {
   double size = 0;
-  for (int j = 0; j < set.m; ++j) size += start[j];
+  FASTCONFIG_ROLLED for (int j = 0; j < set.m; ++j) size += start[j];
   bool free = false;
   // of gradients that nearly depend on each other, all at once may leave a set that one by one does not
-  for (int together = ActiveSet::kTogether; !free && together >= 0; together -= ActiveSet::kTogether) {
+  FASTCONFIG_ROLLED for (int together = ActiveSet::kTogether; !free && together >= 0; together -= ActiveSet::kTogether) {
     set.solve(q, size, together);
     double squared = 0, parts = 0, least = 0;
-    for (int j = 0; j < set.m; ++j) {
+    FASTCONFIG_ROLLED for (int j = 0; j < set.m; ++j) {
       const double w = start[j] + set.mu[j];
       squared += w * set.slope[j];
       parts += w;
@@ -35,7 +35,7 @@ FASTCONFIG_HD void add_projection(ActiveSet& set, const double* q, const double*
     free = certainly_free(squared, parts, least, rcond);
   }
   if (!free) return;
-  for (int j = 0; j < set.m; ++j) x[j] += share * (start[j] + set.mu[j]);
+  FASTCONFIG_ROLLED for (int j = 0; j < set.m; ++j) x[j] += share * (start[j] + set.mu[j]);
 }
 
 }  // namespace fastconfig

@@ -16,14 +16,14 @@ FASTCONFIG_CALLED void dualproj(const Team& team, const Workspace& w, const Prob
   if (team.lane() == 0) {
     ActiveSet set(w, m, p.rcond);
     double *start = w.more + m, *q = start + m, largest = 0;
-    for (int j = 0; j < m; ++j) {
+    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) {
       w.x[j] = 0;
       start[j] = weights ? w.norms[j] * weights[j] : w.norms[j] / m;
       largest = fmax(largest, start[j]);
     }
     if (largest > 0) {
-      for (int j = 0; j < m; ++j) start[j] /= largest;
-      for (int j = 0; j < m; ++j) q[j] = dot(w.cosines + j * m, start, m);
+      FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) start[j] /= largest;
+      FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) q[j] = dot(w.cosines + j * m, start, m);
       add_projection(set, q, start, largest, p.rcond, w.x);
     }
   }

@@ -13,20 +13,20 @@ namespace fastconfig {
 FASTCONFIG_HD double shortest(ActiveSet& set, const double* cosines, const double* r, double* matrix, double* q,
                               double rcond) {
   const int m = set.m;
-  for (int i = 0; i < m; ++i) {
+  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) {
     q[i] = -r[i];
-    for (int j = 0; j < m; ++j) matrix[i * m + j] = cosines[i * m + j] + r[i] * r[j];
+    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) matrix[i * m + j] = cosines[i * m + j] + r[i] * r[j];
   }
   set.matrix = matrix;
   set.solve(q, 1);
   double squared = 0, share = 0, parts = 0, least = 0;
-  for (int j = 0; j < m; ++j) {
+  FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) {
     const double y = set.mu[j];
     squared += y * (set.slope[j] + r[j]);
     share += y * r[j];
     parts += y;
   }
-  for (int j = 0; j < m; ++j) least = fmin(least, set.slope[j] + r[j] - share * r[j]);
+  FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) least = fmin(least, set.slope[j] + r[j] - share * r[j]);
   return certainly_free(squared - share * share, parts, least, rcond) ? share : 0;
 }
 
@@ -36,24 +36,24 @@ FASTCONFIG_CALLED void mgda(const Team& team, const Workspace& w, const Problem&
   const int m = p.m;
   if (team.lane() == 0) {
     double *r = w.more + m, *q = r + m, *matrix = q + m, least = w.norms[0];
-    for (int j = 0; j < m; ++j) {
+    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) {
       w.x[j] = 0;
       least = fmin(least, w.norms[j]);
     }
     ActiveSet set(w, m, p.rcond);
     bool uneven = false;
-    for (int j = 0; j < m; ++j) {
+    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) {
       uneven = uneven || w.norms[j] > least;
       r[j] = 1;
     }
     // the shortest of unit gradients tells stationary ones
     double share = least > 0 ? shortest(set, w.cosines, r, matrix, q, p.rcond) : 0;
     if (share > 0 && uneven) {
-      for (int j = 0; j < m; ++j) r[j] = least * w.inverse[j];
+      FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) r[j] = least * w.inverse[j];
       share = shortest(set, w.cosines, r, matrix, q, p.rcond);
     }
     if (share > 0)
-      for (int j = 0; j < m; ++j) w.x[j] = set.mu[j] * (least / share);
+      FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) w.x[j] = set.mu[j] * (least / share);
   }
   team.sync();
 }

@@ -42,7 +42,7 @@ FASTCONFIG_HD double team_max(const Team& team, int n, F f) {
 template <class Team>
 FASTCONFIG_CALLED double line_search(const Team& team, const double* s, double slope, double bend, int m) {
   double low = 0, high = 1 / fmax(team_max(team, m, [&](int i) { return -s[i]; }), 1e-30);
-  double t = fmin(kToTheEdge * high, 1);
+  double t = fmin(kToTheEdge * high, 1.0);
   FASTCONFIG_ROLLED for (int k = 0; k < 8; ++k) {
     const double sum = team_sum(team, m, [&](int i) { return s[i] / (1 + t * s[i]); });
     const double squares = team_sum(team, m, [&](int i) { return s[i] / (1 + t * s[i]) * (s[i] / (1 + t * s[i])); });

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._C import LIGHT
 from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..methods.base import Rule
 from ..momentum.step import Step
@@ -84,23 +83,21 @@ class CudaBackend(Backend):
     def coefficients(
         self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
     ) -> Tensor:
-        if rule.native not in LIGHT:
+        if rule.native is None:
             return super().coefficients(gram, rule, grads, losses)
         gram, m = gram.contiguous(), grads.m
         c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
-        scratch = torch.empty_like(gram)
-        addresses = gram.data_ptr(), c.data_ptr(), scratch.data_ptr()
-        index, rcond = gram.device.index or 0, self._cutoff(grads, rule)
-        with self._on(index):
-            stream = self._stream(index)
-            self._cuda.solve(*addresses, m, c.numel() // m, index, stream, rule.native_address, rcond)
+        index = gram.device.index or 0
+        given = gram.data_ptr(), c.data_ptr(), m, c.numel() // m, index
+        last = rule.native_address, self._cutoff(grads, rule)
+        self._launch(gram.device, lambda *memory: self._cuda.solve(*given, *memory, *last))
         return c
 
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
         self._run(grads, out, _COMBINE, c=c.contiguous().data_ptr())
 
     def update(self, grads: Gradients, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
-        if rule.native in LIGHT:
+        if rule.native is not None:
             self._run(grads, out, _GRAM + _COMBINE, rule.native_address, rcond=self._cutoff(grads, rule))
         else:
             super().update(grads, rule, out, losses)
@@ -118,7 +115,7 @@ class CudaBackend(Backend):
         self._step(step, _state_words(step), None, _ACCUMULATE)
 
     def momentum_update(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
-        if rule.native in LIGHT:
+        if rule.native is not None:
             last = rule.native_address, self._cutoff(step.momenta, rule)
             self._step(step, _state_words(step), out, _ACCUMULATE + _RESCALE, *last)
         else:
@@ -158,7 +155,7 @@ class CudaBackend(Backend):
         last = rule, *counters, rcond, clock.beta_1, clock.beta_2
         index = step.device.index or 0
         self._launch(
-            momenta, index, lambda *memory: self._cuda.momentum(state, given, *shape, index, *memory, *last)
+            step.device, lambda *memory: self._cuda.momentum(state, given, *shape, index, *memory, *last)
         )
 
     def _run(
@@ -174,10 +171,11 @@ class CudaBackend(Backend):
         index = grads.device.index or 0
         rows = self._source(grads, out)
         last = rule, gram, c, rcond
-        self._launch(grads, index, lambda *memory: self._cuda.run(rows, out, steps, index, *memory, *last))
+        self._launch(grads.device, lambda *memory: self._cuda.run(rows, out, steps, index, *memory, *last))
 
-    def _launch(self, grads: Gradients, index: int, launch: Callable[[int, int, int], int]) -> None:
+    def _launch(self, device: torch.device, launch: Callable[[int, int, int], int]) -> None:
         """Call with the stream, scratch memory and its bytes; again with more if some are missing."""
+        index = device.index or 0
         with self._on(index):
             stream = self._stream(index)
             key = None if self._capturing() else (index, stream)
@@ -186,7 +184,7 @@ class CudaBackend(Backend):
             missing = launch(stream, memory, size)
             if missing:
                 # in a CUDA graph of the graph's own; otherwise kept for the next call on the stream
-                scratch = torch.empty(missing, dtype=torch.uint8, device=grads.device)
+                scratch = torch.empty(missing, dtype=torch.uint8, device=device)
                 if key is not None:
                     self._scratch[key] = scratch
                 launch(stream, scratch.data_ptr(), missing)

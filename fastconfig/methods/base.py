@@ -144,10 +144,10 @@ class Rule:
             weights=0 if w is None else w.data_ptr(),
             weights_step=0 if w is None or w.dim() == 1 else w.shape[-1],
             order=0 if order is None else order.data_ptr(),
-            order_step=0 if order is None or order.dim() == 2 else order[0].numel(),
+            order_step=0 if order is None or order.dim() == 2 else order.shape[-1] ** 2,
             parameters=self.parameters,
             state=0 if state is None else state.data_ptr(),
-            state_step=0 if state is None or state.dim() == 2 else state[0].numel(),
+            state_step=0 if state is None or state.dim() == 2 else state.shape[-1] ** 2,
         )
 
     @cached_property

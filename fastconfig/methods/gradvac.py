@@ -142,6 +142,6 @@ class GradVacOperator(StatefulOperator, DrawingOperator):
 
     def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
         """The rule of the next call, in a new random order; it changes the targets."""
-        order = self.random_order(norms, spread) if self.shuffle else None
+        order = self.random_order(norms, spread).to(device) if self.shuffle else None
         targets = self._kept("targets", (*norms, norms[-1]), device)
         return GradVac(self._rule.beta, order, targets, rcond=self._rule.rcond)
