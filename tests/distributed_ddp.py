@@ -159,7 +159,7 @@ def case_errors_leave_gradients_alone(rank: int, ranks: int) -> None:
         distributed.backward(net, losses, ConFIGOperator(process_group=dist.group.WORLD))
     with pytest.raises(TypeError, match="grads: got gradients spread over processes"):
         distributed.backward(net, losses, Own(), retain_graph=True)
-    with pytest.raises(ValueError, match="indexes: got some for a ConFIGOperator"):
+    with pytest.raises(ValueError, match="indexes: got indexes for a ConFIGOperator"):
         distributed.backward(net, losses, indexes=[0, 1, 2], retain_graph=True)
     assert all(par.grad is None for par in net.parameters())
     distributed.backward(net, losses)

@@ -115,7 +115,7 @@ def test_accumulation_missing_gradients_and_graphs() -> None:
     assert alone.grad is None
     backward(net.losses(net.trunk(x)), [*net.parameters(), alone], operator, none_grad="zero")
     assert alone.grad is not None
-    with pytest.raises(ValueError, match="indexes: got some for a EveryOperator"):
+    with pytest.raises(ValueError, match="indexes: got indexes for a EveryOperator"):
         backward(losses, net, operator, indexes=[0, 1, 2])
 
 

@@ -252,11 +252,11 @@ REFUSED: dict[str, tuple[Callable[[Trunk], Any], type[Exception], str]] = {
     "matrix": (lambda net: torch.ones(2, 2), ValueError, r"losses: got shape \(2, 2\), want a vector"),
     "no tensor": (lambda net: [0.5], TypeError, r"losses\[0\]: got a float"),
     "not reduced": (unreduced, ValueError, r"losses\[0\]: got shape \(7, 1\), want one element"),
-    "no graph": (lambda net: [torch.ones(())], ValueError, r"losses\[0\]: got one that needs no gradient"),
+    "no graph": (lambda net: [torch.ones(())], ValueError, r"losses\[0\]: got a loss without a graph"),
     "unconnected": (
         lambda net: [*net.losses(images()), torch.ones((), requires_grad=True) * 2],
         ValueError,
-        r"losses\[2\]: got one that no parameter is connected to",
+        r"losses\[2\]: got a loss that depends on none of the parameters",
     ),
     "freed": (freed, ValueError, r"losses\[0\]: its graph is freed already, want retain_graph=True"),
 }
@@ -280,18 +280,18 @@ def test_refused_parameters() -> None:
     derived = next(net.parameters()) * 2
     for given, error, message in (
         ([], ValueError, "model_or_parameters: got 0 tensors and none that requires"),
-        ([derived], ValueError, r"model_or_parameters\[0\]: got a tensor with a history, want a leaf"),
+        ([derived], ValueError, r"model_or_parameters\[0\]: got a computed tensor"),
         (["weight"], TypeError, r"model_or_parameters\[0\]: got a str"),
     ):
         with pytest.raises(error, match=message):
             backward(losses, given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="none_grad: got 'keep'"):
         backward(losses, net, none_grad="keep")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="indexes: got some for a ConFIGOperator"):
+    with pytest.raises(ValueError, match="indexes: got indexes for a ConFIGOperator"):
         backward(losses, net, indexes=[0, 1])
     with pytest.raises(ValueError, match="task_parameters: got 1, want 2: one a loss"):
         mtl_backward(losses, net.trunk(images()), net.trunk.parameters(), [[]])
-    with pytest.raises(ValueError, match=r"losses\[0\]: got one that no feature is connected to"):
+    with pytest.raises(ValueError, match=r"losses\[0\]: got a loss that depends on none of the features"):
         mtl_backward(losses, net.trunk(images()), net.trunk.parameters(), [[], []])
     assert all(par.grad is None for par in net.parameters())
 

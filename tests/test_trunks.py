@@ -146,11 +146,11 @@ REFUSED: dict[str, tuple[Callable[[Tasks, Tensor], tuple[Any, ...]], str]] = {
     "no feature": (lambda net, h: (net.losses(h), [], net.trunk, net.heads), "features: got none"),
     "a detached feature": (
         lambda net, h: (net.losses(h), h.detach(), net.trunk, net.heads),
-        r"features\[0\]: got one that needs no gradient",
+        r"features\[0\]: got a tensor without a graph",
     ),
     "a loss past the features": (
         lambda net, h: (net.losses(net.trunk(inputs())), h, net.trunk, net.heads),
-        r"losses\[0\]: got one that no feature is connected to",
+        r"losses\[0\]: got a loss that depends on none of the features",
     ),
     "a generator of heads": (
         lambda net, h: (net.losses(h), h, net.trunk, (head for head in net.heads)),

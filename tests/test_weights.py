@@ -266,17 +266,17 @@ REFUSED: dict[str, tuple[Callable[[Tasks], Any], type[Exception], str]] = {
     "unconnected": (
         lambda net: weights(net(inputs()), net.heads[0]),
         ValueError,
-        r"losses\[1\]: got one that no parameter is connected to",
+        r"losses\[1\]: got a loss that depends on none of the parameters",
     ),
     "no feature": (
         lambda net: weights(net(inputs()), net.trunk(inputs())),
         ValueError,
-        r"losses\[0\]: got one that no feature is connected to",
+        r"losses\[0\]: got a loss that depends on none of the features",
     ),
     "both": (
         lambda net: weights(net(inputs()), [net.trunk(inputs()), net.trunk[0].weight]),
         ValueError,
-        r"with_respect_to\[1\]: got a leaf, want what the trunk computes",
+        r"with_respect_to\[1\]: got a leaf, want an output of the trunk",
     ),
     "no batch": (
         lambda net: weights([s := net.trunk(inputs()).sum() * 1, 2 * s], s, features_gram="batch_sum"),

@@ -1,4 +1,4 @@
-"""Walks through a graph: what losses share, which leaves they reach, and by which way."""
+"""Walks through autograd graphs: what losses share, and which leaves they reach."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Edge: TypeAlias = tuple[Any, int]
 
 
 def edge_of(tensor: Tensor) -> Edge:
-    """Where a tensor leaves the graph."""
+    """The node, and its output, that a tensor comes from."""
     node, output = get_gradient_edge(tensor)[:2]
     return node, output
 
 
 def nodes_of(tensors: Iterable[Tensor]) -> list[Any]:
-    """All nodes that lie behind tensors; nothing for those without a graph."""
+    """All nodes that tensors were computed by; none for tensors without a graph."""
     return behind([edge_of(tensor)[0] for tensor in tensors if tensor.requires_grad])
 
 
 def behind(nodes: list[Any]) -> list[Any]:
-    """These nodes and all that lie behind them."""
+    """These nodes and all that they depend on."""
     found = dict.fromkeys(nodes)
     open_ends = list(found)
     while open_ends:
@@ -36,7 +36,7 @@ def behind(nodes: list[Any]) -> list[Any]:
 
 
 def before(ends: Iterable[Edge], stops: Iterable[Edge]) -> tuple[list[Any], set[Edge]]:
-    """The nodes before ``stops``, without what lies behind these only; and the stops reached."""
+    """The nodes up to ``stops``, without what is reachable only through these; and the stops reached."""
     stopped, reached = set(stops), set()
     found: dict[Any, None] = {}
     open_ends = list(ends)
@@ -52,10 +52,10 @@ def before(ends: Iterable[Edge], stops: Iterable[Edge]) -> tuple[list[Any], set[
 
 
 def leaves_of(nodes: Iterable[Any]) -> list[Tensor]:
-    """The leaves, which accumulate gradients, among nodes; in the order of the nodes."""
+    """The leaf tensors among nodes, in the order of the nodes."""
     return [node.variable for node in nodes if hasattr(node, "variable")]
 
 
 def inner(nodes: Iterable[Any]) -> set[Any]:
-    """The nodes without the leaves, which keep nothing for a backward pass."""
+    """The nodes that are no leaves; leaves save nothing for a backward pass."""
     return {node for node in nodes if node.next_functions}

@@ -1,7 +1,7 @@
-"""Functions that go backward on their own: a pass does not see the parameters that they hold.
+"""Find parameters that ``torch.autograd.grad`` misses, because a function runs a backward pass of its own.
 
-Such a function is reentrant checkpointing, or any torch.autograd.Function that calls ``backward`` within its
-own.
+Reentrant checkpointing does that, and so does any torch.autograd.Function that calls ``backward`` within its
+backward method.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch.autograd.function import BackwardCFunction
 
 from .graphs import behind, leaves_of, nodes_of
 
-#: of every parameter its .grad and that one's version
+#: for each parameter its .grad and the version of that
 State: TypeAlias = list[tuple[Tensor | None, int]]
 
 REENTRANT = "want torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-_DEPTH = 12  # of attributes and containers that are searched for a parameter
-_MOST = 50_000  # objects that are looked at, the nearest first
+_DEPTH = 12  # how deep attributes and containers are searched for a parameter
+_MOST = 50_000  # how many objects are searched, the nearest first
 _ATOMS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device, torch.Size)
-_seen: dict[int, weakref.ref[Tensor]] = {}  # parameters whose first graph was looked at, by their ids
+_seen: dict[int, weakref.ref[Tensor]] = {}  # parameters whose first graph was searched, by id
 
 
 def state_of(parameters: Sequence[Tensor]) -> State:
-    """What a function changes that writes gradients on its own."""
+    """The ``.grad`` and their versions: what a hidden backward pass would change."""
     grads = [par.grad for par in parameters]
     return [(g, -1 if g is None or g.is_inference() else g._version) for g in grads]
 
@@ -38,16 +38,18 @@ def state_of(parameters: Sequence[Tensor]) -> State:
 def check_hidden(
     rows: Sequence[Sequence[bool | None]], losses: Sequence[Tensor], parameters: list[Tensor], state: State
 ) -> None:
-    """Look for such functions where a parameter has no gradient, and in the first graph of parameters.
+    """Check that no function in the graphs hides a parameter.
+
+    Looks where a parameter has no gradient, and in the first graph that each parameter is seen in.
 
     Args:
-        rows: of every loss, which parameters have no gradient; None for one that is not wanted.
-        losses: what the passes began at.
+        rows: for each loss, which parameters have no gradient; None for one that does not matter.
+        losses: where the passes began.
         parameters: whose gradients were wanted.
         state: :func:`state_of` them before the passes.
 
     Raises:
-        ValueError: if one holds a parameter whose gradient would be missing without a word.
+        ValueError: if a function hides a parameter, whose gradient would silently be missing.
     """
     known = _seen.get(id(parameters[0]))
     first = known is None or known() is not parameters[0]
@@ -72,11 +74,11 @@ def _check(
     written = [par for par, (old, version), now in pairs if now[0] is not old or now[1] != version]
     if written:
         for par, (grad, _) in zip(parameters, state, strict=True):
-            par.grad = grad  # what was added to one that was there stays
+            par.grad = grad  # what was added to an existing .grad stays
         _refuse(name, written[0], functions[0])
     for function in functions:
         if "Checkpoint" in type(function).__name__:
-            # unless all that it computes is frozen, it was not run: torch would have refused
+            # if it were run, torch would have refused, unless all that it computes is frozen
             held = _held(vars(function), parameters)
             held = next(iter(nowhere), None) if held is None else held
         elif nowhere and not _runs(function, parameters):
@@ -96,13 +98,13 @@ def _refuse(name: str, par: Tensor, function: Any) -> None:
 
 
 def _runs(function: Any, parameters: list[Tensor]) -> bool:
-    """Whether a pass for these parameters goes through a function."""
+    """Whether a backward pass to these parameters goes through a function."""
     wanted = {id(par) for par in parameters}
     return any(id(leaf) in wanted for leaf in leaves_of(behind([function])))
 
 
 def _held(start: Any, wanted: Sequence[Tensor]) -> Tensor | None:
-    """The first wanted tensor that an object leads to: by containers, modules, closures and attributes."""
+    """The first wanted tensor reachable from an object by containers, modules, closures and attributes."""
     tensors = {id(par): par for par in wanted}
     seen: set[int] = set()
     waiting: deque[tuple[Any, int]] = deque([(start, 0)])
@@ -142,7 +144,7 @@ def _parts_of(value: Any) -> Iterable[Any]:
 
 
 def _globals_of(code: types.CodeType, names: dict[str, Any]) -> list[Any]:
-    """What a function's code names, also that of functions within it, and attributes of modules."""
+    """Globals that a function's code uses, nested functions and attributes of modules included."""
     found = [names[name] for name in code.co_names if name in names]
     modules = [value for value in found if isinstance(value, types.ModuleType)]
     found += [vars(module)[name] for module in modules for name in code.co_names if name in vars(module)]

@@ -1,4 +1,4 @@
-"""Losses -> gradients: one backward pass a loss, and an error where it does not see all that it should."""
+"""Losses -> gradients: one backward pass for each loss, with an error if a pass misses a parameter."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .hidden import REENTRANT, check_hidden, state_of
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-#: one gradient a parameter; None where a loss is not connected to it
+#: one gradient for each parameter; None where the loss does not depend on it
 Row: TypeAlias = Sequence[Tensor | None]
-_LARGE = 1 << 18  # parameters from which on freeing a graph early is worth looking for what losses share
+_LARGE = 1 << 18  # networks with more parameters are worth the search for shared graphs, to free memory early
 
 
 def listed(losses: Any) -> list[Any]:
     """The losses of any iterable, or of a vector (m,), one by one.
 
     Raises:
-        TypeError, ValueError: for what is none; naming ``losses``.
+        TypeError, ValueError: for anything else.
     """
     if isinstance(losses, Tensor):
         if losses.dim() != 1:
@@ -58,9 +58,10 @@ def scalars(losses: Any) -> list[Tensor]:
                 f"losses[{i}]: got shape {tuple(value.shape)}, want one element: reduce it first"
             )
         if not value.requires_grad:
-            raise ValueError(f"losses[{i}]: got one that needs no gradient, want one with a graph")
+            raise ValueError(f"losses[{i}]: got a loss without a graph, want one that requires a gradient")
         if value.is_complex():
-            raise TypeError(f"losses[{i}]: got {value.dtype}, want a real number: its real part, or its size")
+            wanted = "a real number, such as loss.abs() or loss.real"
+            raise TypeError(f"losses[{i}]: got {value.dtype}, want {wanted}")
     return found
 
 
@@ -78,7 +79,7 @@ def leaves(given: Any, argument: str, *, some: bool = True) -> list[Tensor]:
         if not isinstance(par, Tensor):
             raise TypeError(f"{argument}[{i}]: got a {type(par).__name__}, want a tensor")
         if not par.is_leaf:
-            raise ValueError(f"{argument}[{i}]: got a tensor with a history, want a leaf: it has no .grad")
+            raise ValueError(f"{argument}[{i}]: got a computed tensor, which has no .grad, want a leaf")
     wanted = list({id(par): par for par in parameters if par.requires_grad}.values())
     if some and not wanted:
         raise ValueError(f"{argument}: got {len(parameters)} tensors and none that requires a gradient")
@@ -86,10 +87,10 @@ def leaves(given: Any, argument: str, *, some: bool = True) -> list[Tensor]:
 
 
 def checked_parameters(given: Any, argument: str) -> list[Any]:
-    """What a module or an iterable has.
+    """The parameters of a module or an iterable, as a list.
 
     Raises:
-        TypeError: for what is neither, naming the argument.
+        TypeError: for anything else.
     """
     if isinstance(given, torch.nn.Module):
         reshard(given)
@@ -103,7 +104,7 @@ def checked_parameters(given: Any, argument: str) -> list[Any]:
 
 
 def kept(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool) -> list[bool]:
-    """Whether each loss's graph is kept after its pass: it is asked for, or a later loss shares it."""
+    """Which losses' graphs to keep after their passes: all if asked, else those that a later loss shares."""
     keep = [True] * (len(losses) - 1) + [retain_graph]
     if retain_graph or sum([par.numel() for par in parameters]) < _LARGE:
         return keep
@@ -126,7 +127,7 @@ def passes(values: Sequence[Tensor], parameters: list[Tensor], keep: Sequence[bo
     for i, value in enumerate(values):
         if value.requires_grad:
             row = taken(f"losses[{i}]", [value], parameters, keep[i])
-        else:  # of nothing that is learned
+        else:  # no parameters
             row = (None,) * len(parameters)
         absent.append([gradient is None for gradient in row])
         yield row
@@ -140,7 +141,7 @@ def taken(
     keep: bool,
     at_outputs: Sequence[Tensor] | None = None,
 ) -> Row:
-    """Gradients of the inputs; None where one is unconnected."""
+    """Gradients of the inputs; None where the loss does not depend on one."""
     if not inputs:
         return ()
     try:
@@ -151,7 +152,7 @@ def taken(
 
 
 def as_weights(c: Tensor, losses: Sequence[Tensor]) -> Tensor:
-    """Coefficients on the losses' device, in their dtype, at least float32."""
+    """Coefficients on the losses' device and in their dtype (at least float32)."""
     dtype = functools.reduce(torch.promote_types, [loss.dtype for loss in losses], torch.float32)
     return c.to(losses[0].device, dtype)
 
@@ -159,7 +160,7 @@ def as_weights(c: Tensor, losses: Sequence[Tensor]) -> Tensor:
 def of_weighted_sum(
     losses: Sequence[Tensor], c: Tensor, parameters: list[Tensor], retain_graph: bool, spread: bool
 ) -> Row:
-    """The gradients of sum_i c_i L_i in one backward pass, none of which shares memory with another.
+    """The gradients of sum_i c_i L_i in one backward pass, each in memory of its own.
 
     Args:
         spread: whether the parameters are DTensors.
@@ -179,9 +180,10 @@ def of_weighted_sum(
 
 
 def check_freed(name: str, error: RuntimeError) -> None:
-    """Raise ValueError if an error of a backward pass has a cause that the caller can mend."""
+    """Raise ValueError with advice, if the caller can fix what made a backward pass fail."""
     if "second time" in str(error):
-        raise ValueError(f"{name}: its graph is freed already, want retain_graph=True before") from error
+        wanted = "retain_graph=True in the earlier backward pass"
+        raise ValueError(f"{name}: its graph is freed already, want {wanted}") from error
     if "use_reentrant" in str(error):
         raise ValueError(f"{name}: got reentrant checkpointing in its graph, {REENTRANT}") from error
     if "donated buffer" in str(error):
@@ -192,10 +194,10 @@ def check_freed(name: str, error: RuntimeError) -> None:
 
 
 def collected(values: list[Tensor], parameters: list[Tensor], keep: list[bool]) -> list[Row]:
-    """The gradients of every loss by its own backward pass, from ``.grad``, which is as before then.
+    """The gradients of every loss, read from ``.grad`` after a backward pass each; ``.grad`` is restored.
 
-    FSDP2's sharded parameters are no part of the graph: ``torch.autograd.grad`` does not find them. Hooks
-    that wait for the gradient wait for the merged one.
+    ``torch.autograd.grad`` does not find FSDP2's sharded parameters, since they are not part of the graph.
+    Post-accumulate hooks are held back until the merged gradient is written.
     """
     before = [par.grad for par in parameters]
     waiting = [(hooks, dict(hooks)) for par in parameters if (hooks := par._post_accumulate_grad_hooks)]
@@ -221,7 +223,7 @@ def collected(values: list[Tensor], parameters: list[Tensor], keep: list[bool]) 
 
 
 def placed(grad: Any, parameter: Any) -> Any:
-    """A gradient where its parameter is: tensor parallelism may leave it as a partial sum, or whole."""
+    """A gradient with its parameter's placements; tensor parallelism may leave a partial sum or all of it."""
     if not is_dtensor(grad) or not is_dtensor(parameter) or grad.placements == parameter.placements:
         return grad
     return grad.redistribute(parameter.device_mesh, parameter.placements)
@@ -233,9 +235,9 @@ def _set(parameters: list[Tensor], grads: Row) -> None:
 
 
 def summed(gradients: Iterable[Tensor | None]) -> Tensor | None:
-    """The sum of the gradients of one parameter, dense; None if there are none.
+    """The sum of a parameter's gradients, dense, in memory of its own; None if there are none.
 
-    In memory of its own: the engine may have given one gradient to several parameters.
+    (Autograd may return the same tensor as the gradient of several parameters.)
     """
     present = [dense(gradient) for gradient in gradients if gradient is not None]
     if len(present) == 1:
@@ -244,15 +246,15 @@ def summed(gradients: Iterable[Tensor | None]) -> Tensor | None:
 
 
 def group_of(operator: Any) -> ProcessGroup | None:
-    """Whose ranks have parts of the gradients that it is given; also of an operator of another package."""
+    """The operator's process group, or None; works for operators of other packages, too."""
     return getattr(operator, "process_group", None)
 
 
 def check_no_group(operator: Any) -> None:
-    """Whether an operator leaves the ranks to the model.
+    """Check that an operator of a distributed model has no process group of its own.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if it has one.
     """
     if group_of(operator) is not None:
-        raise ValueError("operator: got one with a process_group, want one without: the model has its own")
+        raise ValueError("operator: got one with a process_group, want one without: the model's own is used")

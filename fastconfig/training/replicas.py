@@ -13,7 +13,7 @@ from .passes import Row
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-#: gives the update of gradients; in the room that is made by a call, if it can
+#: merges gradients, into the tensors that a call makes if it can
 Merge: TypeAlias = "Callable[[Gradients, Callable[[], Update]], Update]"
 
 
@@ -24,13 +24,14 @@ def exchanged(
     merging: Merge,
     by_parameter: bool = False,
 ) -> tuple[list[Tensor | None], list[bool]]:
-    """The update of gradients averaged over the ranks; a row is sent as soon as it is there.
+    """Average gradients over the ranks and merge them; a row is sent as soon as it is computed.
 
     Args:
         by_parameter: as in :meth:`fastconfig.ranks.exchange.Exchange.merged`.
 
     Returns:
-        A tensor a parameter, None where no rank has a gradient; and which parameters every loss reaches.
+        One tensor for each parameter, None where no rank has a gradient; and which parameters every loss
+        reaches.
     """
     from ..ranks.exchange import Exchange  # loads torch's DTensors
 

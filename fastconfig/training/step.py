@@ -65,34 +65,38 @@ def backward(
     accumulate: bool = False,
     none_grad: NoneGrad = "skip",
 ) -> None:
-    """Merge the losses' gradients and write the result to the parameters' ``.grad``.
+    """Compute each loss's gradient, merge the gradients, and write the result to ``.grad``.
 
-    ``.grad`` is written by the rules of torch's own backward pass: see :func:`fastconfig.network.write`.
+    Call it in place of ``sum(losses).backward()``. It replaces ``.grad``, so ``zero_grad()`` is not needed.
+    Hooks, memory layout and dtype follow the rules of torch's own backward pass.
 
-    Of parameters in DistributedDataParallel the ranks' gradients are averaged, as by the model's own backward
-    pass, with (m + 1) N elements on the wire where an all-reduce a loss takes 2 m N: each rank gets the sum
-    of its part of the m gradients, merges that, and the parts of the update are gathered. A loss's gradients
-    travel while the next one's backward pass runs. Of parameters that are DTensors (FSDP2, tensor
-    parallelism) the engine's own backward passes are run, so that its reduce-scatter stays its own, and every
-    rank merges its part.
+    In DistributedDataParallel every loss's gradient is averaged over the ranks before the merge. A rank sends
+    (m + 1) N elements; an all-reduce for each loss would send 2 m N. One loss's gradients travel while the
+    next one's backward pass runs. For DTensors (FSDP2, tensor parallelism) torch's own backward passes run,
+    and each rank merges its shard.
 
     Args:
-        losses: m scalar losses, in any iterable, or one vector (m,) of them; of replicas this rank's.
-        model_or_parameters: whose gradients are taken: those that require one. Must be leaves. Of FSDP2 give
-            the model: its ``parameters()`` may be others between forward and backward pass.
-        operator: merges them; a momentum operator is given all as well, and of replicas keeps this rank's
-            part of its state.
-        indexes: for a momentum operator, which of its gradients the losses are; 0..m-1 by default.
-        retain_graph: keep the graphs, to go backward through them once more. Otherwise each loss's graph is
-            freed in its own pass, unless a later loss shares it; of small networks, all in the last pass.
+        losses: m scalar losses in any iterable, or one vector (m,); in DistributedDataParallel this rank's.
+        model_or_parameters: the network, or its parameters, which must be leaves. Those that do not require
+            a gradient are left alone. For FSDP2 pass the model, since ``parameters()`` may return temporary
+            copies between forward and backward pass.
+        operator: merges the gradients; ConFIG by default. A momentum operator works as well, and keeps this
+            rank's part of its state.
+        indexes: for a momentum operator: which of its gradients these losses are; 0..m-1 by default.
+        retain_graph: keep the graphs for another backward pass. Otherwise a loss's graph is freed in its own
+            pass unless a later loss shares it; for small networks all are freed in the last pass.
         accumulate: add to ``.grad`` instead of replacing it.
-        none_grad: what a parameter gets that no loss is connected to, on any rank: "skip" leaves it alone,
-            "zero" gives it zeros.
+        none_grad: what happens to a parameter that no loss reaches on any rank: "skip" leaves its ``.grad``
+            alone, "zero" sets it to zeros.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before.
-        CollectiveError: if the ranks cannot add up their parts: a rank is gone or hangs; ``.grad`` is as
-            before.
+        TypeError, ValueError: for a wrong argument, which the message names; ``.grad`` is unchanged.
+        CollectiveError: if a rank died or hangs; ``.grad`` is unchanged.
+
+    Examples:
+        >>> losses = [loss_fn(network, batch) for loss_fn in loss_fns]
+        >>> fastconfig.backward(losses, network)
+        >>> optimizer.step()
     """
     if torch.compiler.is_compiling():
         from ..graph import outside_the_graph
@@ -104,7 +108,7 @@ def backward(
         check_operator(operator, "operator")
         if indexes is not None:
             kind = type(operator).__name__
-            raise ValueError(f"indexes: got some for a {kind}, want a momentum operator")
+            raise ValueError(f"indexes: got indexes for a {kind}, want a momentum operator")
     check_none_grad(none_grad)
     model: Any = model_or_parameters
     values = scalars(losses)
@@ -131,12 +135,12 @@ def backward(
     if spread:
         rows = collected(values, parameters, keep)
         if isinstance(model, torch.nn.Module):
-            reshard(model)  # where it was to stay whole from one loss to the next
+            reshard(model)  # it may have stayed whole between the losses
     else:
         rows = list(passes(values, parameters, keep))
     for i, row in enumerate(rows):
         if row[0] is None and group_of(operator) is None and all(tensor is None for tensor in row):
-            raise ValueError(f"losses[{i}]: got one that no parameter is connected to")
+            raise ValueError(f"losses[{i}]: got a loss that depends on none of the parameters")
     if accumulate or not _merged_at_once(parameters, rows, merging, none_grad):
         update = _update(parameters, rows, merging, accumulate)
         write(parameters, update, accumulate=accumulate, none_grad=none_grad)
@@ -154,31 +158,36 @@ def mtl_backward(
     accumulate: bool = False,
     none_grad: NoneGrad = "skip",
 ) -> None:
-    """Gradients of a shared trunk merged, of each task's head its own.
+    """Merge the gradients of a shared trunk; give each task's head its own gradient.
 
-    Every loss goes backward through its own head to the features, and from these alone through the trunk. Of
-    replicas in DistributedDataParallel both are averaged over the ranks.
+    Each loss goes backward through its own head to the features, and from there through the trunk. In
+    DistributedDataParallel both are averaged over the ranks.
 
-    With ``gram="features"`` the losses are merged at the features, and the merged gradient alone goes through
-    the trunk, once whatever m is: what an operator promises (equal cosines, no conflict) then holds for the
-    features' gradients, not for the parameters'.
+    With ``gram="features"`` the gradients are merged at the features, and only the merged one goes through
+    the trunk: one pass, whatever m is. What the operator guarantees (equal cosines, no conflict) then holds
+    for the gradients of the features, not for those of the parameters.
 
     Args:
-        losses: m scalar losses, one a task.
-        features: what the trunk gives to the heads: one tensor or several that do not depend on each other.
-        shared_parameters: of the trunk, or the trunk itself; by default all that the features come from.
-        task_parameters: of each task's head, or the heads themselves; a parameter of several heads gets the
-            sum. By default all that a loss reaches without passing the features.
-        operator: merges the trunk's gradients; for those of the features one whose coefficients follow from
-            the Gram matrix.
-        gram: of what the Gram matrix is: the gradients of the trunk's "parameters", m passes through it, or
-            those of the "features", one pass.
+        losses: m scalar losses, one for each task.
+        features: outputs of the trunk: one tensor, or several that do not depend on each other.
+        shared_parameters: the trunk, or its parameters; by default all that the features depend on.
+        task_parameters: the heads or their parameters, in the order of the losses. A parameter of several
+            heads gets the sum of their gradients. By default all that a loss reaches past the features.
+        operator: merges the trunk's gradients; ConFIG by default. For ``gram="features"`` its coefficients
+            must follow from the Gram matrix.
+        gram: merge by the gradients of the trunk's "parameters" (m passes through the trunk) or by those of
+            the "features" (one pass).
         retain_graph, accumulate, none_grad: as in :func:`backward`.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted; ``.grad`` is as before. Also
-            for a parameter in two roles (tied to the trunk and to a head), and a head without gradient.
+        TypeError, ValueError: for a wrong argument, which the message names; ``.grad`` is unchanged. Also if
+            a parameter is in the trunk and in a head, and if a head gets no gradient.
         CollectiveError: as in :func:`backward`.
+
+    Examples:
+        >>> features = trunk(batch)
+        >>> losses = [loss_fn(head(features)) for head, loss_fn in zip(heads, loss_fns)]
+        >>> fastconfig.mtl_backward(losses, features, trunk, heads)
     """
     if torch.compiler.is_compiling():
         from ..graph import outside_the_graph
@@ -215,7 +224,7 @@ def mtl_backward(
         own.append(found[len(outputs) :])
         ends.append(found[: len(outputs)])
         if all(gradient is None for gradient in ends[i]):
-            raise ValueError(f"losses[{i}]: got one that no feature is connected to")
+            raise ValueError(f"losses[{i}]: got a loss that depends on none of the features")
         if c is None and gram == "parameters":
             rows.append(_through_trunk(outputs, ends[i], shared, keep))
     if c is None and gram == "features":
@@ -247,14 +256,14 @@ def mtl_backward(
 
 
 def _through_trunk(features: list[Tensor], ends: Any, shared: list[Tensor], keep: bool) -> Row:
-    """The gradients of the trunk's parameters, from those of its features, of which some may be None."""
+    """The gradients of the trunk's parameters, given those of its features (some may be None)."""
     reached = [(feature, g) for feature, g in zip(features, ends, strict=True) if g is not None]
     some, at_ends = zip(*reached, strict=True)
     return taken("features", some, shared, keep, at_ends)
 
 
 def _check_seen(parts: Parts, rows: list[Row], own: list[Row], values: list[Tensor], state: State) -> None:
-    """Whether the passes through the trunk, one a loss or one for all, and the heads have seen everything.
+    """Check that the passes through trunk and heads have seen every parameter.
 
     Raises:
         ValueError: naming a loss whose graph hides a parameter.
@@ -268,7 +277,7 @@ def _check_seen(parts: Parts, rows: list[Row], own: list[Row], values: list[Tens
 
 
 def _agreed(parts: Parts, shared: bool, heads: bool, group: ProcessGroup) -> Parts:
-    """Parts that were found from the graph, the same on all ranks: what any of them has found."""
+    """Trunk and heads found in the graph, united over the ranks so that all have the same."""
     from ..ranks.exchange import united
 
     if not shared and not heads:
@@ -293,7 +302,7 @@ class _Merging:
     groups: list[Group] | None
 
     def __call__(self, grads: Gradients, room: Callable[[], Update] | None = None) -> Update:
-        """The update; in ``room()``, where the operator is a rule."""
+        """The update; written to ``room()`` if the operator is a rule."""
         operator = self.operator
         if isinstance(operator, MomentumOperator):
             chosen = range(grads.m) if self.indexes is None else self.indexes
@@ -333,10 +342,10 @@ def _groups(
 
 
 def _fitting(update: Any, operator: Operator, grads: Gradients) -> Update:
-    """What a user's own operator gave, which expects and gives vectors, in the form of the gradients.
+    """The result of a user's own operator, a vector, in the form of the gradients.
 
     Raises:
-        TypeError, ValueError: for what is no update of these gradients.
+        TypeError, ValueError: if it does not fit the gradients.
     """
     name = f"{type(operator).__name__}.calculate_gradient"
     if isinstance(update, Tensor):
@@ -351,7 +360,7 @@ def _fitting(update: Any, operator: Operator, grads: Gradients) -> Update:
 def _update(
     parameters: list[Tensor], rows: list[Row], merging: _Merging, accumulate: bool
 ) -> Sequence[Tensor | None]:
-    """The update of every parameter; in the ``.grad`` that is there, if nobody needs that any more."""
+    """The update of every parameter; written into existing ``.grad`` unless that is to be kept."""
     grads = Gradients(rows, group=group_of(merging.operator))
     update = merging(grads, None if accumulate else lambda: room_for(grads, parameters))
     assert isinstance(update, list)
@@ -361,7 +370,7 @@ def _update(
 def _merged_at_once(
     parameters: list[Tensor], rows: list[Row], merging: _Merging, none_grad: NoneGrad
 ) -> bool:
-    """Whether short gradients were merged into the ``.grad`` that are there, in one call."""
+    """Merge short gradients straight into existing ``.grad`` in one call; False if not applicable."""
     alone = merging.indexes is None and group_of(merging.operator) is None
     rule = fixed_rule_of(merging.operator) if alone else None
     written = None if rule is None else merge_into(rows, parameters, rule)
@@ -378,6 +387,6 @@ def _merged_at_once(
 
 
 def check_none_grad(none_grad: str) -> None:
-    """Raise ValueError for what is no choice."""
+    """Raise ValueError unless it is "zero" or "skip"."""
     if none_grad not in ("zero", "skip"):
         raise ValueError(f"none_grad: got {none_grad!r}, want 'zero' or 'skip'")

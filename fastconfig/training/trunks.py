@@ -1,4 +1,4 @@
-"""A trunk, its features and the heads: which parameters are whose, and whether a loss's pull gets lost."""
+"""A trunk, its features and the heads: which parameters belong where, and checks that none is missed."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Parts:
         return [*self.shared, *self.together()]
 
     def check_reached(self, own: Sequence[Sequence[Tensor | None]]) -> None:
-        """Whether every head has a gradient of its own loss.
+        """Check that every head gets a gradient from its own loss.
 
         Raises:
-            ValueError: naming the first that has none.
+            ValueError: for the first head that gets none.
         """
         for i, (head, gradients) in enumerate(zip(self.heads, own, strict=True)):
             if head and all(gradient is None for gradient in gradients):
@@ -52,7 +52,7 @@ def _refuse_head(i: int) -> NoReturn:
 
 
 def feature_list(features: Any, argument: str = "features") -> list[Tensor]:
-    """The features one by one.
+    """The features as a list.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -65,18 +65,18 @@ def feature_list(features: Any, argument: str = "features") -> list[Tensor]:
         raise ValueError(f"{argument}: got none, want the trunk's outputs")
     for i, feature in enumerate(found):
         if not isinstance(feature, Tensor) or not feature.requires_grad:
-            raise ValueError(f"{argument}[{i}]: got one that needs no gradient, want the trunk's outputs")
+            raise ValueError(f"{argument}[{i}]: got a tensor without a graph, want an output of the trunk")
         if feature.is_leaf:
-            raise ValueError(f"{argument}[{i}]: got a leaf, want what the trunk computes")
+            raise ValueError(f"{argument}[{i}]: got a leaf, want an output of the trunk")
     return found
 
 
 def parts_of(values: list[Tensor], features: list[Tensor], shared: Any, tasks: Any) -> Parts:
-    """Whose parameters are whose: as given, each a module or an iterable; else as the graph says.
+    """The parameters of trunk and heads: those given, as modules or iterables, else those in the graph.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted; also where a parameter has
-            two roles, so that a loss's pull on it would be lost.
+        TypeError, ValueError: for a wrong argument, which the message names; also for a parameter in two
+            roles, because a part of its gradient would be lost.
     """
     ends = [edge_of(feature) for feature in features]
     check_apart(ends, "features")
@@ -87,12 +87,12 @@ def parts_of(values: list[Tensor], features: list[Tensor], shared: Any, tasks: A
     for i, value in enumerate(values):
         nodes, reached = before([edge_of(value)], ends)
         if not reached:
-            raise ValueError(f"losses[{i}]: got one that no feature is connected to")
+            raise ValueError(f"losses[{i}]: got a loss that depends on none of the features")
         in_heads.append(leaves_of(nodes))
     if trunk is None:
         trunk = _found(in_trunk, "shared_parameters")
         if not trunk:
-            raise ValueError("features: got none that a parameter is behind, want the trunk's outputs")
+            raise ValueError("features: got tensors that depend on no parameter, want outputs of the trunk")
     if heads is None:
         heads = [_found(reached, "task_parameters") for reached in in_heads]
     _check_roles(trunk, heads, in_trunk, in_heads)
@@ -103,7 +103,7 @@ def _found(leaves: list[Tensor], argument: str) -> list[Tensor]:
     """The parameters among leaves.
 
     Raises:
-        ValueError: where some leaves are none: they may be inputs, or weights of somebody's own.
+        ValueError: if a leaf is no nn.Parameter: it may be an input.
     """
     if any(is_whole_copy(leaf) for leaf in leaves[:1]):
         raise ValueError(
@@ -132,10 +132,10 @@ def _given_heads(tasks: Any, m: int) -> list[list[Tensor]]:
 
 
 def check_apart(ends: list[Edge], argument: str) -> None:
-    """Whether features do not depend on each other.
+    """Check that the features do not depend on each other.
 
     Raises:
-        ValueError: naming the first that does.
+        ValueError: for the first that does.
     """
     if len(ends) < 2:
         return

@@ -1,4 +1,4 @@
-"""From losses to the weights of their gradients; the backward pass of the weighted sum is the user's."""
+"""Weights of the losses; the caller runs the backward pass of the weighted sum."""
 
 from __future__ import annotations
 
@@ -41,40 +41,40 @@ def weights(
     features_gram: FeaturesGram = "flatten",
     approximate: bool = False,
 ) -> Tensor:
-    """The weights c of the losses, so that the gradient of sum_i c_i L_i is the merged one.
+    """Weights c for which the gradient of sum_i c_i L_i is the merged gradient.
 
-    The backward pass is the caller's, so that DistributedDataParallel, GradScaler, accumulation, compiled
-    models, Lightning and Accelerate stay as they are:
+    You run the backward pass, so whatever your loop puts around it (DistributedDataParallel, GradScaler,
+    accumulation, compiled models, Lightning, Accelerate) stays as it is:
 
         c = fastconfig.weights(losses, model)
         (c * torch.stack(losses)).sum().backward()
 
-    No ``.grad`` is written, no hook of what is given runs, and nothing waits for the device. Of parameters in
-    DistributedDataParallel the weights are those of the averaged gradients, the same on all ranks.
+    It writes no ``.grad``, runs no hooks of the parameters, and does not wait for the device. In
+    DistributedDataParallel the weights belong to the averaged gradients and are the same on all ranks.
 
     Args:
-        losses: m scalar losses of shape (), in any iterable, or one vector (m,) of them; of replicas this
-            rank's.
-        with_respect_to: whose gradients the weights follow from. A model or its parameters: m backward
-            passes, and the merged gradient is that of :func:`fastconfig.backward`. Some of the parameters,
-            such as those of the last shared layer: m passes as far as these. Tensors of the forward pass,
-            such as the features of a shared trunk: m passes through the heads, and none through the trunk.
-        operator: gives the weights, from the Gram matrix of the gradients.
-        retain_graph: keep the graphs, which the caller's own backward pass needs.
-        features_gram: of features, "flatten" takes the products of all their elements; "batch_sum" sums a
-            loss's gradient over the batch, the first dimension, before.
-        approximate: of parameters in DistributedDataParallel, take the mean of the ranks' own Gram matrices
-            for that of the averaged gradients: m x m numbers are sent instead of m N. The noise of a rank's
-            smaller batch makes its gradients longer than the averages, and their cosines smaller.
+        losses: m scalar losses of shape (), in any iterable, or one vector (m,); in DistributedDataParallel
+            this rank's.
+        with_respect_to: the tensors whose gradients decide. A model or its parameters: m backward passes, and
+            the merged gradient is that of :func:`fastconfig.backward`. Some of the parameters, such as those
+            of the last shared layer: m passes down to these. Features of a shared trunk: m passes through the
+            heads and none through the trunk.
+        operator: computes the weights from the Gram matrix of the gradients; ConFIG by default.
+        retain_graph: keep the graphs for your own backward pass.
+        features_gram: for features: "flatten" multiplies all their elements; "batch_sum" first sums each
+            loss's gradient over the batch, the first dimension.
+        approximate: in DistributedDataParallel, average the ranks' own Gram matrices instead of the
+            gradients: m x m numbers are sent instead of m N. A rank's smaller batch is noisier, which makes
+            its gradients longer than the averages and the cosines smaller.
 
     Returns:
-        (m,) weights without a graph, on the losses' device and in their dtype, at least float32; all NaN if
+        (m,) weights without a graph, on the losses' device and in their dtype (at least float32); all NaN if
         any gradient has NaN or Inf.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted; also for an operator that
-            has momentum or must see the gradients themselves.
-        CollectiveError: if the ranks cannot add up their parts.
+        TypeError, ValueError: for a wrong argument, which the message names; also for an operator that has
+            momentum or needs the gradients themselves.
+        CollectiveError: if a rank died or hangs.
     """
     if torch.compiler.is_compiling():
         from ..graph import outside_the_graph
@@ -127,7 +127,7 @@ def _by_parameters(
         if group is not None:
             check_no_group(operator)
             rows = passes(values, parameters, keep)
-            if approximate:  # the sum of what the ranks have, as if each had parts
+            if approximate:  # summed over the ranks, as if each had a part
                 grads, scale = Gradients(list(rows), group=group), 1 / group.size()
             else:
                 grads = _averages(rows, parameters, group)
@@ -143,7 +143,7 @@ def _by_parameters(
 
 
 def _averages(rows: Iterable[Row], parameters: list[Tensor], group: ProcessGroup) -> Gradients:
-    """This rank's parts of the gradients averaged over the ranks."""
+    """This rank's parts of the gradients, averaged over the ranks."""
     from ..ranks.exchange import Exchange  # loads torch's DTensors
 
     exchange = Exchange(parameters, group)
@@ -153,14 +153,14 @@ def _averages(rows: Iterable[Row], parameters: list[Tensor], group: ProcessGroup
 
 
 def whole(rows: list[Row], operator: GradientOperator, what: str) -> Gradients:
-    """The gradients of all losses, each of which has some.
+    """The gradients of all losses, checked: each loss has some.
 
     Raises:
-        ValueError: naming a loss that has none, unless the operator's other ranks may have them.
+        ValueError: for a loss that has none, unless other ranks of the operator may have them.
     """
     for i, row in enumerate(rows):
         if group_of(operator) is None and all(tensor is None for tensor in row):
-            raise ValueError(f"losses[{i}]: got one that no {what} is connected to")
+            raise ValueError(f"losses[{i}]: got a loss that depends on none of the {what}s")
     return Gradients(rows, group=group_of(operator))
 
 
@@ -177,11 +177,11 @@ def by_features(
     group: ProcessGroup | None,
     features_gram: FeaturesGram = "flatten",
 ) -> Tensor:
-    """(m,) float64: the coefficients that follow from the gradients of features.
+    """Coefficients, (m,) float64, from the gradients of the features.
 
     Args:
-        rows: of every loss, the gradients of the features.
-        group: over which the batch is spread.
+        rows: for each loss, the gradients of the features.
+        group: the ranks over which the batch is split.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -193,14 +193,14 @@ def by_features(
             rows = [[row] for row in mean_of(stacked, group, "the features' gradients")]
     if group is None or features_gram == "batch_sum":
         grads, scale = whole(rows, operator, "feature"), 1.0
-    else:  # the features of all ranks' data are one batch, of which this rank has a part
+    else:  # all ranks' features form one batch, and this rank has a part of it
         grads, scale = Gradients(rows, group=group), 1 / group.size() ** 2
     rule = needed_rule(operator, grads)
     return coefficients(grads, rule, losses_of(rule, values, grads, group), scale)
 
 
 def _features_group(features: list[Tensor]) -> ProcessGroup | None:
-    """Over which ranks the batch is spread that features are of; None where it is whole here."""
+    """The ranks over which the batch of the features is split; None if this one has all of it."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     behind = [leaf for leaf in leaves_of(nodes_of(features)) if isinstance(leaf, torch.nn.Parameter)]
@@ -223,7 +223,7 @@ def _joined(row: Sequence[Tensor | None], features: list[Tensor]) -> Tensor:
 
 @contextmanager
 def untouched(targets: list[Tensor]) -> Iterator[None]:
-    """Without the hooks of tensors, and without the ``.grad`` that a pass leaves where it is retained."""
+    """Run backward passes without these tensors' hooks, and leave no retained ``.grad`` on them."""
     waiting = [(hooks, dict(hooks)) for target in targets if (hooks := target._backward_hooks)]
     retained = [(target, target.grad) for target in targets if target.retains_grad]
     for hooks, _ in waiting:
