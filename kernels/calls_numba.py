@@ -20,6 +20,28 @@ def fetch_add(typing_context, address, value):
 
 
 @intrinsic
+def allocate(typing_context, count):
+    """Address of ``count`` doubles of new memory, which ``release`` ends."""
+
+    def generate(context, builder, signature, arguments):
+        size = builder.mul(arguments[0], I64(8))
+        return builder.ptrtoint(context.nrt.allocate_unchecked(builder, size), I64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def release(typing_context, address):
+    """End memory of ``allocate``."""
+
+    def generate(context, builder, signature, arguments):
+        context.nrt.free(builder, pointer(builder, arguments[0], ir.IntType(8)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def call_body(typing_context, body, job):
     """body(job) by its address."""
 

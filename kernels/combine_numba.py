@@ -6,15 +6,14 @@ Bytes: (m + 1) N b. The table is that of gram_numba.py.
 from __future__ import annotations
 
 import numpy as np
-from numba import literally, njit
 
+from .calls_numba import allocate, release
 from .gram_numba import is_contiguous, pack_rows, present_rows, row_address
 from .ir_numba import ITEMSIZE, LANES
+from .typed_numba import Const, typed
 from .vectors_numba import (
-    address,
     copy_element,
     fence,
-    keep,
     peek_double,
     peek_int,
     poke_double,
@@ -25,7 +24,7 @@ from .vectors_numba import (
 BLOCK = 512  # columns of strided rows that are packed at a time
 
 
-@njit(nogil=True)
+@typed
 def present_weights(entry: int, m: int, c: int, present: int, weights: int) -> int:
     """How many gradients a segment has; writes which, and their coefficients."""
     alive = present_rows(entry, m, present)
@@ -38,15 +37,13 @@ def present_weights(entry: int, m: int, c: int, present: int, weights: int) -> i
     return alive
 
 
-@njit(nogil=True)
-def combine_columns(entry: int, first: int, last: int, m: int, c: int, stream: int, kind: int) -> None:
+@typed
+def combine_columns(entry: int, first: int, last: int, m: int, c: int, stream: int, kind: Const) -> None:
     """Write a segment's columns [first, last); ``stream`` past the caches, where the address allows it."""
-    literally(kind)
     size = ITEMSIZE[kind]
     contiguous = is_contiguous(entry, m)
     width = LANES if contiguous else BLOCK
-    memory = np.empty(3 * m + (m + 1) * width)
-    weights = address(memory)
+    weights = allocate(3 * m + (m + 1) * width)
     present = weights + 8 * m
     rows = present + 8 * m
     packed = rows + 8 * m
@@ -73,4 +70,4 @@ def combine_columns(entry: int, first: int, last: int, m: int, c: int, stream: i
             for k in range(count):
                 copy_element(result + k * size, target + k * size, size)
         start += count
-    keep(memory)
+    release(weights)

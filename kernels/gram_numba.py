@@ -10,16 +10,13 @@ missing gradient), m steps in elements.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import literally, njit
-
+from .calls_numba import allocate, release
 from .ir_numba import DIRECT, GROUP, ITEMSIZE, LANES, LINE, PREFETCHED
+from .typed_numba import Const, typed
 from .vectors_numba import (
-    address,
     copy_element,
     diagonal,
     horizontal,
-    keep,
     line,
     peek_double,
     peek_int,
@@ -33,25 +30,25 @@ WIDTH = 128  # columns of a block that stays in L1 with its next one
 LINE_WIDTH = 1024  # columns of a row that stay in L1 while all others pass
 
 
-@njit(nogil=True)
+@typed
 def entry_words(m: int) -> int:
     """int64 words of one segment in a table."""
     return 2 + 2 * m
 
 
-@njit(nogil=True)
+@typed
 def triangle_size(m: int) -> int:
     """Entries of a packed upper triangle."""
     return m * (m + 1) // 2
 
 
-@njit(nogil=True)
+@typed
 def triangle_at(m: int, i: int, j: int) -> int:
     """Where entry (i, j), i <= j, is in a packed upper triangle."""
     return i * m - i * (i - 1) // 2 - i + j
 
 
-@njit(nogil=True)
+@typed
 def is_contiguous(entry: int, m: int) -> bool:
     """Whether all gradients that a segment has are."""
     for i in range(m):
@@ -60,7 +57,7 @@ def is_contiguous(entry: int, m: int) -> bool:
     return True
 
 
-@njit(nogil=True)
+@typed
 def present_rows(entry: int, m: int, present: int) -> int:
     """How many gradients a segment has; writes which."""
     alive = 0
@@ -71,14 +68,14 @@ def present_rows(entry: int, m: int, present: int) -> int:
     return alive
 
 
-@njit(nogil=True)
+@typed
 def row_address(entry: int, present: int, i: int) -> int:
     """Where the i-th row that is present starts."""
     return peek_int(entry + 8 * (2 + peek_int(present + 8 * i)))
 
 
-@njit(nogil=True)
-def pack(source: int, step: int, count: int, target: int, size: int) -> None:
+@typed
+def pack(source: int, step: int, count: int, target: int, size: Const) -> None:
     """Copy elements to contiguous memory, padded with zeros to a multiple of LANES."""
     padded = (count + LANES - 1) // LANES * LANES
     for word in range(padded * size // 8):
@@ -87,7 +84,7 @@ def pack(source: int, step: int, count: int, target: int, size: int) -> None:
         copy_element(source + k * step * size, target + k * size, size)
 
 
-@njit(nogil=True)
+@typed
 def pack_rows(
     entry: int,
     m: int,
@@ -98,7 +95,7 @@ def pack_rows(
     rows: int,
     packed: int,
     width: int,
-    size: int,
+    size: Const,
 ) -> None:
     """Pack ``count`` columns of the rows that are present, ``width`` doubles apart; ``rows`` says where."""
     for i in range(alive):
@@ -108,7 +105,7 @@ def pack_rows(
         poke_int(rows + 8 * i, packed + 8 * width * i)
 
 
-@njit(nogil=True)
+@typed
 def block_products(
     rows: int,
     alive: int,
@@ -119,14 +116,13 @@ def block_products(
     sums: int,
     ahead: int,
     far: int,
-    kind: int,
+    kind: Const,
 ) -> None:
     """sums += products of a block of columns, which goes to ``wide`` as doubles on the way.
 
     Groups of rows with themselves, then with each other. If it is ``far``, every tile fetches its share of
     the next block, the ``alive`` addresses at ``ahead``.
     """
-    literally(kind)
     step = LANES * ITEMSIZE[kind] if far else 0
     groups = (alive + GROUP - 1) // GROUP
     tiles = groups * (groups + 1) // 2
@@ -146,7 +142,7 @@ def block_products(
             sums += GROUP * n * LANES * 8
 
 
-@njit(nogil=True)
+@typed
 def flush(sums: int, present: int, alive: int, partial: int, m: int) -> None:
     """Add the sums, in the order of block_products, to the packed upper triangle ``partial``."""
     group = alive if alive <= DIRECT else GROUP
@@ -161,16 +157,15 @@ def flush(sums: int, present: int, alive: int, partial: int, m: int) -> None:
                         sums += 8 * LANES
 
 
-@njit(nogil=True)
-def gram_columns(entry: int, first: int, last: int, m: int, partial: int, far: int, kind: int) -> None:
+@typed
+def gram_columns(entry: int, first: int, last: int, m: int, partial: int, far: int, kind: Const) -> None:
     """partial += products of a segment's columns [first, last); ``far`` if they lie beyond the caches."""
-    literally(kind)
     size = ITEMSIZE[kind]
     contiguous = is_contiguous(entry, m)
     pack_width = LANES if contiguous else WIDTH
     pairs = triangle_size(m)
-    memory = np.empty(LANES * pairs + m * ((WIDTH if m > DIRECT else 0) + pack_width + 3) + PREFETCHED + 8)
-    sums = (address(memory) + 63) // 64 * 64  # vectors that straddle cache lines cost twice
+    memory = allocate(LANES * pairs + m * ((WIDTH if m > DIRECT else 0) + pack_width + 3) + PREFETCHED + 8)
+    sums = (memory + 63) // 64 * 64  # vectors that straddle cache lines cost twice
     wide = sums + 8 * LANES * pairs
     packed = wide + (8 * m * WIDTH if m > DIRECT else 0)
     present = packed + 8 * m * pack_width
@@ -203,16 +198,15 @@ def gram_columns(entry: int, first: int, last: int, m: int, partial: int, far: i
                 block_products(rows, alive, block, n, wide, 8 * WIDTH, sums, ahead, far, kind)
         start += count
     flush(sums, present, alive, partial, m)
-    keep(memory)
+    release(memory)
 
 
-@njit(nogil=True)
-def line_columns(entry: int, first: int, last: int, m: int, i: int, partial: int, kind: int) -> None:
+@typed
+def line_columns(entry: int, first: int, last: int, m: int, i: int, partial: int, kind: Const) -> None:
     """partial += products of row i, which is present, with all, of a segment's contiguous rows."""
-    literally(kind)
     size = ITEMSIZE[kind]
-    memory = np.empty(LANES * m + m * (LANES + 2) + 8)
-    sums = (address(memory) + 63) // 64 * 64
+    memory = allocate(LANES * m + m * (LANES + 2) + 8)
+    sums = (memory + 63) // 64 * 64
     packed = sums + 8 * LANES * m
     present = packed + 8 * LANES * m
     rows = present + 8 * m
@@ -235,13 +229,12 @@ def line_columns(entry: int, first: int, last: int, m: int, i: int, partial: int
         j = peek_int(present + 8 * k)
         target = partial + 8 * triangle_at(m, min(i, j), max(i, j))
         poke_double(target, peek_double(target) + horizontal(sums + 8 * LANES * k))
-    keep(memory)
+    release(memory)
 
 
-@njit(nogil=True)
-def line_block(rows: int, alive: int, chosen: int, first: int, count: int, sums: int, kind: int) -> None:
+@typed
+def line_block(rows: int, alive: int, chosen: int, first: int, count: int, sums: int, kind: Const) -> None:
     """sums += products of the row ``chosen`` of those that are present with all, over a block of columns."""
-    literally(kind)
     row = peek_int(rows + 8 * chosen)
     for k in range(0, alive, LINE):
         line(row, rows + 8 * k, min(LINE, alive - k), first, count, sums + 8 * LANES * k, kind)

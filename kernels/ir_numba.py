@@ -12,6 +12,8 @@ from numba.core import cgutils, config
 F32, F64, BF16, F16 = 0, 1, 2, 3  # kinds of element, as KINDS of fastconfig/numbers.py
 ITEMSIZE = (4, 8, 2, 2)
 
+llvm.initialize_native_target()
+llvm.initialize_native_asmprinter()
 _FEATURES = llvm.get_host_cpu_features()
 LANES = 8 if _FEATURES.get("avx512f") else 4  # doubles a vector
 DIRECT = 6 if LANES == 8 else 3  # up to this m all sums of products stay in registers
@@ -20,7 +22,7 @@ LINE = 8  # rows that are multiplied with one at a time
 PREFETCHED = 3  # rows that a tile fetches for the next block
 UNROLL = 4  # vectors of a row that a combination takes at a time
 
-I32, I64 = ir.IntType(32), ir.IntType(64)
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 DOUBLE = ir.DoubleType()
 VECTOR = ir.VectorType(DOUBLE, LANES)
 _STORED = (ir.FloatType(), DOUBLE, ir.IntType(16), ir.HalfType())
@@ -138,6 +140,25 @@ def loop(
     builder.branch(head)
     builder.position_at_end(after)
     return phis
+
+
+def convert(builder: Any, value: Any, kind: Any) -> Any:
+    """A value, or a constant, as an ``ir.Value`` of this type."""
+    if not isinstance(value, ir.Value):
+        return ir.Constant(kind, float(value) if kind == DOUBLE else int(value))
+    if value.type == kind:
+        return value
+    if value.type == I1:
+        value = builder.zext(value, I64)
+    return builder.sitofp(value, DOUBLE) if kind == DOUBLE else value
+
+
+def materialise(builder: Any, value: Any) -> Any:
+    """A value, or a Python constant as a value of the type that follows from its own."""
+    if isinstance(value, ir.Value):
+        return value
+    kinds = {bool: I1, int: I64, float: DOUBLE}
+    return convert(builder, value, kinds[type(value)])
 
 
 def offset(builder: Any, address: Any, distance: int) -> Any:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
-from numba import cfunc, literally, njit, types
-
-from .calls_numba import call_coefficients
+from .cache_numba import compiled
+from .calls_numba import allocate, call_coefficients, release
 from .combine_numba import present_weights
 from .gram_numba import entry_words, gram_columns, line_columns, pack, row_address, triangle_size
 from .ir_numba import DIRECT, ITEMSIZE, LANES
 from .moments_numba import BETA_1, DECAYED, MISSING, RCOND, moving_average, second_moment
+from .typed_numba import Const, typed
 from .update_numba import (
     FAR,
     PARTIALS,
@@ -31,8 +30,6 @@ from .update_numba import (
     C,
     M,
     add_partials,
-    body_address,
-    compiled,
     form_partials,
     partials_size,
     prepare,
@@ -40,10 +37,8 @@ from .update_numba import (
     run_pass,
 )
 from .vectors_numba import (
-    address,
     copy_element,
     fence,
-    keep,
     peek_double,
     peek_int,
     poke_double,
@@ -58,13 +53,13 @@ PACKED = 512  # columns of a strided gradient that are packed at a time
 COMING, CHOSEN, COUNT, GIVEN, NUMBERS, LINES, ALL_WORDS = range(WORDS, WORDS + 7)
 
 
-@njit(nogil=True)
+@typed
 def coming_words(k: int) -> int:
     """int64 words of a segment in the table of gradients."""
     return 2 + 2 * k
 
 
-@njit(nogil=True)
+@typed
 def coming_entry(job: int, entry: int) -> int:
     """What comes for the segment of an entry."""
     bytes_each = 8 * entry_words(peek_int(job + 8 * M))
@@ -72,12 +67,11 @@ def coming_entry(job: int, entry: int) -> int:
     return peek_int(job + 8 * COMING) + 8 * coming_words(peek_int(job + 8 * COUNT)) * segment
 
 
-@njit(nogil=True)
+@typed
 def accumulate_row(
-    row: int, gradient: int, step: int, given: int, first: int, last: int, beta: float, kind: int
+    row: int, gradient: int, step: int, given: int, first: int, last: int, beta: float, kind: Const
 ) -> None:
     """Columns [first, last) of a momentum."""
-    literally(kind)
     size, given_size = ITEMSIZE[kind], ITEMSIZE[given]
     known = given if gradient != 0 else MISSING
     start = first
@@ -87,8 +81,7 @@ def accumulate_row(
         start += count
     if start == last:
         return
-    memory = np.empty(2 * PACKED)
-    packed = address(memory)
+    packed = allocate(2 * PACKED)
     values = packed + 8 * PACKED
     while start < last:
         count = min(last - start, PACKED)
@@ -100,10 +93,10 @@ def accumulate_row(
         for k in range(count):
             copy_element(values + k * size, row + (start + k) * size, size)
         start += count
-    keep(memory)
+    release(packed)
 
 
-@njit(nogil=True)
+@typed
 def is_chosen(chosen: int, k: int, i: int) -> bool:
     """Whether a momentum is among the first k of those that are."""
     found = False
@@ -112,19 +105,18 @@ def is_chosen(chosen: int, k: int, i: int) -> bool:
     return found
 
 
-@njit(nogil=True)
+@typed
 def chosen_products(
-    entry: int, first: int, last: int, m: int, chosen: int, k: int, partial: int, kind: int
+    entry: int, first: int, last: int, m: int, chosen: int, k: int, partial: int, kind: Const
 ) -> None:
     """partial += products of the chosen momenta with all; twice those of two that are both chosen."""
-    literally(kind)
     for a in range(k):
         i = peek_int(chosen + 8 * a)
         if peek_int(entry + 8 * (2 + i)) != 0:
             line_columns(entry, first, last, m, i, partial, kind)
 
 
-@njit(nogil=True)
+@typed
 def merge_products(gram: int, products: int, m: int, chosen: int, k: int) -> None:
     """Both have all products then: ``gram`` came with those of the chosen momenta only."""
     for i in range(m):
@@ -137,10 +129,9 @@ def merge_products(gram: int, products: int, m: int, chosen: int, k: int) -> Non
             poke_double(gram + at, peek_double(products + at))
 
 
-@njit(nogil=True)
-def accumulate_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
+@typed
+def accumulate_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: Const) -> None:
     """Columns [first, last) of a segment in the first pass; products too, where there is room for them."""
-    literally(kind)
     m, k = peek_int(job + 8 * M), peek_int(job + 8 * COUNT)
     chosen, given = peek_int(job + 8 * CHOSEN), peek_int(job + 8 * GIVEN)
     coming = coming_entry(job, entry) + 16
@@ -161,17 +152,15 @@ def accumulate_piece(job: int, chunk: int, entry: int, first: int, last: int, ki
                 chosen_products(entry, start, stop, m, chosen, k, partial, kind)
 
 
-@njit(nogil=True)
-def rescale_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
+@typed
+def rescale_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: Const) -> None:
     """Columns [first, last) of a segment in the second pass."""
-    literally(kind)
     size, written = ITEMSIZE[kind], peek_int(job + 8 * GIVEN)
     m, numbers = peek_int(job + 8 * M), peek_int(job + 8 * NUMBERS)
     written_size = ITEMSIZE[written]
     coming = coming_entry(job, entry)
     fake, second = peek_int(coming), peek_int(coming + 8)
-    memory = np.empty(3 * m + (m + 3) * LANES)
-    weights = address(memory)
+    weights = allocate(3 * m + (m + 3) * LANES)
     present = weights + 8 * m
     rows = present + 8 * m
     packed = rows + 8 * m
@@ -198,10 +187,10 @@ def rescale_piece(job: int, chunk: int, entry: int, first: int, last: int, kind:
             copy_element(fakes + k * size, fake + (start + k) * size, size)
             copy_element(seconds + k * size, second + (start + k) * size, size)
             copy_element(results + k * written_size, target + (whole + k) * written_size, written_size)
-    keep(memory)
+    release(weights)
 
 
-@njit(nogil=True)
+@typed
 def correct_and_solve(gram: int, c: int, coefficients: int, m: int, numbers: int, rule: int) -> None:
     """Coefficients of the momenta from their Gram matrix: that of the corrected ones is G_ij / (d_i d_j)."""
     decayed = numbers + 8 * DECAYED
@@ -214,17 +203,22 @@ def correct_and_solve(gram: int, c: int, coefficients: int, m: int, numbers: int
         poke_double(c + 8 * i, peek_double(c + 8 * i) / peek_double(decayed + 8 * i))
 
 
+@typed
+def accumulate_pass(job: int, kind: Const) -> None:
+    """What every thread runs in the first pass."""
+    run_chunks(job, accumulate_piece, False, kind)
+
+
+@typed
+def rescale_pass(job: int, kind: Const) -> None:
+    """What every thread runs in the second pass."""
+    run_chunks(job, rescale_piece, True, kind)
+
+
 @cache
 def bodies(kind: int) -> tuple[int, int]:
     """Addresses of what every thread runs in the first and in the second pass, for a state of ``kind``."""
-
-    def accumulate_body(job: int) -> None:
-        run_chunks(job, accumulate_piece, False, kind)
-
-    def rescale_body(job: int) -> None:
-        run_chunks(job, rescale_piece, True, kind)
-
-    return body_address(accumulate_body, kind), body_address(rescale_body, kind)
+    return compiled(accumulate_pass, kind), compiled(rescale_pass, kind)
 
 
 # int64 words of a call
@@ -250,6 +244,7 @@ def bodies(kind: int) -> tuple[int, int]:
 ) = range(18)
 
 
+@typed
 def momentum(call: int) -> None:
     """The steps asked for, on addresses.
 
@@ -266,8 +261,7 @@ def momentum(call: int) -> None:
     threads, team = peek_int(call + 8 * THREADS), peek_int(call + 8 * TEAM)
     accumulate_body, rescale_body = peek_int(call + 8 * ACCUMULATE_BODY), peek_int(call + 8 * RESCALE_BODY)
     room = partials_size(table, segments, m)
-    memory = np.empty(ALL_WORDS + room + m * (m + 1))
-    job = address(memory)
+    job = allocate(ALL_WORDS + room + m * (m + 1))
     partials = job + 8 * ALL_WORDS
     gram = partials + 8 * room
     c = gram + 8 * m * m
@@ -298,11 +292,10 @@ def momentum(call: int) -> None:
         run_pass(job, accumulate_body, threads, team)
     if steps & RESCALE:
         run_pass(job, rescale_body, threads, team)
-    keep(memory)
+    release(job)
 
 
 @cache
 def momentum_address() -> int:
     """Address of the compiled form of ``momentum``."""
-    signature = types.void(types.int64)
-    return compiled(cfunc, signature, momentum, "steps").address
+    return compiled(momentum)

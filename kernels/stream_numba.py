@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+from functools import cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from .cache_numba import compiled
 from .calls_numba import fetch_add
 from .ir_numba import I32, I64, call, loop, offset, pointer
-from .update_numba import CHUNKS, STREAM, STREAMED, WORDS, compiled, own_share, run_pass, take_chunk
-from .vectors_numba import address, peek_int
+from .typed_numba import typed
+from .update_numba import CHUNKS, STREAM, STREAMED, WORDS, own_share, run_pass, take_chunk
+from .vectors_numba import peek_int
 
 WIDE = 64  # bytes of a vector
 UNROLL = 8  # vectors a step
@@ -82,7 +86,8 @@ def _whole(builder: Any, count: Any, size: int) -> Any:
     return builder.mul(builder.sdiv(count, I64(size)), I64(size))
 
 
-def _read_body(job: int) -> None:
+@typed
+def read_chunks(job: int) -> None:
     total, own = 0, own_share(job)
     while True:
         chunk = take_chunk(job, own, False)
@@ -93,7 +98,8 @@ def _read_body(job: int) -> None:
     fetch_add(job + 8 * SINK, total)
 
 
-def _write_body(job: int) -> None:
+@typed
+def write_chunks(job: int) -> None:
     own = own_share(job)
     while True:
         chunk = take_chunk(job, own, False)
@@ -103,14 +109,20 @@ def _write_body(job: int) -> None:
         write(peek_int(entry), peek_int(entry + 8), peek_int(job + 8 * STREAMED))
 
 
-read_body = compiled(cfunc, types.void(types.int64), _read_body, "read")
-write_body = compiled(cfunc, types.void(types.int64), _write_body, "write")
+@cache
+def body(way: str) -> int:
+    """Address of what every thread runs, to "read" or to "write"."""
+    return compiled(read_chunks if way == "read" else write_chunks)
 
 
-@njit(nogil=True)
 def run(job: Any, body: int, threads: int, team: int) -> None:
     """``body`` on all chunks of a job; for ``team`` see run_pass."""
-    run_pass(address(job), body, threads, team)
+    _run()(job.ctypes.data, body, threads, team)
+
+
+@cache
+def _run() -> Any:
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(compiled(run_pass))
 
 
 def job_of(pieces: list[tuple[int, int]]) -> Any:

@@ -7,26 +7,22 @@ number of threads. The second pass runs backwards: what the first read last is s
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numba import cfunc, literally, njit, types
-
-from .calls_numba import call_body, call_coefficients, call_number, call_team, fetch_add
+from .cache_numba import compiled
+from .calls_numba import (
+    allocate,
+    call_body,
+    call_coefficients,
+    call_number,
+    call_team,
+    fetch_add,
+    release,
+)
 from .combine_numba import combine_columns
 from .gram_numba import entry_words, gram_columns, triangle_size
-from .ir_numba import LANES
-from .vectors_numba import (
-    address,
-    keep,
-    peek_double,
-    peek_int,
-    poke_double,
-    poke_int,
-)
+from .typed_numba import Const, typed
+from .vectors_numba import peek_double, peek_int, poke_double, poke_int
 
 SHORTEST, ALIGN = 1 << 15, 256  # elements of a chunk: about that many at least; its columns: a multiple of
 NARROWEST = 1 << 12  # columns of a chunk, about: what its sums cost is then little beside its products
@@ -41,50 +37,31 @@ SHARES = 64  # of the chunks, at most, one for every thread
 CHUNKS, STREAMED, NUMBER, SHARED, TAKEN = range(5)
 TABLE, SEGMENTS, M, COLUMNS, CHUNK, PARTIALS, C, FAR, WORDS = range(TAKEN + SHARES, TAKEN + SHARES + 9)
 
-_SOURCES = hashlib.sha256(
-    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*_numba.py")))
-).hexdigest()[:12]
 
-
-def compiled(decorator: Any, signature: Any, function: Any, variant: str) -> Any:
-    """``function`` compiled, from the cache on disk where there is one.
-
-    The cache goes by name. With the sources in it, a change in any of these files counts, where Numba
-    looks at one; with the variant, processes that compile two variants at once cannot take each other's.
-    """
-    function.__qualname__ = f"{function.__name__}_{variant}_{LANES}_{_SOURCES}"
-    try:
-        return decorator(signature, cache=True)(function)
-    except (RuntimeError, OSError):  # no folder that can be written to
-        return decorator(signature)(function)
-
-
-@njit(nogil=True)
-def gram_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
+@typed
+def gram_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: Const) -> None:
     """Columns [first, last) of a segment in the first pass."""
-    literally(kind)
     m = peek_int(job + 8 * M)
     partial = peek_int(job + 8 * PARTIALS) + 8 * triangle_size(m) * chunk
     gram_columns(entry, first, last, m, partial, peek_int(job + 8 * FAR), kind)
 
 
-@njit(nogil=True)
-def combine_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: int) -> None:
+@typed
+def combine_piece(job: int, chunk: int, entry: int, first: int, last: int, kind: Const) -> None:
     """Columns [first, last) of a segment in the second pass."""
-    literally(kind)
     m, c, stream = peek_int(job + 8 * M), peek_int(job + 8 * C), peek_int(job + 8 * STREAMED)
     combine_columns(entry, first, last, m, c, stream, kind)
 
 
-@njit(nogil=True)
+@typed
 def own_share(job: int) -> int:
     """Which share is the calling thread's."""
     number = peek_int(job + 8 * NUMBER)
     return call_number(number) % peek_int(job + 8 * SHARED) if number != 0 else 0
 
 
-@njit(nogil=True)
-def take_chunk(job: int, own: int, backwards: bool) -> int:
+@typed
+def take_chunk(job: int, own: int, backwards: Const) -> int:
     """A chunk that nobody has yet, of the share ``own`` or, where that is empty, of the next; or -1.
 
     A thread has the same share in both passes, and in the next call: what it has read is in its caches.
@@ -101,10 +78,9 @@ def take_chunk(job: int, own: int, backwards: bool) -> int:
     return -1
 
 
-@njit(nogil=True, forceinline=True)  # a call would keep the address of ``piece``: nothing to cache on disk
-def run_chunks(job: int, piece: Any, backwards: bool, kind: int) -> None:
+@typed
+def run_chunks(job: int, piece: Const, backwards: Const, kind: Const) -> None:
     """Take chunks until none is left, and run ``piece`` on what of each segment lies in them."""
-    literally(kind)
     m = peek_int(job + 8 * M)
     own = own_share(job)
     while True:
@@ -124,7 +100,7 @@ def run_chunks(job: int, piece: Any, backwards: bool, kind: int) -> None:
             entry += 8 * entry_words(m)
 
 
-@njit(nogil=True)
+@typed
 def run_pass(job: int, body: int, threads: int, team: int) -> None:
     """All chunks of a pass, on a team if it is worth one; ``team`` is the address that team.py gives."""
     alone = threads == 1 or peek_int(job + 8 * CHUNKS) == 1
@@ -140,7 +116,7 @@ def run_pass(job: int, body: int, threads: int, team: int) -> None:
         call_team(peek_int(team), body, job, threads)
 
 
-@njit(nogil=True)
+@typed
 def count_columns(table: int, segments: int, m: int) -> int:
     """Elements of one gradient."""
     columns = 0
@@ -149,7 +125,7 @@ def count_columns(table: int, segments: int, m: int) -> int:
     return columns
 
 
-@njit(nogil=True)
+@typed
 def chunk_columns(columns: int, m: int) -> int:
     """Columns of a chunk."""
     most = min(MOST, PARTIALS_SIZE // (8 * triangle_size(m))) // EVEN * EVEN
@@ -160,7 +136,7 @@ def chunk_columns(columns: int, m: int) -> int:
     return max(1, (columns_each + ALIGN - 1) // ALIGN) * ALIGN
 
 
-@njit(nogil=True)
+@typed
 def prepare(job: int, table: int, segments: int, m: int, size: int) -> int:
     """Describe a problem's columns and chunks; how many of these."""
     columns = count_columns(table, segments, m)
@@ -177,14 +153,14 @@ def prepare(job: int, table: int, segments: int, m: int, size: int) -> int:
     return chunks
 
 
-@njit(nogil=True)
+@typed
 def partials_size(table: int, segments: int, m: int) -> int:
     """Doubles that hold the partial triangles of a problem."""
     columns = count_columns(table, segments, m)
     return (columns // chunk_columns(columns, m) + 1) * triangle_size(m)
 
 
-@njit(nogil=True)
+@typed
 def form_partials(job: int, partials: int, chunks: int, m: int, body: int, threads: int, team: int) -> None:
     """The first pass, with partial triangles that start from zero."""
     for k in range(chunks * triangle_size(m)):
@@ -193,7 +169,7 @@ def form_partials(job: int, partials: int, chunks: int, m: int, body: int, threa
     run_pass(job, body, threads, team)
 
 
-@njit(nogil=True)
+@typed
 def add_partials(partials: int, chunks: int, m: int, gram: int) -> None:
     """Both halves of ``gram`` from the partial triangles, in the order of the chunks."""
     size = triangle_size(m)
@@ -211,25 +187,25 @@ def add_partials(partials: int, chunks: int, m: int, gram: int) -> None:
 GRAM, COMBINE = 1, 2  # steps that a call asks for
 
 
-def body_address(body: Any, kind: int) -> int:
-    """Where what every thread runs of a pass is compiled to, for elements of ``kind``."""
-    variant = ("float32", "float64", "bfloat16", "float16")[kind]
-    return int(compiled(cfunc, types.void(types.int64), body, variant).address)
+@typed
+def gram_pass(job: int, kind: Const) -> None:
+    """What every thread runs in the first pass."""
+    run_chunks(job, gram_piece, False, kind)
+
+
+@typed
+def combine_pass(job: int, kind: Const) -> None:
+    """What every thread runs in the second pass."""
+    run_chunks(job, combine_piece, True, kind)
 
 
 @cache
 def bodies(kind: int) -> tuple[int, int]:
     """Addresses of what every thread runs in the first and in the second pass, for elements of ``kind``."""
-
-    def gram_body(job: int) -> None:
-        run_chunks(job, gram_piece, False, kind)
-
-    def combine_body(job: int) -> None:
-        run_chunks(job, combine_piece, True, kind)
-
-    return body_address(gram_body, kind), body_address(combine_body, kind)
+    return compiled(gram_pass, kind), compiled(combine_pass, kind)
 
 
+@typed
 def run(
     steps: int,
     table: int,
@@ -255,8 +231,7 @@ def run(
     """
     if problems == 0:
         return
-    memory = np.empty(WORDS + partials_size(table, segments, m))  # all problems have as many columns
-    job = address(memory)
+    job = allocate(WORDS + partials_size(table, segments, m))  # all problems have as many columns
     partials = job + 8 * WORDS
     table_step, gram_step = 8 * entry_words(m) * segments, 8 * m * m
     if steps & GRAM:
@@ -271,11 +246,10 @@ def run(
             prepare(job, table + table_step * problem, segments, m, size)
             poke_int(job + 8 * C, c + 8 * m * problem)
             run_pass(job, combine_body, threads, team)
-    keep(memory)
+    release(job)
 
 
 @cache
 def run_address() -> int:
     """Address of the compiled form of ``run``, for fastconfig._C."""
-    signature = types.void(*[types.int64] * 9, types.float64, *[types.int64] * 5)
-    return compiled(cfunc, signature, run, "steps").address
+    return compiled(run)

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from .ir_numba import (
@@ -327,22 +326,6 @@ peek_int = _peek(I64, types.int64)
 peek_double = _peek(DOUBLE, types.float64)
 poke_int = _poke(I64, types.int64)
 poke_double = _poke(DOUBLE, types.float64)
-
-
-@intrinsic
-def keep(typing_context, values):
-    """Nothing; but an array lives until its last use, and what was taken by its address is none."""
-
-    def generate(context, builder, signature, arguments):
-        return context.get_dummy_value()
-
-    return types.void(values), generate
-
-
-@njit(nogil=True)
-def address(values: Any) -> int:
-    """Where an array's elements start; signed, so that sums of addresses stay integers."""
-    return np.int64(values.ctypes.data)
 
 
 @intrinsic

@@ -130,13 +130,13 @@ def test_the_floor_reads_and_writes_everything(threads: int) -> None:
     team = team_address()
     threads = threads if team else 1
     job = stream.job_of([(words.data_ptr(), 8 * len(words))])
-    stream.run(job, stream.read_body.address, threads, team)
+    stream.run(job, stream.body("read"), threads, team)
     folds = [int(np.bitwise_xor.reduce(part)) for part in np.split(words.numpy(), [32768, 65536])]
     assert len(folds) == job[stream.CHUNKS] == 3
     if threads == 1:
         assert job[stream.SINK] == folds[0] ^ folds[1] ^ folds[2]
     job = stream.job_of([(words.data_ptr(), 8 * len(words))])
-    stream.run(job, stream.write_body.address, threads, team)
+    stream.run(job, stream.body("write"), threads, team)
     assert not words.any()
 
 

@@ -65,12 +65,20 @@ def test_small_inputs_stay_on_one_thread() -> None:
 def test_every_chunk_is_taken_once_whoever_comes(backwards: bool) -> None:
     """Each thread begins with its own share, and takes what threads that are late or missing have left."""
     update_numba = pytest.importorskip("fastconfig.kernels.update_numba")
+    from numba import njit
+
+    take_chunk = update_numba.take_chunk
+
+    @njit("int64(int64, int64)")
+    def taken(address: int, own: int) -> int:
+        return take_chunk(address, own, backwards)
+
     for chunks, shares in [(1, 1), (12, 2), (7, 3), (2, 4), (64, 5), (60, update_numba.SHARES)]:
         job = np.zeros(update_numba.WORDS, np.int64)
         job[update_numba.CHUNKS], job[update_numba.SHARED] = chunks, shares
 
         def take(own: int, job: Any = job) -> int:
-            return update_numba.take_chunk(job.ctypes.data, own, backwards)
+            return taken(job.ctypes.data, own)
 
         firsts = [take(own) for own in range(min(shares, chunks))]
         if shares <= chunks:

@@ -137,7 +137,7 @@ def _compiled(kind: str, tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
         from ..kernels import stream_numba
     except ImportError:
         return {}
-    run, body = stream_numba.run, getattr(stream_numba, f"{kind}_body").address
+    run, body = stream_numba.run, stream_numba.body(kind)
     job = stream_numba.job_of([(t.data_ptr(), t.numel() * t.element_size()) for t in tensors])
     team, threads = team_address(), torch.get_num_threads()
     ways = {f"{kind} loop, 1 thread": lambda: (run(job, body, 1, 0), tensors)}
