@@ -202,7 +202,7 @@ def case_models_that_are_no_replicas_any_more(rank: int, ranks: int) -> None:
     plain = net.module
     del net
     gc.collect()
-    for _ in range(20):
+    for _ in range(6):
         alone = Net().to(my_batch().device)
         for one in (alone, plain):
             one.zero_grad()

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 SOURCES = (*sorted((ROOT / "kernels").glob("*.cu")), *sorted((ROOT / "csrc").glob("cuda*.cpp")))
 INCLUDED = (HERE / "emulator", ROOT / "csrc", ROOT / "kernels")
-FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas")
+FLAGS = ("-std=c++17", "-Og", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas")
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from pairs import slow
-from processes import python
+from processes import python, with_torch
 
 import fastconfig
 from fastconfig import ConFIG_update, backends
@@ -100,7 +100,7 @@ def test_unknown_names() -> None:
         use_backend("cuda9")
     with pytest.raises(ValueError, match="backend: got 'cuda9'"):
         backends.load("cuda9")
-    run = python(
+    run = with_torch(
         "import torch, fastconfig; fastconfig.ConFIG_update(torch.eye(2))",
         FASTCONFIG_BACKEND="cuda9",
     )
@@ -115,8 +115,8 @@ def test_environment_chooses() -> None:
     code = (
         "import sys, torch, fastconfig; fastconfig.ConFIG_update(torch.eye(2)); print('numba' in sys.modules)"
     )
-    assert python(code, FASTCONFIG_BACKEND="pytorch").stdout.strip() == "False"
-    assert python(code, FASTCONFIG_BACKEND="numba").stdout.strip() == "True"
+    assert with_torch(code, FASTCONFIG_BACKEND="pytorch").stdout.strip() == "False"
+    assert with_torch(code, FASTCONFIG_BACKEND="numba").stdout.strip() == "True"
 
 
 def test_a_backend_asked_for_that_cannot_run_raises_with_the_reason() -> None:
@@ -126,10 +126,10 @@ def test_a_backend_asked_for_that_cannot_run_raises_with_the_reason() -> None:
         "except fastconfig.BackendUnavailable as error:\n    print(error)\n"
         "print(fastconfig.ConFIG_update(torch.eye(2)))"
     )
-    run = python(code)
+    run = with_torch(code)
     assert "backend 'numba' cannot run here: ModuleNotFoundError: " in run.stdout
     assert "tensor([1., 1.])" in run.stdout, run.stderr
-    run = python(code, FASTCONFIG_BACKEND="numba")
+    run = with_torch(code, FASTCONFIG_BACKEND="numba")
     assert run.returncode == 1
     assert "BackendUnavailable: backend 'numba' cannot run here" in run.stderr
 
@@ -154,8 +154,8 @@ def test_explain_says_what_serves() -> None:
 
 def test_explain_honours_the_variable() -> None:
     code = "import fastconfig; print(fastconfig.explain('cpu')[-1], fastconfig.last_backend())"
-    assert python(code, FASTCONFIG_BACKEND="pytorch").stdout.split() == ["('pytorch',", "None)", "None"]
-    run = python(code, FASTCONFIG_BACKEND="cuda9")
+    assert with_torch(code, FASTCONFIG_BACKEND="pytorch").stdout.split() == ["('pytorch',", "None)", "None"]
+    run = with_torch(code, FASTCONFIG_BACKEND="cuda9")
     assert "ValueError: FASTCONFIG_BACKEND: got 'cuda9', want one of" in run.stderr
 
 
@@ -163,7 +163,7 @@ def test_an_empty_variable_counts_as_none() -> None:
     code = (
         "import torch, fastconfig; fastconfig.ConFIG_update(torch.eye(2)); print(fastconfig.last_backend())"
     )
-    assert python(code, FASTCONFIG_BACKEND="").stdout.split() == ["numba"]
+    assert with_torch(code, FASTCONFIG_BACKEND="").stdout.split() == ["numba"]
 
 
 def test_explain_looks_without_choosing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ for m in (2, 3, 5, 9):
     error = (ConFIG_update(list(rows)).double() - exact).norm() / exact.norm()
     print(ir_numba.LANES, bool(error < 1e-6))
 """
-    run = python(code, FASTCONFIG_BACKEND="numba")
+    run = with_torch(code, FASTCONFIG_BACKEND="numba")
     assert run.stdout.split() == ["4", "True"] * 4, run.stderr
 
 

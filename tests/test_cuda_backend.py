@@ -13,6 +13,7 @@ import emulated
 import pytest
 import torch
 from inputs import relative_error
+from pairs import slow
 
 from fastconfig import ConFIG_update, backends, ops, reference, use_backend
 from fastconfig.backends import cuda
@@ -117,6 +118,7 @@ def test_cuda_comes_first_and_leaves_others_what_it_does_not_take(
         ConFIG_update(torch.randn(65, 100))
 
 
+@slow  # which builds the kernels once more
 def test_a_device_with_little_float64_takes_few_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fastconfig._cuda", emulated.module(False))
     with (

@@ -11,6 +11,7 @@ import emulated
 import pytest
 import torch
 from inputs import METHODS, conflicting
+from pairs import some
 from schedules import (
     OPERATORS,
     count_on_every_device,
@@ -37,7 +38,7 @@ FEW = (1, 2, 3, 5, 8)  # gradients that every device takes
 LENGTHS = (1, 7, 1024, 1025, 9001)
 
 
-@pytest.fixture(params=[True, False], ids=["float64", "little float64"])
+@pytest.fixture(params=some([True, False], quick=[True]), ids=["float64", "little float64"])
 def float64(request: pytest.FixtureRequest) -> bool:
     """Whether the device computes float64 at a usable rate."""
     if ON_GPU and not request.param:

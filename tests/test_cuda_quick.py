@@ -12,6 +12,7 @@ import emulated
 import pytest
 import torch
 from inputs import conflicting
+from pairs import slow
 from torch import Tensor, nn
 
 import fastconfig
@@ -122,6 +123,7 @@ def test_cut_offs(dtype: torch.dtype) -> None:
         assert torch.equal(short(given), merge(Gradients(given), PLAIN))  # type: ignore[arg-type]
 
 
+@slow  # which builds the kernels once more
 def test_cut_offs_of_a_device_with_little_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     emulated.serve(monkeypatch, False)
     with use_backend("cuda"):

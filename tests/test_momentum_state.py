@@ -12,7 +12,7 @@ import pytest
 import torch
 from inputs import BACKENDS, conflicting, relative_error
 from pairs import cases
-from processes import python
+from processes import with_torch
 from schedules import momentum_error, several
 from torch import Tensor
 
@@ -69,7 +69,7 @@ def test_resumed_in_a_new_process_to_the_same_bits(backend: str, resumed: Any, t
     torch.save(operator.state_dict(), files[0])
     torch.save(steps[77:], files[1])
     names = zip(("STATE", "STEPS", "OUT"), map(str, files), strict=True)
-    done = python(RESUME, KIND=kind.__name__, M=str(m), BACKEND=backend, **dict(names))
+    done = with_torch(RESUME, KIND=kind.__name__, M=str(m), BACKEND=backend, **dict(names))
     assert done.returncode == 0, done.stderr
     resumed = torch.load(files[2], weights_only=True)
     assert len(resumed) == 123

@@ -24,6 +24,6 @@ def test_each_can_be_planted(fault: Fault) -> None:
     assert fault.new != fault.old
     assert fault.tests
     for test in fault.tests:
-        name, _, function = test.partition("::")
+        name, *inside = test.partition("[")[0].split("::")
         found = (TESTS / name).read_text()
-        assert any(f"{kind} {function.partition('[')[0]}" in found for kind in ("def", "class"))
+        assert all(f"def {part}" in found or f"class {part}" in found for part in inside)

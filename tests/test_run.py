@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from pairs import cases
 
 from fastconfig import cli
 from fastconfig.script import STARTUP
@@ -25,13 +26,13 @@ def worker(rank, queue, mine):
     queue.put((ConFIG_update.__module__, type(mine).__name__))
 
 if __name__ == "__main__":
-    for method in sys.argv[1:]:
-        context = mp.get_context(method)
-        queue = context.SimpleQueue()
-        process = context.Process(target=worker, args=(0, queue, Mine()))
-        process.start()
-        print(method, *queue.get(), flush=True)
-        process.join()
+    method = sys.argv[1]
+    context = mp.get_context(method)
+    queue = context.SimpleQueue()
+    process = context.Process(target=worker, args=(0, queue, Mine()))
+    process.start()
+    print(method, *queue.get(), flush=True)
+    process.join()
     code = "import conflictfree.utils as utils; print(utils.has_zero.__module__)"
     subprocess.run([sys.executable, "-c", code], check=True)
 """
@@ -96,13 +97,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("target", "methods"), [(["train.py"], ["spawn", "forkserver"]), (["-m", "train"], ["spawn"])]
+    ("target", "method"), cases([["train.py"], ["-m", "train"]], ["spawn", "forkserver"], together=1)
 )
-def test_children_are_served(tmp_path: Path, target: list[str], methods: list[str]) -> None:
+def test_children_are_served(tmp_path: Path, target: list[str], method: str) -> None:
     (tmp_path / "train.py").write_text(CHILDREN)
-    done = run(*target, *methods, cwd=tmp_path)
-    wanted = [f"{method} fastconfig.config_update Mine" for method in methods]
-    assert done.stdout.splitlines() == [*wanted, "fastconfig.utils"], done.stderr
+    done = run(*target, method, cwd=tmp_path)
+    wanted = [f"{method} fastconfig.config_update Mine", "fastconfig.utils"]
+    assert done.stdout.splitlines() == wanted, done.stderr
     assert done.returncode == 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import python
+from processes import python, with_torch
 from torch import Tensor
 
 from fastconfig import ConFIG_update, ops, use_backend
@@ -191,5 +191,5 @@ print(os.waitpid(child, 0)[1], answer() == before)
 
 def test_without_a_folder_for_the_cache_it_works_all_the_same() -> None:
     code = "import torch; from fastconfig import ConFIG_update; print(ConFIG_update(torch.eye(2)))"
-    run = python(code, FASTCONFIG_BACKEND="numba", NUMBA_CACHE_DIR=os.devnull + "/nowhere")
+    run = with_torch(code, FASTCONFIG_BACKEND="numba", NUMBA_CACHE_DIR=os.devnull + "/nowhere")
     assert run.stdout.strip() == "tensor([1., 1.])", run.stderr

@@ -33,8 +33,9 @@ ALL = [
     for part in PARTS
     if WHOLE or arch == 90 or (part == "float32" and version == "installed")
 ]
-# with float64 at a usable rate and without
-JOBS = [(90, "kinds", "installed"), (120, "kinds", "installed"), *(pytest.param(*j, marks=slow) for j in ALL)]
+# with float64 at a usable rate, and without
+SLOW = [(120, "kinds", "installed"), *ALL]
+JOBS = [(90, "kinds", "installed"), *(pytest.param(*job, marks=slow) for job in SLOW)]
 
 
 @pytest.mark.parametrize(("arch", "part", "version"), JOBS)
