@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "ring.hpp"
 #include "rows.hpp"
 #include "vectors.hpp"
 
@@ -94,19 +95,32 @@ class Clock {
   std::vector<int64_t> counts_;
 };
 
-// short_step(vectors, gram, clock, indexes, grads, types, rule, cutoffs) -> the update after a step whose arguments are
+// What correct_and_solve of kernels/momentum_numba.py makes of the products of m momenta, once more: the Gram matrix of the
+// corrected ones and its coefficients, in a monitor's ring.
+void keep(double* room, const double* products, int64_t m, const std::vector<double>& numbers, int64_t rule) {
+  const double *decayed = numbers.data() + 5, rcond = numbers[4];
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < m; ++j) room[i * m + j] = products[i * m + j] / (decayed[i] * decayed[j]);
+  fastconfig_coefficients(room, room + m * m, 1, m, reinterpret_cast<const Rule*>(rule), rcond);
+}
+
+// short_step(vectors, gram, clock, indexes, grads, types, rule, cutoffs, ring) -> the update after a step whose arguments are
 // plain, on the CPU and no larger than keep_step_kernels said. Otherwise None, and nothing has changed. vectors: the m
 // momenta, then the second moment and the last merged momentum; gram: products of the momenta, written over; clock: a
 // fastconfig.momentum.clock.Clock, which counts the step. indexes: one, or a list or tuple; grads: one vector, or a list
-// or tuple of as many as there are indexes, as scan accepts them. rule, cutoffs: as in short_update.
+// or tuple of as many as there are indexes, as scan accepts them. rule, cutoffs, ring: as in short_update.
 PyObject* short_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 8 || !PyTuple_Check(arguments[5]) || !PyTuple_Check(arguments[7]) || PyTuple_GET_SIZE(arguments[7]) != 4) {
-    PyErr_SetString(PyExc_TypeError, "short_step takes a state, indexes, gradients, types, a rule and four cut-offs");
+  int64_t words;
+  if (count != 9 || !PyTuple_Check(arguments[5]) || !PyTuple_Check(arguments[7]) || PyTuple_GET_SIZE(arguments[7]) != 4) {
+    PyErr_SetString(PyExc_TypeError, "short_step takes a state, indexes, gradients, types, a rule, four cut-offs and a ring");
     return nullptr;
   }
+  if (!as_int(arguments[8], words)) return nullptr;
+  const Ring ring(words);
   PyObject *vectors = arguments[0], *grads = arguments[4], *types = arguments[5], *cutoffs = arguments[7];
   if (exchange == nullptr || !PyList_Check(vectors) || PyList_GET_SIZE(vectors) < 3 || watched()) Py_RETURN_NONE;
   const int64_t m = PyList_GET_SIZE(vectors) - 2;
+  if (!ring.takes(m)) Py_RETURN_NONE;
   std::vector<int64_t> chosen;
   if (!read_indexes(arguments[3], m, chosen)) Py_RETURN_NONE;
   const auto k = static_cast<int64_t>(chosen.size());
@@ -169,8 +183,10 @@ PyObject* short_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
                           kernels.team,
                           kernels.first_body,
                           kernels.second_body};
+  double* room = ring.next();
   Py_BEGIN_ALLOW_THREADS
   reinterpret_cast<void (*)(int64_t)>(kernels.run)(integer(call));
+  if (room != nullptr) keep(room, reinterpret_cast<const double*>(data(products)), m, numbers, rule);
   Py_END_ALLOW_THREADS
   return Py_NewRef(out.get());
 }

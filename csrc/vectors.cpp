@@ -8,6 +8,7 @@
 
 #include "groups.hpp"
 #include "results.hpp"
+#include "ring.hpp"
 #include "rows.hpp"
 
 namespace fastconfig {
@@ -170,14 +171,16 @@ struct Stage {
   }
 };
 
-// Both passes over a table of contiguous segments, without the GIL.
-void update(const Kernels& kernels, const Stage& stage, const std::vector<int64_t>& table, int64_t m) {
-  std::vector<double> scratch(m * (m + 1));  // G, then c
+// Both passes over a table of contiguous segments, without the GIL. G and c stay in the ring.
+void update(const Kernels& kernels, const Stage& stage, const std::vector<int64_t>& table, int64_t m, const Ring& ring) {
+  double* memory = ring.next();  // of G, then c
+  std::vector<double> scratch(memory == nullptr ? m * (m + 1) : 0);
+  if (memory == nullptr) memory = scratch.data();
   const auto segments = static_cast<int64_t>(table.size() / (2 + 2 * m));
   const int64_t coefficients = integer(reinterpret_cast<const void*>(&fastconfig_coefficients));
   Py_BEGIN_ALLOW_THREADS
-  reinterpret_cast<Run>(kernels.run)(kUpdate, integer(table.data()), 1, segments, m, integer(scratch.data()),
-                                     integer(scratch.data() + m * m), coefficients, stage.rule, stage.cutoff,
+  reinterpret_cast<Run>(kernels.run)(kUpdate, integer(table.data()), 1, segments, m, integer(memory),
+                                     integer(memory + m * m), coefficients, stage.rule, stage.cutoff,
                                      kernels.size, stage.threads, kernels.team, kernels.first_body, kernels.second_body);
   Py_END_ALLOW_THREADS
 }
@@ -190,10 +193,11 @@ void add_entry(std::vector<int64_t>& table, int64_t size, int64_t target, const 
 }
 
 // The update of m lists or tuples of tensors (None is zeros), in a list of new tensors that share a buffer; or None.
-PyObject* update_lists(PyObject* given, PyObject* types, PyObject* rule, PyObject* cutoffs) {
+PyObject* update_lists(PyObject* given, PyObject* types, PyObject* rule, PyObject* cutoffs, const Ring& ring) {
   const Reference rows(PySequence_List(given));  // the caller's, and each of these, may change while a kernel reads
   if (!rows) return nullptr;
   const auto m = static_cast<int64_t>(PyList_GET_SIZE(rows.get()));
+  if (!ring.takes(m)) Py_RETURN_NONE;
   for (int64_t i = 0; i < m; ++i) {
     if (!is_row(PyList_GET_ITEM(rows.get(), i))) Py_RETURN_NONE;
     PyObject* row = PySequence_Tuple(PyList_GET_ITEM(rows.get(), i));
@@ -241,26 +245,30 @@ PyObject* update_lists(PyObject* given, PyObject* types, PyObject* rule, PyObjec
     *target = integer(data(memory) + places[p] * kernels.size);
     target += 2 + 2 * m;
   }
-  update(kernels, stage, table, m);
+  update(kernels, stage, table, m, ring);
   return Py_NewRef(results.get());
 }
 
-// short_update(grads, types, rule, cutoffs) -> the update of a list or tuple of vectors, or of lists or tuples of tensors,
+// short_update(grads, types, rule, cutoffs, ring) -> the update of a list or tuple of vectors, or of lists or tuples of tensors,
 // as scan accepts them, on the CPU and no larger than keep_kernels said for their dtype. Otherwise None. rule: address;
-// cutoffs: one a kind.
+// cutoffs: one a kind; ring: address of a monitor's words, or 0.
 PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 4 || !PyTuple_Check(arguments[3]) || PyTuple_GET_SIZE(arguments[3]) != 4) {
-    PyErr_SetString(PyExc_TypeError, "short_update takes gradients, a tuple of types, a rule and four cut-offs");
+  int64_t words;
+  if (count != 5 || !PyTuple_Check(arguments[3]) || PyTuple_GET_SIZE(arguments[3]) != 4) {
+    PyErr_SetString(PyExc_TypeError, "short_update takes gradients, a tuple of types, a rule, four cut-offs and a ring");
     return nullptr;
   }
+  if (!as_int(arguments[4], words)) return nullptr;
+  const Ring ring(words);
   if (exchange == nullptr || !is_row(arguments[0]) || Py_SIZE(arguments[0]) == 0 || watched()) Py_RETURN_NONE;
   if (is_row(item(arguments[0], 0))) {
     if (reinterpret == nullptr) Py_RETURN_NONE;
-    return update_lists(arguments[0], arguments[1], arguments[2], arguments[3]);
+    return update_lists(arguments[0], arguments[1], arguments[2], arguments[3], ring);
   }
   const Reference rows(PySequence_List(arguments[0]));  // the caller's may change while a kernel reads
   if (!rows) return nullptr;
   const auto m = static_cast<int64_t>(PyList_GET_SIZE(rows.get()));
+  if (!ring.takes(m)) Py_RETURN_NONE;
   std::vector<int64_t> table(2 + 2 * m, 1);  // kernels/gram_numba.py
   Common common;
   Column column;
@@ -277,7 +285,7 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   if (out == nullptr) return nullptr;
   table[0] = n;
   table[1] = integer(data(result));
-  update(kernels, stage, table, m);
+  update(kernels, stage, table, m, ring);
   return out;
 }
 
@@ -290,20 +298,24 @@ bool read_target(PyObject* grad, PyObject* types, const Common& common, const Co
   return true;
 }
 
-// merge_into(rows, parameters, types, rule, cutoffs) -> the parameters' .grad, a list without those that no row has, after
+// merge_into(rows, parameters, types, rule, cutoffs, ring) -> the parameters' .grad, a list without those that no row has, after
 // the update was written to them. rows: a list of m lists or tuples of gradients of the parameters (None is zeros) as scan
 // accepts them, on the CPU and together no larger than keep_kernels said; .grad is like them, and no hook waits for it.
 // Otherwise None. rule,
-// cutoffs: as in short_update.
+// cutoffs, ring: as in short_update.
 PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 5 || !PyList_Check(arguments[0]) || !PyList_Check(arguments[1]) || !PyTuple_Check(arguments[4]) ||
+  int64_t words;
+  if (count != 6 || !PyList_Check(arguments[0]) || !PyList_Check(arguments[1]) || !PyTuple_Check(arguments[4]) ||
       PyTuple_GET_SIZE(arguments[4]) != 4) {
-    PyErr_SetString(PyExc_TypeError, "merge_into takes lists of rows and parameters, types, a rule and four cut-offs");
+    PyErr_SetString(PyExc_TypeError, "merge_into takes lists of rows and parameters, types, a rule, four cut-offs and a ring");
     return nullptr;
   }
+  if (!as_int(arguments[5], words)) return nullptr;
+  const Ring ring(words);
   PyObject *rows = arguments[0], *parameters = arguments[1], *types = arguments[2];
   const auto m = static_cast<int64_t>(PyList_GET_SIZE(rows));
   const Py_ssize_t columns = PyList_GET_SIZE(parameters);
+  if (!ring.takes(m)) Py_RETURN_NONE;
   for (int64_t i = 0; i < m; ++i)
     if (!is_row(PyList_GET_ITEM(rows, i)) || Py_SIZE(PyList_GET_ITEM(rows, i)) != columns) Py_RETURN_NONE;
   const Reference grads(PyList_New(0));
@@ -334,7 +346,7 @@ PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!kernels.take(n)) Py_RETURN_NONE;
   Stage stage;
   if (!stage.read(kernels, arguments[3], PyTuple_GET_ITEM(arguments[4], common.kind), m * n)) return nullptr;
-  update(kernels, stage, table, m);
+  update(kernels, stage, table, m, ring);
   return Py_NewRef(grads.get());
 }
 

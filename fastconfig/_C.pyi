@@ -91,7 +91,7 @@ def keep_kernels(
 ) -> None: ...
 def new_results(like: Any, shapes: list[Any], most: int, /) -> list[Any] | None: ...
 def short_update(
-    grads: Any, types: tuple[type, ...], rule: int, cutoffs: tuple[float, ...], /
+    grads: Any, types: tuple[type, ...], rule: int, cutoffs: tuple[float, ...], ring: int, /
 ) -> Any | None: ...
 def keep_step_kernels(
     kind: int,
@@ -116,6 +116,7 @@ def short_step(
     types: tuple[type, ...],
     rule: int,
     cutoffs: tuple[float, ...],
+    ring: int,
     /,
 ) -> Any | None: ...
 def merge_into(
@@ -124,6 +125,7 @@ def merge_into(
     types: tuple[type, ...],
     rule: int,
     cutoffs: tuple[float, ...],
+    ring: int,
     /,
 ) -> list[Any] | None: ...
 def parameters(module: Any, walker: Any, /) -> list[Any] | None: ...

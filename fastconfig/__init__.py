@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import aggregation, distributed, ops, reference
+    from . import aggregation, distributed, monitor, ops, reference
     from .acceleration import accelerate
     from .backends import BackendUnavailable, explain, last_backend, use_backend
     from .grad_operator import (
@@ -108,7 +108,7 @@ _HOMES = {
     "weight_model": ("EqualWeight", "WeightModel"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("aggregation", "distributed", "methods", "ops", "reference")
+_MODULES = ("aggregation", "distributed", "methods", "monitor", "ops", "reference")
 
 __all__ = [
     "AlignedMTLOperator",
@@ -162,6 +162,7 @@ __all__ = [
     "get_gradient_vector",
     "last_backend",
     "methods",
+    "monitor",
     "mtl_backward",
     "ops",
     "reference",

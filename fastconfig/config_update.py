@@ -26,6 +26,7 @@ from .gradients import Gradients, GradientsLike, Update
 from .length_model import PROJECTION, LengthModel, length_rule
 from .merging import merge, short_merge
 from .methods import ConFIG, Rule, make_rule
+from .methods.watched import Held, watched
 from .network import joined
 from .numbers import CPU, float64_device
 from .weight_model import EQUAL, WeightModel, direction_weights, is_equal
@@ -133,12 +134,13 @@ def config_update(
     length_model: LengthModel,
     losses: Sequence[Any] | None,
     rcond: float | None = None,
+    monitor: Any = None,
 ) -> Update:
-    """:func:`ConFIG_update` of gradients that are checked already."""
+    """:func:`ConFIG_update` of gradients that are checked already; a monitor is told of the step."""
     if losses is not None:
         check_losses(losses, grads.m)
     if weight_model is EQUAL and length_model is PROJECTION and rcond is None:
-        return merge(grads, PLAIN)
+        return merge(grads, watched(PLAIN, monitor, losses))
     if not isinstance(weight_model, WeightModel):
         check_weight_model(weight_model)
     if not isinstance(length_model, LengthModel):
@@ -147,18 +149,32 @@ def config_update(
         check_rcond(rcond)
     length = length_rule(length_model)
     if grads.batch is not None and (length is None or not is_equal(weight_model)):
+        if monitor is not None:
+            monitor.check(grads.m, grads.batch_shape)
         return _one_by_one(grads, weight_model, length_model, losses, rcond)
     weights = direction_weights(weight_model, grads, losses)
-    update = merge(grads, _config_rule(grads, weights, *(length or ("none", 0)), rcond))
+    rule = _config_rule(grads, weights, *(length or ("none", 0)), rcond)
     if length is not None:
-        return update
+        return merge(grads, watched(rule, monitor, losses))
+    told = None if monitor is None else Held(monitor)
+    update = merge(grads, watched(rule, told, losses))
     target = update if isinstance(update, Tensor) else joined([t for t in update if t is not None])
     with torch.no_grad():
         scaled = length_model.rescale_length(target_vector=target, gradients=grads.stacked(), losses=losses)
     if not isinstance(scaled, Tensor):
         name = type(length_model).__name__
         raise TypeError(f"length_model: got {got(scaled)} from {name}.rescale_length, want a tensor (N,)")
+    if told is not None:
+        told.release(_factor(scaled, target))
     return grads.restored(scaled.to(grads.dtype))
+
+
+@torch.no_grad()
+def _factor(scaled: Tensor, target: Tensor) -> Tensor:
+    """(): how many times as long a vector became; float64."""
+    along, own = (torch.linalg.vector_norm(vector, dtype=torch.float64) for vector in (scaled, target))
+    sign = (scaled.to(target).double() @ target.double()).sign()
+    return torch.where(own > 0, sign * along / own, 1)
 
 
 def _config_rule(

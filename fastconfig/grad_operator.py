@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .checks import check_flag, check_group, check_length_model, check_rcond, check_weight_model
-from .config_update import PLAIN, ConFIG_update, ConFIG_update_double, unweighted_rule
+from .config_update import PLAIN, ConFIG_update, ConFIG_update_double, config_update, unweighted_rule
 from .gradients import Gradients, GradientsLike, Update
 from .length_model import *  # noqa: F403  # as conflictfree's module offers them
 from .length_model import PROJECTION, LengthModel, length_rule
 from .length_model import __all__ as _length_all
+from .merging import short_merge
 from .methods import GradientOperator, GramOperator, IMTLGOperator, PCGradOperator, PPCGradOperator, Rule
 from .methods.groups import by_groups
 from .methods.operator import by_rule
@@ -19,7 +22,6 @@ from .weight_model import EQUAL, WeightModel, is_equal
 from .weight_model import __all__ as _weight_all
 
 if TYPE_CHECKING:
-    import torch
     from torch.distributed import ProcessGroup
 
 __all__ = [
@@ -82,8 +84,26 @@ class ConFIGOperator(GradientOperator):
         """The ConFIG update; arguments, result and errors as in :func:`ConFIG_update`."""
         if self._groups is not None:
             return by_groups(self, grads, losses)
-        models, group = (self.weight_model, self.length_model), self.process_group
-        return ConFIG_update(grads, *models, losses=losses, rcond=self.rcond, process_group=group)
+        weight_model, length_model, group = self.weight_model, self.length_model, self.process_group
+        if self.monitor is not None:
+            return self._watched(grads, losses)
+        return ConFIG_update(
+            grads, weight_model, length_model, True, losses, rcond=self.rcond, process_group=group
+        )
+
+    def _watched(self, grads: GradientsLike, losses: Sequence[Any] | None) -> Update:
+        """The same, of which the monitor is told."""
+        if torch.compiler.is_compiling():
+            from .graph import outside_the_graph
+
+            return outside_the_graph(self.calculate_gradient, grads, losses)
+        group, monitor = self.process_group, self.monitor
+        if (rule := self.fixed_rule) is not None:
+            update = short_merge(grads, rule, losses, group, monitor)
+            if update is not None:
+                return update
+        rows = Gradients(grads, group=group)
+        return config_update(rows, self.weight_model, self.length_model, losses, self.rcond, monitor)
 
     @property
     def fixed_rule(self) -> Rule | None:

@@ -20,10 +20,24 @@ if TYPE_CHECKING:
 
 
 def short_merge(
-    grads: GradientsLike, rule: Rule, losses: Sequence[Any] | None, group: ProcessGroup | None
+    grads: GradientsLike,
+    rule: Rule,
+    losses: Sequence[Any] | None,
+    group: ProcessGroup | None,
+    monitor: Any = None,
 ) -> Update | None:
     """The update in one compiled call, or None: then the way that checks and explains everything."""
-    return short_update(grads, rule) if losses is None and group is None else None
+    if losses is not None or group is not None:
+        return None
+    if monitor is None:
+        return short_update(grads, rule)
+    ring = ring_of(monitor)
+    return short_update(grads, rule, ring) if ring else None
+
+
+def ring_of(monitor: Any) -> int:
+    """Where compiled code finds the ring of a monitor; 0 as long as steps come to its ``record`` alone."""
+    return getattr(monitor, "address", 0)
 
 
 def merge(grads: Gradients, rule: Rule, out: Update | None = None, losses: Tensor | None = None) -> Update:
@@ -64,7 +78,7 @@ def losses_of(
         group: whose ranks each give their own losses, of which the mean counts; by default those that
             the gradients are spread over.
     """
-    if losses is None or rule.native is not None:
+    if losses is None or not rule.takes_losses:
         return None
     device, shape = float64_device(grads.device), grads.batch_shape
     values = []

@@ -25,9 +25,11 @@ from .grad_operator import __all__ as _operator_all
 from .gradients import Gradients, Update
 from .gradients.pairs import in_dtype
 from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorder
-from .merging import losses_of, merge
-from .methods.groups import Group, within
+from .merging import losses_of, merge, ring_of
+from .methods.groups import Group
 from .methods.operator import fixed_rule_of, needed_rule, rule_of
+from .methods.watched import watched
+from .methods.within import within
 from .momentum.adoption import is_theirs
 from .momentum.base import CONFIG as CONFIG
 from .momentum.base import MomentumOperator, Resumable
@@ -91,22 +93,25 @@ class PseudoMomentumOperator(Resumable):
         backend = choose(momenta)
         if not state.clock.complete:
             backend.accumulate(step)
+            if self.monitor is not None:
+                self.monitor.pass_step()
             return momenta.as_given(state.new_update(dtype, zeros=True))
         if groups is not None:
             return momenta.as_given(self._step_by_groups(step, groups, losses))
-        rule = rule_of(self.gradient_operator, momenta)
+        rule = rule_of(self.gradient_operator, momenta, losses)
         if rule is None:
             momenta.check_whole()
         out = state.new_update(dtype)
         if rule is not None:
-            rule = at_precision(rule, dtype, momenta.dtype)
+            rule = watched(at_precision(rule, dtype, momenta.dtype), self.monitor, losses)
             backend.momentum_update(step, rule, out, losses_of(rule, losses, momenta))
             state.keep(step)
             return momenta.as_given(out)
         backend.accumulate(step)
         with torch.no_grad():
             decayed = state.clock.decayed(momenta.device)[:-2, None].to(momenta.device)
-            merged = merged_by(self.gradient_operator, momenta.stacked().div_(decayed), dtype, losses)
+            corrected = momenta.stacked().div_(decayed)
+            merged = merged_by(self.gradient_operator, corrected, dtype, losses, self.monitor)
             backend.rescale(step, state.ordered(momenta.restored(merged)), out)
         return out
 
@@ -121,7 +126,8 @@ class PseudoMomentumOperator(Resumable):
             grads = [step.grads[s] for s in segments]
             own = Step(part, second, fake, step.chosen, grads, step.dtype, step.clock, {})
             with within(one.name):
-                rule = at_precision(needed_rule(self.gradient_operator, part), step.dtype, part.dtype)
+                rule = needed_rule(self.gradient_operator, part, losses)
+                rule = watched(at_precision(rule, step.dtype, part.dtype), self.monitor, losses)
                 backend, pieces = choose(part), [out[p] for p in one.places]
                 update = backend.momentum_update if at_once else backend.merge_and_rescale
                 update(own, rule, pieces, losses_of(rule, losses, part))
@@ -133,7 +139,12 @@ class PseudoMomentumOperator(Resumable):
         if state is None or self.process_group is not None or is_theirs(vars(self)):
             return None
         rule = fixed_rule_of(self.gradient_operator) if self.groups is None else None
-        return None if rule is None else short_step(state, indexes, grads, rule)
+        if rule is None or self.gradient_operator.monitor is not None:
+            return None
+        if (monitor := self.monitor) is None:
+            return short_step(state, indexes, grads, rule)
+        ring = ring_of(monitor)
+        return short_step(state, indexes, grads, rule, ring) if ring else None
 
 
 class SeparateMomentumOperator(Resumable):
@@ -173,6 +184,8 @@ class SeparateMomentumOperator(Resumable):
                 if momentum is not None:
                     self._rescale(momentum, s, z, column[k], first[i], second[i])
         if not state.clock.complete:
+            if self.monitor is not None:
+                self.monitor.pass_step()
             return state.gradients.as_given(state.new_update(rows.dtype, zeros=True))
         vectors = state.as_gradients([state.others[f"rescaled_{i}"] for i in range(state.m)])
         if groups is None:
@@ -204,13 +217,15 @@ class SeparateMomentumOperator(Resumable):
         out: Any = self._momenta.new_update(rescaled.dtype)
         for one, part, _ in self._momenta.parts(groups, rescaled):
             with within(one.name):
-                rule = at_precision(needed_rule(self.gradient_operator, part), given, part.dtype)
+                rule = at_precision(needed_rule(self.gradient_operator, part, losses), given, part.dtype)
+                rule = watched(rule, self.monitor, losses)
                 merge(part, rule, [out[p] for p in one.places], losses_of(rule, losses, part))
         return rescaled.as_given(out)
 
     def _merge(self, rescaled: Gradients, given: torch.dtype, losses: list[Any] | None) -> Update:
-        rule = rule_of(self.gradient_operator, rescaled)
+        rule = rule_of(self.gradient_operator, rescaled, losses)
         if rule is not None:
-            rule = at_precision(rule, given, rescaled.dtype)
+            rule = watched(at_precision(rule, given, rescaled.dtype), self.monitor, losses)
             return merge(rescaled, rule, losses=losses_of(rule, losses, rescaled))
-        return rescaled.restored(merged_by(self.gradient_operator, rescaled.stacked(), given, losses))
+        merged = merged_by(self.gradient_operator, rescaled.stacked(), given, losses, self.monitor)
+        return rescaled.restored(merged)

@@ -32,7 +32,8 @@ from .gradients.checks import check_dense
 from .gradients.pairs import as_real, real_numel
 from .gradients.shards import any_dtensor
 from .merging import merge
-from .methods import REDUCTIONS
+from .methods import REDUCTIONS, Rule
+from .methods.watched import Held, watched
 from .network import joined, write
 from .numbers import DTYPES, dtype_names
 from .ops import gram_of
@@ -52,6 +53,8 @@ class _Projection(WrappedOptimizer):
     """What both have in common; ``_operators`` merge by either reduction."""
 
     _operators: Mapping[str, PCGradOperator | PPCGradOperator]
+    #: a fastconfig.monitor.Monitor; "mean" counts for it only where it does for all parameters
+    monitor: Any = None
 
     def __init__(self, optimizer: Optimizer | str | None, reduction: str) -> None:
         if isinstance(optimizer, str):  # the reduction, by position
@@ -124,8 +127,7 @@ class _Projection(WrappedOptimizer):
             )
         masks = None if has_grads is None else _checked_masks(has_grads, rows)
         whole = masks is None or self.reduction == "sum" or _all_there(masks)
-        operator = self._operators[self.reduction if whole else "sum"]
-        update = merge(rows, operator.rule_for(rows, **given))
+        update = merge(rows, self._rule(self.reduction if whole else "sum", rows, **given))
         assert isinstance(update, Tensor)
         if masks is None or whole:
             return update
@@ -174,7 +176,7 @@ class _Projection(WrappedOptimizer):
             # around an optimizer by torch's own passes, which write to all other parameters
             rows = _rows(values, chosen, retain_graph, collect=own)
             _check_connected(rows)
-            merged = self._merge(rows, chosen, **given)
+            merged = self._merge(rows, chosen, values, **given)
         if not own:
             return merged
         write(chosen, merged)
@@ -191,7 +193,8 @@ class _Projection(WrappedOptimizer):
         self, values: list[Tensor], chosen: list[Tensor], group: Any, own: bool, retain: bool, **given: Any
     ) -> list[Tensor]:
         """The same for replicas, averaged over the ranks; with other parameters' gradients, if ``own``."""
-        operator = self._operators["sum"]
+        rule_for = self._operators["sum"].rule_for
+        told = None if self.monitor is None else Held(self.monitor)
         known = {id(par) for par in chosen}
         reached = leaves_of(nodes_of(values)) if own else []
         # all that the model has, in its order: ranks may reach others
@@ -205,8 +208,10 @@ class _Projection(WrappedOptimizer):
             [row[:count] for row in rows],
             chosen,
             group,
-            lambda grads, room: merge(grads, operator.rule_for(grads, **given), room()),
+            lambda grads, room: merge(grads, watched(rule_for(grads, **given), told, values), room()),
         )
+        if told is not None:
+            told.release(1 / len(rows) if self.reduction == "mean" and all(everywhere) else 1.0)
         if self.reduction == "mean":
             for piece, shared in zip(update, everywhere, strict=True):
                 if piece is not None and shared:
@@ -216,7 +221,13 @@ class _Projection(WrappedOptimizer):
         write(fellows + alone, [*of_fellows, *sums[len(fellows) :]], accumulate=True)
         return _filled(update, chosen)
 
-    def _merge(self, rows: list[Row], parameters: list[Tensor], **given: Any) -> list[Tensor]:
+    def _rule(self, reduction: str, grads: Gradients, losses: Any = None, **given: Any) -> Rule:
+        """How the gradients are merged by a reduction, and who is told of it."""
+        return watched(self._operators[reduction].rule_for(grads, **given), self.monitor, losses)
+
+    def _merge(
+        self, rows: list[Row], parameters: list[Tensor], losses: list[Tensor], **given: Any
+    ) -> list[Tensor]:
         """One tensor a parameter; parameters of different kinds share the coefficients."""
         averaged = self.reduction == "mean"
         groups: dict[tuple[torch.dtype, torch.device, bool], list[int]] = {}
@@ -226,7 +237,7 @@ class _Projection(WrappedOptimizer):
                 key = parameters[p].dtype, parameters[p].device, averaged and missing == 0
                 groups.setdefault(key, []).append(p)
         merged: list[Tensor | None] = [None] * len(parameters)
-        for places, update in zip(groups.values(), self._updates(rows, groups, **given), strict=True):
+        for places, update in zip(groups.values(), self._updates(rows, groups, losses, **given), strict=True):
             for p, piece in zip(places, update, strict=True):
                 merged[p] = piece
         return _filled(merged, parameters)
@@ -235,6 +246,7 @@ class _Projection(WrappedOptimizer):
         self,
         rows: list[Row],
         groups: dict[tuple[torch.dtype, torch.device, bool], list[int]],
+        losses: list[Tensor],
         **given: Any,
     ) -> list[Any]:
         """The update of every group, in the order of its parameters."""
@@ -242,13 +254,15 @@ class _Projection(WrappedOptimizer):
         means = [mean for _, _, mean in groups]
         first = parts[0]
         if len(parts) == 1:
-            operator = self._operators["mean" if means[0] else "sum"]
-            return [merge(first, operator.rule_for(first, **given))]
+            return [merge(first, self._rule("mean" if means[0] else "sum", first, losses, **given))]
         gram = gram_of(first)
         for part in parts[1:]:
             gram = gram + gram_of(part).to(gram.device)
-        rule = self._operators["sum"].rule_for(first, **given)
+        told = None if self.monitor is None else Held(self.monitor)
+        rule = watched(self._operators["sum"].rule_for(first, **given), told, losses)
         c = choose(first).coefficients(gram, rule, first)
+        if told is not None:
+            told.release(1 / first.m if all(means) else 1.0)
         updates = []
         for part, mean in zip(parts, means, strict=True):
             update = part.new_update()

@@ -21,7 +21,7 @@ from distributed_inputs import has_fsdp
 from poisoned import poison
 
 Case = Callable[[int, int], None]
-PARTS = ("shards", "dtensors", "fsdp", "ddp", "disguises", "groups", "momentum", "weights", "wire")
+PARTS = ("shards", "dtensors", "fsdp", "ddp", "disguises", "groups", "momentum", "monitor", "weights", "wire")
 
 
 def cases_of(parts: list[str]) -> dict[str, Case]:

@@ -43,7 +43,9 @@ def check_cases(parts: tuple[str, ...], ranks: int, backend: str = "gloo", **env
 
 @pytest.mark.parametrize("ranks", some([2, 4], quick=[2]))
 @pytest.mark.parametrize(
-    "parts", [("shards", "dtensors"), ("fsdp", "ddp", "disguises", "groups", "weights", "wire")], ids=" ".join
+    "parts",
+    [("shards", "dtensors", "monitor"), ("fsdp", "ddp", "disguises", "groups", "weights", "wire")],
+    ids=" ".join,
 )
 def test_ranks(parts: tuple[str, ...], ranks: int) -> None:
     check_cases(parts, ranks)

@@ -173,8 +173,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each call of merge_into by ``backward`` has merged."""
     found: list[bool] = []
 
-    def noted(rows: Any, there: Any, rule: Rule) -> Any:
-        written = backends.merge_into(rows, there, rule)
+    def noted(rows: Any, there: Any, rule: Rule, ring: int = 0) -> Any:
+        written = backends.merge_into(rows, there, rule, ring)
         found.append(written is not None)
         return written
 

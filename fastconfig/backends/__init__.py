@@ -148,36 +148,39 @@ def choose(grads: Gradients) -> Backend:
     return backend if grads.shards is None else _over_all(backend)
 
 
-def short_update(grads: GradientsLike, rule: Rule) -> Update | None:
+def short_update(grads: GradientsLike, rule: Rule, ring: int = 0) -> Update | None:
     """The update by a backend that serves already, if it has a shorter way for these; None otherwise.
 
     Loads nothing: None also as long as no backend has served gradients of their kind.
+
+    Args:
+        ring: address of the words of a monitor's ring, which takes the step; 0 for none.
     """
     if rule.native is not None:
         for backend in _serving_already():
-            if (update := backend.short_update(grads, rule)) is not None:
+            if (update := backend.short_update(grads, rule, ring)) is not None:
                 registry.last = backend
                 return update
     return None
 
 
 def merge_into(
-    rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
+    rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule, ring: int = 0
 ) -> list[Tensor] | None:
     """The same of gradients of parameters, to their ``.grad``; what was written to, or None."""
     if rule.native is not None:
         for backend in _serving_already():
-            if (written := backend.merge_into(rows, parameters, rule)) is not None:
+            if (written := backend.merge_into(rows, parameters, rule, ring)) is not None:
                 registry.last = backend
                 return written
     return None
 
 
-def short_step(state: Plain, indexes: Any, grads: Any, rule: Rule) -> Tensor | None:
+def short_step(state: Plain, indexes: Any, grads: Any, rule: Rule, ring: int = 0) -> Tensor | None:
     """The same of a momentum step; the update, or None and the state as before."""
     if rule.native is not None:
         for backend in _serving_already():
-            if (update := backend.short_step(state, indexes, grads, rule)) is not None:
+            if (update := backend.short_step(state, indexes, grads, rule, ring)) is not None:
                 registry.last = backend
                 return update
     return None

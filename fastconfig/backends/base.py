@@ -39,7 +39,7 @@ class Backend(ABC):
         self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
     ) -> Tensor:
         """(m,) or (B, m) float64: by the rule's torch operations, where the backend has nothing faster."""
-        return rule.coefficients(gram, grads.dtype, losses)
+        return rule.served_by(self, gram, grads, losses)
 
     @abstractmethod
     def combine(self, grads: Gradients, c: Tensor, out: Update) -> None:
@@ -66,12 +66,16 @@ class Backend(ABC):
         """
         return False
 
-    def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
-        """The update of gradients as given, if there is a shorter way for these; or None."""
+    def short_update(self, grads: GradientsLike, rule: Rule, ring: int = 0) -> Update | None:
+        """The update of gradients as given, if there is a shorter way for these; or None.
+
+        Args:
+            ring: address of the words of a monitor's ring, which takes the step; 0 for none.
+        """
         return None
 
     def merge_into(
-        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
+        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule, ring: int = 0
     ) -> list[Tensor] | None:
         """Write the update to the parameters' ``.grad``, if there is a shorter way for these gradients.
 
@@ -80,7 +84,7 @@ class Backend(ABC):
         """
         return None
 
-    def short_step(self, state: Plain, indexes: Any, grads: Any, rule: Rule) -> Tensor | None:
+    def short_step(self, state: Plain, indexes: Any, grads: Any, rule: Rule, ring: int = 0) -> Tensor | None:
         """A whole step by indexes and gradients as given, if there is a shorter way for these; or None."""
         return None
 

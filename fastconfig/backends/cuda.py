@@ -102,12 +102,16 @@ class CudaBackend(Backend):
         else:
             super().update(grads, rule, out, losses)
 
-    def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
+    def short_update(self, grads: GradientsLike, rule: Rule, ring: int = 0) -> Update | None:
+        if ring:  # which is in the host's memory
+            return None
         return self._cuda.update(grads, TYPES, rule.native_address, _cutoffs(rule), self._scratch)
 
     def merge_into(
-        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
+        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule, ring: int = 0
     ) -> list[Tensor] | None:
+        if ring:
+            return None
         last = TYPES, rule.native_address, _cutoffs(rule), self._scratch
         return self._cuda.merge_into(rows, parameters, *last)
 

@@ -65,13 +65,13 @@ class NumbaBackend(NumbaMomentum):
         _C.run_groups(run, grads.rows, out, groups, natives, *kernels, rules[0].cutoff(grads.dtype))
         return True
 
-    def short_update(self, grads: GradientsLike, rule: Rule) -> Update | None:
-        return _C.short_update(grads, TYPES, rule.native_address, rule.cutoffs)
+    def short_update(self, grads: GradientsLike, rule: Rule, ring: int = 0) -> Update | None:
+        return _C.short_update(grads, TYPES, rule.native_address, rule.cutoffs, ring)
 
     def merge_into(
-        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule
+        self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule, ring: int = 0
     ) -> list[Tensor] | None:
-        return _C.merge_into(rows, parameters, TYPES, rule.native_address, rule.cutoffs)
+        return _C.merge_into(rows, parameters, TYPES, rule.native_address, rule.cutoffs, ring)
 
     def update(self, grads: Gradients, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
         if rule.native is None:

@@ -33,13 +33,19 @@ class NumbaMomentum(Backend):
             super().accumulate(step)
 
     def momentum_update(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
-        if rule.native is not None and _converts(step):
-            _run(ACCUMULATE + GRAM + RESCALE, step, step.momenta, out, rule)
-        else:
+        plain = rule.unwatched
+        again = plain is not rule  # for who is told of it: by a rule that has no state
+        if plain.native is None or (again and plain.state is not None) or not _converts(step):
             super().momentum_update(step, rule, out, losses)
+            return
+        _run(ACCUMULATE + GRAM + RESCALE, step, step.momenta, out, plain)
+        if again:
+            assert step.gram is not None
+            decayed = step.clock.decayed(step.device)[:-2]
+            self.coefficients(step.gram / (decayed * decayed[:, None]), rule, step.momenta, losses)
 
-    def short_step(self, state: Plain, indexes: Any, grads: Any, rule: Rule) -> Tensor | None:
-        return _C.short_step(*state, indexes, grads, TYPES, rule.native_address, rule.cutoffs)
+    def short_step(self, state: Plain, indexes: Any, grads: Any, rule: Rule, ring: int = 0) -> Tensor | None:
+        return _C.short_step(*state, indexes, grads, TYPES, rule.native_address, rule.cutoffs, ring)
 
     def rescale(self, step: Step, merged: Update, out: Update) -> None:
         if _converts(step):

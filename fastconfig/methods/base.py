@@ -90,6 +90,20 @@ class Rule:
         """
         raise abstract(self, "unit_coefficients")
 
+    @property
+    def takes_losses(self) -> bool:
+        """Whether the losses may count."""
+        return self.native is None
+
+    @property
+    def unwatched(self) -> Rule:
+        """The rule itself, where a monitor is told of what it gives."""
+        return self
+
+    def served_by(self, backend: Any, gram: Tensor, grads: Any, losses: Tensor | None) -> Tensor:
+        """:meth:`coefficients` for a backend that has nothing faster."""
+        return self.coefficients(gram, grads.dtype, losses)
+
     @torch.no_grad()
     def coefficients(self, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
         """Coefficients c of the merged gradient sum_i c_i g_i.

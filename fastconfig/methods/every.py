@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..checks import number, whole
 from .base import Rule, as_rule, coefficients_of
-from .groups import state_name
 from .operator import GradientOperator, is_ours, refuse_groups, refuse_operator
 from .stateful import StatefulOperator
+from .watched import watched
+from .within import state_name
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -85,9 +86,8 @@ class ByOperator(Rule):
         rule = operator.fixed_rule or operator.rule_at(tuple(gram.shape[:-1]), gram.device, self.spread)
         if rule is None:
             refuse_operator(operator)
-        return coefficients_of(
-            rule if self.rcond is None else rule.at_cutoff(self.rcond), gram, dtype, losses
-        )
+        rule = watched(rule if self.rcond is None else rule.at_cutoff(self.rcond), operator.monitor, losses)
+        return coefficients_of(rule, gram, dtype, losses)
 
     def at_cutoff(self, rcond: float) -> Rule:
         return ByOperator(self.operator, self.spread, rcond)
@@ -157,6 +157,8 @@ class EveryOperator(StatefulOperator):
         if int(self._state["count"]) % self.calls == 0:
             return None
         self._state["count"] += 1
+        if self.monitor is not None:
+            self.monitor.pass_step()
         return self._state["kept"].clone()
 
     def _is_sound(self, norms: tuple[int, ...]) -> bool:

@@ -22,6 +22,8 @@ from ..merging import losses_of
 from ..network import checked_network, parameters_of
 from ..numbers import float64_device
 from .base import Rule
+from .watched import watched
+from .within import within
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -45,7 +47,6 @@ class Group(NamedTuple):
 
 #: what the call around has found
 _found: ContextVar[list[Group] | None] = ContextVar("fastconfig.groups", default=None)
-_current: ContextVar[str] = ContextVar("fastconfig.group", default="")
 _known: weakref.WeakKeyDictionary[Any, tuple[Any, Any, list[Any], list[Group]]] = weakref.WeakKeyDictionary()
 
 
@@ -57,21 +58,6 @@ def among(groups: list[Group] | None) -> Iterator[None]:
         yield
     finally:
         _found.reset(token)
-
-
-@contextmanager
-def within(name: str) -> Iterator[None]:
-    """Within it, operators with a state use that of a group."""
-    token = _current.set(f"groups.{name}.")
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def state_name(name: str) -> str:
-    """What a part of the state is called: in a group, after it."""
-    return _current.get() + name
 
 
 def checked_groups(groups: Any) -> Any:
@@ -299,6 +285,10 @@ def merged(
     known = [rule for rule in rules if rule is not None]
     if len(known) < len(rules):
         return _by_models(operator, grads, groups, losses)
+    if operator.monitor is not None:
+        for k, one in enumerate(groups):
+            with within(one.name):
+                known[k] = watched(known[k], operator.monitor, losses)
     at_once = plain and all(rule.native is not None for rule in known)
     if at_once and choose(grads).update_groups(grads, [one.places for one in groups], known, update):
         return update
@@ -320,7 +310,8 @@ def _by_models(
     alone.groups = None
     update: list[Tensor | None] = [None] * len(grads.shapes)
     for one in groups:
-        pieces = alone.calculate_gradient(part_of(grads, one.places).given_rows, losses)
+        with within(one.name):
+            pieces = alone.calculate_gradient(part_of(grads, one.places).given_rows, losses)
         for p, piece in zip(one.places, pieces, strict=True):
             update[p] = piece
     return update

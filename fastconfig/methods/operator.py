@@ -16,6 +16,7 @@ from ..numbers import float64_device
 from ..utils import write_gradient
 from .base import Rule, as_rule, coefficients_of
 from .groups import GroupsLike, by_groups, by_network, checked_groups
+from .watched import watched
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -44,8 +45,10 @@ class GradientOperator(Grouped):
             coefficients and a state of its own: "parameter" takes each one by itself, "module" those of a
             module together; a dict has the parameters of each group, or names of parameters or modules; a
             function gives the group of a parameter's name. Each parameter belongs to exactly one.
+        monitor: a :class:`fastconfig.monitor.Monitor` that is told of every step, or None.
     """
 
+    monitor: Any = None
     _groups: Any = None
 
     def __init__(self) -> None:
@@ -181,6 +184,7 @@ class GramOperator(GradientOperator):
             rule = rule.at_cutoff(10 * torch.finfo(gram.dtype).eps)
         if losses is not None:
             losses = losses_beside(losses, full)
+        rule = watched(rule, self.monitor, losses)
         return coefficients_of(rule, full, dtype or torch.float64, losses).to(gram)
 
     @by_rule
@@ -204,17 +208,18 @@ class GramOperator(GradientOperator):
         if torch.compiler.is_compiling():
             from ..graph import can_compile, compiled_update, outside_the_graph
 
-            if rule is None or rule.has_settings or not can_compile(grads, self.process_group):
+            told = self.monitor is not None
+            if rule is None or rule.has_settings or told or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses)
             return compiled_update(grads, str(rule.native), mean=rule.mean, rcond=rule.rcond)
         if rule is not None:
-            update = short_merge(grads, rule, losses, self.process_group)
+            update = short_merge(grads, rule, losses, self.process_group, self.monitor)
             if update is not None:
                 return update
         rows = Gradients(grads, group=self.process_group)
         if losses is not None:
             check_losses(losses, rows.m)
-        rule = self.rule_for(rows)
+        rule = watched(self.rule_for(rows), self.monitor, losses)
         return merge(rows, rule, losses=losses_of(rule, losses, rows))
 
 
@@ -247,27 +252,40 @@ def refuse_groups(operator: Any, what: str) -> None:
         raise ValueError(f"operator: got one with groups, want groups = None: {what}")
 
 
-def rule_of(operator: GradientOperator, grads: Gradients) -> Rule | None:
-    """How an operator's coefficients follow from the Gram matrix; None if it must see the gradients."""
+def rule_of(operator: GradientOperator, grads: Gradients, losses: Any = None) -> Rule | None:
+    """How an operator's coefficients follow from the Gram matrix; None if it must see the gradients.
+
+    Args:
+        losses: for the operator's monitor.
+
+    Raises:
+        TypeError: for one with a monitor that must see the gradients.
+    """
+    if not is_ours(operator):
+        if getattr(operator, "monitor", None) is not None:
+            refuse_operator(operator, "with a monitor")
+        return None
     ours: Any = operator
-    return ours.rule_for(grads) if is_ours(operator) else None
+    rule = ours.rule_for(grads)
+    return None if rule is None else watched(rule, operator.monitor, losses)
 
 
-def needed_rule(operator: GradientOperator, grads: Gradients) -> Rule:
+def needed_rule(operator: GradientOperator, grads: Gradients, losses: Any = None) -> Rule:
     """:func:`rule_of`, for what has nothing but the Gram matrix.
 
     Raises:
         TypeError: for an operator that must see the gradients.
     """
-    rule = rule_of(operator, grads)
+    rule = rule_of(operator, grads, losses)
     if rule is None:
         refuse_operator(operator)
     return rule
 
 
-def refuse_operator(operator: Any) -> NoReturn:
+def refuse_operator(operator: Any, more: str = "") -> NoReturn:
     """Raise TypeError: an operator must see the gradients, where there is nothing but their Gram matrix."""
+    kind = f"{type(operator).__name__} {more}".rstrip()
     raise TypeError(
-        f"operator: got a {type(operator).__name__} that must see the gradients, want one whose coefficients "
+        f"operator: got a {kind} that must see the gradients, want one whose coefficients "
         "follow from their Gram matrix, such as ConFIGOperator() or GramOperator(rule)"
     )

@@ -18,6 +18,7 @@ from .groups import by_groups
 from .making import check_reduction, make_rule
 from .operator import by_rule
 from .stateful import DrawingOperator
+from .watched import watched
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -120,13 +121,13 @@ class PCGradOperator(DrawingOperator):
         if torch.compiler.is_compiling():
             from ..graph import can_compile, compiled_update, outside_the_graph
 
-            if order is None or not can_compile(grads, self.process_group):
+            if order is None or self.monitor is not None or not can_compile(grads, self.process_group):
                 return outside_the_graph(self.calculate_gradient, grads, losses, order=order)
             return compiled_update(grads, "pcgrad", order=order, mean=self._rule.mean)
         rows = Gradients(grads, group=self.process_group)
         if losses is not None:
             check_losses(losses, rows.m)
-        return merge(rows, self.rule_for(rows, order))
+        return merge(rows, watched(self.rule_for(rows, order), self.monitor, losses))
 
     @property
     def fixed_rule(self) -> Rule | None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..checks import check_generator, got
 from .base import Rule
-from .groups import state_name
 from .operator import GramOperator
+from .within import state_name
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

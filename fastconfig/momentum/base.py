@@ -16,6 +16,7 @@ from ..gradients.shards import Grouped, Shards, reshard
 from ..loss_recorder import LossRecorder
 from ..methods.groups import Group, GroupsLike, among, checked_groups, groups_of, partition
 from ..methods.operator import check_grouped
+from ..methods.watched import check_monitor
 from ..network import checked_network, parameters_of
 from ..ranks.replicas import learned
 from ..utils import write_gradient
@@ -46,11 +47,15 @@ class MomentumOperator(Grouped):
         process_group: ranks of which each gives its part of every gradient, keeps that part of the state, and
             gets that part of the update; the gradient operator's by default. DTensors need none.
 
+    Attributes:
+        monitor: a :class:`fastconfig.monitor.Monitor` that is told of every step, or None.
+
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
 
     _groups: Any = None
+    monitor: Any = None
 
     def __init__(
         self,
@@ -285,6 +290,9 @@ class Resumable(Adopting, MomentumOperator):
         """Indexes, gradients, these as flat segments, and all losses; the state is ready for the step."""
         if is_theirs(vars(self)):
             self._adopt()
+        if self.monitor is not None:
+            check_monitor(self.monitor)
+            self.monitor.check(self.num_vectors)
         chosen, rows = self._checked(indexes, grads, losses)
         self._momenta.check(rows)
         losses = self._recorded(chosen, losses)

@@ -11,18 +11,31 @@ from torch import Tensor
 
 from ..grad_operator import ConFIGOperator
 from ..methods import GradientOperator, Rule
-from ..methods.operator import is_ours
+from ..methods.operator import is_ours, refuse_operator
+from ..methods.watched import Watched
 from ..numbers import cutoff
 
 
 def merged_by(
-    operator: GradientOperator, rows: Tensor, given: torch.dtype, losses: list[Any] | None
+    operator: GradientOperator,
+    rows: Tensor,
+    given: torch.dtype,
+    losses: list[Any] | None,
+    monitor: Any = None,
 ) -> Tensor:
     """(N,) in the dtype of the rows, by an operator that sees the rows themselves; ``given``: the gradients'.
 
     Raises:
         ValueError: if it gives another shape.
+        TypeError: with a monitor, if nobody knows its coefficients.
     """
+    if monitor is not None:
+        if not is_ours(operator):
+            refuse_operator(operator, "with a monitor")
+        if operator.monitor is not None:
+            raise ValueError("monitor: got one of the operator and one of its gradient_operator, want one")
+        operator = copy(operator)
+        operator.monitor = monitor
     if is_ours(operator) and isinstance(operator, ConFIGOperator) and operator.rcond is None:
         operator = copy(operator)  # with a user's models, which do not say how exact the gradients were
         operator.rcond = max(cutoff(given), cutoff(rows.dtype))
@@ -38,6 +51,8 @@ def merged_by(
 
 def at_precision(rule: Rule, given: torch.dtype, held: torch.dtype) -> Rule:
     """The rule with the cut-off of the gradients' dtype, where that is coarser than the state's."""
+    if isinstance(rule, Watched):
+        return Watched(at_precision(rule.rule, given, held), rule.monitor, rule.losses)
     if given is held or rule.rcond is not None or cutoff(given) <= cutoff(held):
         return rule
     return _with_cutoff(rule, cutoff(given))

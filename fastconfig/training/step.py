@@ -14,7 +14,7 @@ from ..backends import merge_into
 from ..checks import check_operator, got
 from ..gradients import Gradients, Update
 from ..gradients.shards import any_dtensor, reshard
-from ..merging import combined, losses_of, merge
+from ..merging import combined, losses_of, merge, ring_of
 from ..methods.every import kept_coefficients
 from ..methods.groups import Group, among, merged, partition
 from ..methods.operator import (
@@ -314,7 +314,7 @@ class _Merging:
         if self.groups is not None:
             out = None if room is None else room()
             return merged(operator, grads, self.groups, self._values(), out, self.group)
-        if (rule := rule_of(operator, grads)) is not None:
+        if (rule := rule_of(operator, grads, self.losses)) is not None:
             out = None if room is None else room()
             return merge(grads, rule, out, losses_of(rule, self.losses, grads, self.group))
         rows = grads.given_rows if is_ours(operator) else grads.stacked()
@@ -373,9 +373,15 @@ def _merged_at_once(
     """Merge short gradients straight into existing ``.grad`` in one call; False if not applicable."""
     alone = merging.indexes is None and group_of(merging.operator) is None
     rule = fixed_rule_of(merging.operator) if alone else None
-    written = None if rule is None else merge_into(rows, parameters, rule)
+    if rule is None:
+        return False
+    monitor = merging.operator.monitor
+    ring = ring_of(monitor)
+    written = merge_into(rows, parameters, rule, ring) if ring or monitor is None else None
     if written is None:
         return False
+    if monitor is not None:
+        monitor.add_losses(merging.losses)
     torch.autograd.graph.increment_version(written)
     if none_grad == "zero" and len(written) < len(parameters):
         columns = zip(*rows, strict=True)

@@ -138,7 +138,7 @@ def _by_parameters(
             grads = whole(found, operator, "parameter")
         else:
             grads = whole(list(passes(values, parameters, keep)), operator, "parameter")
-    rule = needed_rule(operator, grads)
+    rule = needed_rule(operator, grads, values)
     return coefficients(grads, rule, losses_of(rule, values, grads, group), scale)
 
 
@@ -195,7 +195,7 @@ def by_features(
         grads, scale = whole(rows, operator, "feature"), 1.0
     else:  # all ranks' features form one batch, and this rank has a part of it
         grads, scale = Gradients(rows, group=group), 1 / group.size() ** 2
-    rule = needed_rule(operator, grads)
+    rule = needed_rule(operator, grads, values)
     return coefficients(grads, rule, losses_of(rule, values, grads, group), scale)
 
 

@@ -239,8 +239,8 @@ FAULTS = (
     Fault(
         "rcond-lost",
         "fastconfig/grad_operator.py",
-        "losses=losses, rcond=self.rcond, process_group=group)",
-        "losses=losses, process_group=group)",
+        "True, losses, rcond=self.rcond, process_group=group",
+        "True, losses, process_group=group",
         "an operator's cut-off does not reach the update",
         ("test_models.py", "test_compiled.py", "test_loaded_states.py"),
     ),
