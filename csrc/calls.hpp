@@ -41,7 +41,6 @@ inline const Device& device_of(int index) {
   check(cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
   check(cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, index), "compute capability");
   check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, index), "cooperative launches");
-  check(cudaDeviceGetAttribute(&device.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "shared memory");
   const int compiled = compiled_capability();
   device.cooperative = cooperative != 0;
   device.float64 = computes_float64(compiled);

@@ -147,9 +147,7 @@ int64_t run_rows(const Packing& rows, const Call& call, const Context& context, 
   const bool update = call.steps == kGram + kCombine, heavy = update && is_heavy(call.stage);
   const bool whole = one_launch && update && !heavy;
   const int size = static_cast<int>(kItemsize[context.kind < 0 ? 0 : context.kind]);
-  Device device = context.device;
-  if (!rows.one_aligned()) device.shared = 0;
-  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, size, device, whole);
+  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, size, context.device, whole);
   const auto words = rows.needs_memory() ? static_cast<int64_t>(rows.words().size()) : 0;
   const int64_t stage = heavy ? heavy_stage_doubles(rows.m, rows.problems, call.stage) : 0;
   const int64_t needed = 8 * (p.doubles + words + stage);

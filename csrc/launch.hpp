@@ -41,18 +41,10 @@ inline bool is_heavy(const Stage& stage) { return weight_of(stage.rule.method) =
 
 enum class Mode { ordinary, following, cooperative };
 
-// So that blocks of a kernel may take this much shared memory: 48 KB need no leave.
-template <class... Parameters>
-void allow_shared(void (*kernel)(Parameters...), int bytes) {
-  const auto* function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory");
-}
-
-// A launch whose blocks take `shared` bytes of dynamic_shared().
+// A launch whose blocks take `shared` bytes of dynamic_shared(), up to 48 KB.
 template <class... Parameters, class... Arguments>
 void launch_shared(const Context& context, void (*kernel)(Parameters...), int64_t blocks, int64_t problems, int threads,
                    int shared, Mode mode, Arguments&&... arguments) {
-  if (shared > 0) allow_shared(kernel, shared);
   cudaLaunchConfig_t config{};
   config.dynamicSmemBytes = static_cast<size_t>(shared);
   config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(problems));

@@ -43,8 +43,6 @@ class Packing {
 
   int64_t chunks() const { return chunks_; }
   const std::vector<int64_t>& words() const { return words_; }
-  // Whether they are one segment of rows on multiples of 16 bytes.
-  bool one_aligned() const { return segments_ == 1 && (words_[1] & 1) != 0; }
   // Whether the entries are more than a launch's parameters hold.
   bool needs_memory() const { return words_.size() > static_cast<size_t>(kTableWords); }
 

@@ -91,35 +91,6 @@ __device__ __forceinline__ void* dynamic_shared() {
 }
 #endif
 
-// A vector to shared memory, on its way until its thread has waited for the group that sent() closes.
-template <class T>
-__device__ __forceinline__ void copy_ahead(Vector<T>* target, const char* row, int64_t index) {
-  const uint4* place = reinterpret_cast<const uint4*>(row) + index;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(target))),
-               "l"(place)
-               : "memory");
-#else
-  const uint4 bits = __ldcs(place);
-  memcpy(target, &bits, sizeof bits);
-#endif
-}
-
-__device__ __forceinline__ void sent() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-// Waits for all groups of this thread but the last LATER.
-template <int LATER>
-__device__ __forceinline__ void arrived() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
-#endif
-}
-
 // An element of a row, likewise.
 template <class T, bool LAST>
 __device__ __forceinline__ T load_element(bool there, const char* row, int64_t column) {

@@ -19,8 +19,8 @@ DTYPES = ("float32", "bfloat16", "float64", "float16")
 # every number of rows that a kernel is compiled for, and one that is rounded up to it
 M = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 24, 32, 33, 48, 64)
 SMALL = 8  # rows that one launch, and every block of a second one, can solve
-# elements; MANY is more than one vector a thread, LONG more than its registers hold
-ONE_CHUNK, ONE_LAUNCH, MANY, LONG = 257, 4099, 400_003, 1_500_007
+# elements; KEPT is two vectors a thread on 132 multiprocessors, MANY more than one launch takes
+ONE_CHUNK, ONE_LAUNCH, KEPT, MANY = 257, 4099, 200_003, 400_003
 LAYOUTS: dict[str, Callable[[list[Tensor]], Any]] = {
     "aligned": lambda rows: rows,
     "odd": lambda rows: [torch.cat([row[:1], row])[1:] for row in rows],
@@ -52,9 +52,7 @@ def run(points: Points, machine: Machine) -> None:
 def sizes(m: int, machine: Machine) -> tuple[int, ...]:
     if machine.dry:
         return (ONE_CHUNK,)
-    if m in (3, 4):
-        return ONE_CHUNK, ONE_LAUNCH, MANY, LONG
-    return (ONE_CHUNK, ONE_LAUNCH, MANY) if m <= SMALL else (ONE_CHUNK, 20_011)
+    return (ONE_CHUNK, ONE_LAUNCH, KEPT, MANY) if m <= SMALL else (ONE_CHUNK, 20_011)
 
 
 def updates(m: int, dtype: str, machine: Machine) -> dict[str, Any]:

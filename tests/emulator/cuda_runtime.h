@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdlib>
-#include <map>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -32,7 +31,6 @@ namespace emulator {
 // What the runtime says about the device. A test may change it.
 struct Device {
   int processors = 4;
-  int shared_bytes = 112 * 1024;  // that a block may take, after cudaFuncSetAttribute
   int major = FASTCONFIG_EMULATED_FLOAT64 ? 9 : 8;  // 9.0 computes float64 at a usable rate, 8.9 does not
   int minor = FASTCONFIG_EMULATED_FLOAT64 ? 0 : 9;
   int cooperative = 1;
@@ -51,7 +49,6 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrCooperativeLaunch = 95,
-  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 
 enum cudaStreamCaptureStatus {
@@ -118,7 +115,6 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrComputeCapabilityMajor: *value = emulator::device.major; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = emulator::device.minor; return cudaSuccess;
     case cudaDevAttrCooperativeLaunch: *value = emulator::device.cooperative; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulator::device.shared_bytes; return cudaSuccess;
   }
   return emulator::answer(cudaErrorInvalidValue);
 }
@@ -127,20 +123,6 @@ template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
   const int version = 10 * emulator::device.major + emulator::device.minor;
   *attributes = {version, version};
-  return cudaSuccess;
-}
-
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-
-namespace emulator {
-
-inline std::map<const void*, int> allowed;  // bytes of shared memory, of kernels that were given leave
-
-}  // namespace emulator
-
-inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
-  if (bytes > emulator::device.shared_bytes) return emulator::answer(cudaErrorInvalidValue);
-  emulator::allowed[kernel] = bytes;
   return cudaSuccess;
 }
 
@@ -155,11 +137,8 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 namespace emulator {
 
 // Whether the device would take a launch.
-inline cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel, bool* cooperative) {
+inline cudaError_t check(const cudaLaunchConfig_t& config, bool* cooperative) {
   *cooperative = false;
-  const auto leave = allowed.find(kernel);
-  const int most = leave == allowed.end() ? 48 * 1024 : leave->second;
-  if (config.dynamicSmemBytes > static_cast<size_t>(most)) return cudaErrorInvalidValue;
   for (unsigned k = 0; k < config.numAttrs; ++k) {
     if (config.attrs[k].id == cudaLaunchAttributeCooperative)
       *cooperative = config.attrs[k].val.cooperative != 0;
@@ -169,6 +148,7 @@ inline cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel, b
   const auto volume = [](dim3 d) { return uint64_t{d.x} * d.y * d.z; };
   const dim3 grid = config.gridDim;
   const dim3 block = config.blockDim;
+  if (config.dynamicSmemBytes > 48 * 1024) return cudaErrorInvalidValue;  // more has to be asked for
   if (volume(grid) == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
   if (volume(block) == 0 || block.x > 1024 || block.y > 1024 || block.z > 64 || volume(block) > 1024)
@@ -187,7 +167,7 @@ template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each parameter of the kernel");
   bool cooperative;
-  const cudaError_t error = emulator::check(*config, reinterpret_cast<const void*>(kernel), &cooperative);
+  const cudaError_t error = emulator::check(*config, &cooperative);
   if (error != cudaSuccess) return emulator::answer(error);
   const std::tuple<std::decay_t<Params>...> parameters(std::forward<Args>(args)...);
   emulator::Grid grid(config->gridDim, config->blockDim, config->dynamicSmemBytes, cooperative,

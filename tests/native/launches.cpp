@@ -243,7 +243,7 @@ void check_kept(const Call& call, const Plan& p) {
   Coverage coverage(call);
   for (int block = 0; block < p.blocks; ++block) {
     const int64_t first = share(call.chunks(), p.blocks, block), last = share(call.chunks(), p.blocks, block + 1);
-    for (int k = 0; k < (p.kept + p.parked) * kept_threads; ++k) {
+    for (int k = 0; k < p.kept * kept_threads; ++k) {
       const Slot slot(call.table, first, last, k / kept_threads, k % kept_threads, kept_threads, call.vector);
       const int count = slot.count(call.vector);
       if (slot.spread == 1 && count > 0)
@@ -292,11 +292,9 @@ void check_coverage() {
       pass(real ? combine_threads : few, any({1, 2}), kBackward, kCombine);
     }
     situation = shape + ", kept";
-    const int m = std::min(call.m, kSmallRows), rows = small_rows(m);
-    Device device{1, 8, 0, true, chance(0.5), any({0, 49152, 232448})};
-    const int most = most_kept(rows, call.size) + most_parked(rows, call.size, device);
-    device.processors = std::max(1, static_cast<int>(between((chunks + most - 1) / most, chunks)));
-    const Plan kept = plan(m, chunks, 1, call.size, device);
+    const int m = std::min(call.m, kSmallRows), most = most_kept(small_rows(m), call.size);
+    const int enough = (chunks + most - 1) / most;
+    const Plan kept = plan(m, chunks, 1, call.size, Device{int(between(enough, chunks)), 8, 0, true, chance(0.5)});
     check(kept.one_launch || chunks == 0, "not kept, though it can be");
     check_kept(call, kept);
   }
@@ -371,17 +369,15 @@ void check_plan(int m, int64_t chunks, int64_t problems, int size, const Device&
   // what launch_problems (csrc/cuda.cpp) takes: partials, Gram matrices, coefficients and scratch
   check(p.doubles >= here * p.blocks * packed + (m > 8 ? matrices : 0) + (m > 16 ? here * m + matrices : 0),
         "scratch memory");
-  check(p.one_launch == q.one_launch && p.kept == q.kept && p.parked == q.parked && p.rows == q.rows && p.tiles == q.tiles &&
+  check(p.one_launch == q.one_launch && p.kept == q.kept && p.rows == q.rows && p.tiles == q.tiles &&
             p.blocks == q.blocks && p.partials == q.partials && p.doubles == q.doubles,
         "another plan for the same call");
   if (!p.one_launch) return;
   check(allowed && device.cooperative && problems == 1 && m <= kSmallRows, "one launch where there may not be one");
   check(p.blocks <= device.processors, "blocks that cannot run at once");
-  const int most = most_kept(p.rows, size);
-  check(p.kept == most || (p.kept == 1 && p.parked == 0), "vectors that no kernel is compiled for");
-  check(p.parked == 0 || (size >= 4 && p.parked * parked_bytes(p.rows) + kOwnShared <= device.shared), "shared memory");
+  check(p.kept == 1 || p.kept == most_kept(p.rows, size), "vectors that no kernel is compiled for");
   for (int block = 0; block < p.blocks; ++block)
-    check(share(chunks, p.blocks, block + 1) - share(chunks, p.blocks, block) <= (p.kept + p.parked) * kSlotChunks,
+    check(share(chunks, p.blocks, block + 1) - share(chunks, p.blocks, block) <= p.kept * kSlotChunks,
           "more chunks than are kept");
 }
 
@@ -393,7 +389,7 @@ void check_plans() {
           situation = "m = " + to_string(m) + ", " + to_string(chunks) + " chunks, " + to_string(problems) +
                       " problems, " + to_string(processors) + " processors";
           for (int k = 0; k < 8; ++k)
-            check_plan(m, chunks, problems, any({2, 4, 8}), Device{processors, 8, 0, (k & 1) != 0, (k & 2) != 0, any({0, 232448})},
+            check_plan(m, chunks, problems, any({2, 4, 8}), Device{processors, 8, 0, (k & 1) != 0, (k & 2) != 0},
                        (k & 4) != 0);
         }
 }
