@@ -14,6 +14,7 @@ GPU_ARGS ?=
 export CUDAARCHS ?= $(if $(shell nvidia-smi -L 2>/dev/null),native,90-real)
 
 PY := $(VENV)/bin/python
+DOCS := $(VENV)-docs
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/* kernels/*.cu kernels/*.cuh)
@@ -58,8 +59,8 @@ format: $(READY)
 	@"$(VENV)/bin/ruff" check --fix .
 	@"$(VENV)/bin/ruff" format .
 
-docs: $(VENV)/.docs-ready
-	@NO_MKDOCS_2_WARNING=1 "$(PY)" -m mkdocs build --quiet
+docs: $(DOCS)/.ready
+	@NO_MKDOCS_2_WARNING=1 "$(DOCS)/bin/python" -m mkdocs build --quiet
 	@echo "Open build/docs/index.html."
 
 gpu:
@@ -71,7 +72,7 @@ gpu-wheel:
 	@"$(GPU_PYTHON)" benchmarks/gpu/wheel.py
 
 clean:
-	@rm -rf "$(VENV)" wheels build dist .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf "$(VENV)" "$(DOCS)" wheels build dist .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(PY):
@@ -86,8 +87,13 @@ $(READY): $(SOURCES) | $(PY)
 	@$(PIP) -e ".[test,demo]"
 	@touch "$@"
 
-$(VENV)/.docs-ready: $(READY)
-	@$(PIP) -e ".[docs]"
+# The site is made from the sources alone, so its tools have an environment without torch and a compiler.
+$(DOCS)/.ready: pyproject.toml
+	@"$(PYTHON)" -m venv "$(DOCS)"
+	@"$(DOCS)/bin/python" -c 'from pip._vendor import tomli; \
+		print(*tomli.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		> "$(DOCS)/docs.txt"
+	@"$(DOCS)/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -r "$(DOCS)/docs.txt"
 	@touch "$@"
 
 $(VENV)/.bench-ready: $(READY)
