@@ -1,4 +1,4 @@
-"""Existing code for conflictfree or TorchJD, unchanged, on this package; script.py has the command."""
+"""Run existing code for conflictfree or TorchJD on this package; script.py has the command."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MODULES = ("grad_operator", "weight_model", "length_model", "utils", "momentum_
 
 
 class Acceleration:
-    """What :func:`accelerate` replaced; ends with :meth:`undo`, or with a ``with`` block.
+    """What :func:`accelerate` replaced. ``undo()`` puts it back, and so does the end of a ``with`` block.
 
     Attributes:
-        package: whose names they are.
-        names: of the functions and classes that are replaced, as ``module.name``.
-        modules: in which they are, beside the package's own: those that had imported them already.
+        package: the package whose names were replaced.
+        names: the replaced functions and classes, as ``module.name``.
+        modules: other modules that had imported them and were changed, too.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Acceleration:
         self.modules = sorted(name for name in found if name.partition(".")[0] != package)
 
     def undo(self) -> None:
-        """Put the package's own back, once; objects made meanwhile, and names set meanwhile, stay."""
+        """Put the package's own names back. Objects made meanwhile stay, and so do names set meanwhile."""
         while self._places:
             module, name, theirs, ours = self._places.pop()
             if vars(module).get(name) is ours:
@@ -44,7 +44,7 @@ class Acceleration:
         return self  # what it replaced is there once
 
     def __reduce__(self) -> Any:
-        raise TypeError("Acceleration: got one to pickle, want accelerate() called in the other process")
+        raise TypeError("Acceleration: cannot be pickled, want accelerate() called in the other process")
 
     def __enter__(self) -> Acceleration:
         return self
@@ -63,21 +63,21 @@ class Acceleration:
 
 
 def accelerate(package: str = "conflictfree") -> Acceleration:
-    """Replace the functions and classes of an installed package by this one's of the same names.
+    """Replace the functions and classes of an installed package by those of the same names here.
 
-    In its modules, and in every module that has imported them by name. Objects that exist already stay what
-    they are: call it before operators are made. Calling it twice replaces nothing more. Processes that are
-    started by spawn or forkserver import everything anew: call it in them too, or use ``fastconfig run``.
+    This changes the package's modules, and every module that has imported the names. Existing objects stay as
+    they are, so call it before operators are made. A second call changes nothing. Processes started by spawn
+    or forkserver import everything anew: call it in them, too, or use ``fastconfig run``.
 
-    Of conflictfree, all is replaced, and pickles of its objects become this package's, momentum with its
-    state. Of TorchJD, the aggregators and weightings that :mod:`fastconfig.aggregation` has, and
-    ``jac_to_grad``; its ``backward`` and ``mtl_backward`` make the Jacobians as before.
+    All of conflictfree is replaced, and its pickles load as objects of this package, momentum with its state.
+    Of TorchJD the aggregators and weightings in :mod:`fastconfig.aggregation` are replaced, and
+    ``jac_to_grad``; TorchJD's ``backward`` and ``mtl_backward`` still make the Jacobians.
 
     Args:
         package: "conflictfree" or "torchjd".
 
     Returns:
-        What was replaced; print it to see, ``undo()`` it to go back.
+        What was replaced. Print it to see; call its ``undo()`` to go back.
 
     Raises:
         ValueError: for another package.
@@ -114,7 +114,7 @@ def _of_conflictfree() -> Iterator[tuple[str, Any, Any]]:
 
 
 def _of_torchjd() -> Iterator[tuple[str, Any, Any]]:
-    """Its base classes stay, for its users' subclasses; isinstance says that ours belong to them."""
+    """TorchJD's base classes stay, for users' subclasses; ours are registered as subclasses of them."""
     own = importlib.import_module("fastconfig.aggregation")
     theirs = importlib.import_module("torchjd.aggregation")
     bases = [name for name in own.__all__ if name in _BASES]

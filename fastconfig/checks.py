@@ -1,4 +1,4 @@
-"""Arguments that people mistake for each other: errors that name the argument and show the right form."""
+"""Checks of arguments, whose errors name the argument and show the right form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .methods import METHODS
 
 
 def got(value: object) -> str:
-    """What came, as messages call it."""
+    """A value, as error messages name it."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if value is None or isinstance(value, (str, bool, Real)):
@@ -26,7 +26,7 @@ def got(value: object) -> str:
 
 
 def check_weight_model(model: Any) -> None:
-    """Whether it has the method of a weight model.
+    """Check that it has the method of a weight model.
 
     Raises:
         TypeError: for a class, a length model, a name, ...
@@ -37,7 +37,7 @@ def check_weight_model(model: Any) -> None:
 
 
 def check_length_model(model: Any) -> None:
-    """Whether it has the method of a length model.
+    """Check that it has the method of a length model.
 
     Raises:
         TypeError: for a class, a weight model, a name, ...
@@ -48,7 +48,7 @@ def check_length_model(model: Any) -> None:
 
 
 def check_operator(value: Any, argument: str) -> None:
-    """Whether it has the method of a gradient operator.
+    """Check that it has the method of a gradient operator.
 
     Raises:
         TypeError: for a class, a function, a name, a wrapper around an optimizer, one with momentum, ...
@@ -68,7 +68,7 @@ def check_operator(value: Any, argument: str) -> None:
 
 
 def check_recorder(value: Any) -> None:
-    """Whether it is None or has what a loss recorder has.
+    """Check that it is None or a loss recorder.
 
     Raises:
         TypeError: for a class, a number, a name, ...
@@ -82,7 +82,7 @@ def check_recorder(value: Any) -> None:
 
 
 def check_flag(argument: str, value: Any) -> None:
-    """Whether it is True or False.
+    """Check that it is True or False.
 
     Raises:
         TypeError: for anything else, such as the argument that comes next.
@@ -92,7 +92,7 @@ def check_flag(argument: str, value: Any) -> None:
 
 
 def check_rcond(rcond: Any) -> float | None:
-    """None or a number from 0 to 1, 1 excluded.
+    """Check that it is None or a number from 0 to 1, 1 excluded.
 
     Raises:
         TypeError, ValueError: for anything else.
@@ -101,7 +101,7 @@ def check_rcond(rcond: Any) -> float | None:
 
 
 def check_generator(generator: Any) -> None:
-    """Whether it is None or a generator on the CPU.
+    """Check that it is None or a generator on the CPU.
 
     Raises:
         TypeError, ValueError: for anything else, or another device.
@@ -116,7 +116,7 @@ def check_generator(generator: Any) -> None:
 
 
 def check_group(group: Any) -> None:
-    """Whether it is None or a process group.
+    """Check that it is None or a process group.
 
     Raises:
         TypeError: for anything else.
@@ -129,10 +129,10 @@ def check_group(group: Any) -> None:
 
 
 def check_losses(losses: Any, m: int) -> None:
-    """Whether there is a loss a gradient.
+    """Check that there is one loss for each gradient.
 
     Raises:
-        TypeError, ValueError: saying what came and what is wanted.
+        TypeError, ValueError: if not.
     """
     check_ordered("losses", losses, f"a sequence of {m} losses")
     try:
@@ -146,7 +146,7 @@ def check_losses(losses: Any, m: int) -> None:
 
 
 def check_gram(gram: Any) -> None:
-    """Whether it is one Gram matrix, or a batch of them.
+    """Check that it is a Gram matrix, or a batch of them.
 
     Raises:
         TypeError, ValueError: for anything else.
@@ -160,10 +160,10 @@ def check_gram(gram: Any) -> None:
 
 
 def losses_beside(losses: Any, gram: Tensor) -> Tensor:
-    """Losses as a tensor beside G.
+    """Losses as a tensor in the dtype and on the device of G.
 
     Raises:
-        TypeError, ValueError: for what are none.
+        TypeError, ValueError: if they are no numbers, or too many or few.
     """
     values = as_tensor("losses", losses, "(m,) or (B, m) real numbers", torch.float64).to(gram).detach()
     if values.shape != gram.shape[:-1]:
@@ -172,7 +172,7 @@ def losses_beside(losses: Any, gram: Tensor) -> Tensor:
 
 
 def check_ordered(argument: str, values: Any, wanted: str) -> None:
-    """Whether values come one after the other, if there are several.
+    """Check that values have an order.
 
     Raises:
         TypeError: for a string, a dict, a set.
@@ -206,7 +206,7 @@ def not_negative(argument: str, value: Any, wanted: str = "a finite number >= 0"
 
 
 def fraction(argument: str, value: Any, wanted: str = "a number from 0 to 1 (1 excluded)") -> float:
-    """A number from 0 to 1, 1 excluded.
+    """Check that it is a number from 0 to 1, 1 excluded.
 
     Raises:
         TypeError, ValueError: for anything else.
@@ -231,7 +231,7 @@ def whole(argument: str, value: Any) -> int:
 
 
 def as_tensor(argument: str, value: Any, wanted: str, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor, also of a list or an array of numbers; of these in ``dtype``, whatever torch's default is.
+    """A tensor as it is; a list or an array of numbers as a tensor of ``dtype``.
 
     Raises:
         TypeError: for anything else.
@@ -255,7 +255,7 @@ def as_order(order: Any) -> Tensor:
     """Orders of PCGrad as a tensor of integers.
 
     Raises:
-        TypeError: for what is none.
+        TypeError: if they are no integers.
     """
     wanted = "(m, m) or (B, m, m) integers"
     tensor = as_tensor("order", order, wanted)
@@ -265,7 +265,7 @@ def as_order(order: Any) -> Tensor:
 
 
 def abstract(owner: object, method: str) -> NotImplementedError:
-    """What a method of a base class raises that a subclass has to override."""
+    """The error of a base class's method that a subclass must override."""
     return NotImplementedError(f"{type(owner).__name__}.{method} must be implemented by the subclass.")
 
 
@@ -285,7 +285,7 @@ def _refuse_model(argument: str, model: Any, method: str, example: str, belongs:
 
 
 def _call(kind: type) -> str:
-    """How an object of a class is made."""
+    """How to make an object of a class, for a message."""
     try:
         parameters = list(inspect.signature(kind).parameters.values())
     except (TypeError, ValueError):

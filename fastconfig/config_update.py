@@ -1,7 +1,6 @@
 """ConFIG as a function.
 
-A model that a user wrote for conflictfree, on the full vectors, is called with the (m, N) tensor that it
-expects.
+A user's own model, written for conflictfree, is called with the (m, N) tensor that it expects.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def ConFIG_update_double(
         (N,) update.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
     pair: Any = [grad_1, grad_2]
     grads = Gradients(grad_1, "grad_1") if grad_2 is None else Gradients(pair, ("grad_1", "grad_2"))
@@ -80,8 +79,8 @@ def ConFIG_update(
 ) -> Update:
     """The ConFIG update (Liu, Chu and Thuerey 2024, arXiv:2408.11104, equations 2 and 3).
 
-    Its projections on the unit gradients are in the ratio of the direction weights: with equal weights its
-    cosines with all gradients are equal, and positive where the gradients are independent.
+    Its cosines with the gradients are in the ratio of the direction weights: with equal weights they are all
+    equal, and positive if the gradients are independent.
 
     Args:
         grads: m gradients of N elements: a tensor (m, N) or (B, m, N), a sequence of m vectors (N,), or of
@@ -89,12 +88,12 @@ def ConFIG_update(
             float16; any strides; never modified.
         weight_model: direction weights; equal by default.
         length_model: length of the update; the sum of projections by default.
-        use_least_square: accepted for conflictfree's sake; both of its ways have the same answer here.
+        use_least_square: accepted for compatibility with conflictfree; it changes nothing.
         losses: the m losses, for models that use them.
         rcond: cut-off on the eigenvalues of the normalised Gram matrix relative to the largest; by default
             float64 1e-13, float32 1e-10, float16 1e-7, bfloat16 6e-6.
-        process_group: ranks of which each gives its part of every gradient, and gets that part of the update;
-            see :mod:`fastconfig.distributed`. DTensors need none.
+        process_group: for gradients in plain tensors that are spread over ranks: each rank passes its part
+            and gets that part of the update. DTensors need none.
 
     Returns:
         The update in the form, dtype and device of the gradients: (N,), (B, N), or a list of tensors. All
@@ -102,8 +101,8 @@ def ConFIG_update(
         gradients). No graph is kept.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
-        CollectiveError: if the ranks cannot add up their parts.
+        TypeError, ValueError: for a wrong argument, which the message names.
+        CollectiveError: if a rank died or hangs.
 
     Examples:
         >>> grads = [get_gradient_vector(network) for ...]  # after each loss's backward()
@@ -195,7 +194,7 @@ def unweighted_rule(m: int, length: str, track_id: int, rcond: float | None) -> 
 
 
 def _one_by_one(grads: Gradients, *rest: Any) -> Update:
-    """Problems of a batch in turn: a user's own model knows (m, N) tensors only."""
+    """Solve the problems of a batch one by one, because a user's own model takes (m, N) tensors."""
     grads.check_whole()
     assert isinstance(grads.rows, Tensor)
     updates = [config_update(Gradients(problem), *rest) for problem in grads.rows]

@@ -1,12 +1,12 @@
-"""Several processes: ``backward`` of replicas by its older name, and what a lost rank raises.
+"""Several processes: an older name of ``backward``, and the error that a lost rank raises.
 
-The Gram matrix is a sum over the parts of the gradients, so that one all-reduce of m x m numbers gives all
-ranks the same coefficients, and each combines its own part:
+The Gram matrix is a sum over the parts of the gradients. One all-reduce of m x m numbers gives all ranks the
+same coefficients, and each rank combines its own part:
 
     fastconfig.backward(losses, model)   # in fully_shard (FSDP2), tensor parallelism, DistributedDataParallel
     ConFIGOperator(process_group=group).calculate_gradient(...)   # parts that are plain tensors
 
-The engine is torch.distributed; docs/scaling.md counts the bytes.
+docs/scaling.md counts the bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["CollectiveError", "backward"]
 def backward(
     ddp_model: DistributedDataParallel, losses: Any, operator: Operator = CONFIG, **rest: Any
 ) -> None:
-    """:func:`fastconfig.backward` of replicas, with its first two arguments exchanged.
+    """:func:`fastconfig.backward` with its first two arguments exchanged.
 
     Raises:
         TypeError, ValueError, CollectiveError: as there.

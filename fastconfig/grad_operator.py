@@ -44,13 +44,12 @@ class ConFIGOperator(GradientOperator):
     Args:
         weight_model: direction weights; equal by default.
         length_model: length of the update; the sum of projections by default.
-        allow_simplified_model: accepted for conflictfree's sake; two gradients have the same answer
-            either way here.
-        use_least_square: likewise.
+        allow_simplified_model, use_least_square: accepted for compatibility with conflictfree; they change
+            nothing.
         rcond, process_group: as in :func:`ConFIG_update`.
 
     Raises:
-        TypeError, ValueError: for a class, a name or the other model in place of a model, and the like.
+        TypeError, ValueError: for a wrong argument, such as a class in place of a model.
     """
 
     rcond: float | None = None  # also of conflictfree's objects, unpickled
@@ -112,11 +111,11 @@ class ConFIGOperator(GradientOperator):
         return PLAIN if plain else None
 
     def rule_for(self, grads: Gradients) -> Rule | None:
-        """How coefficients follow from the Gram matrix; None with a model that sees the gradients."""
+        """The rule for these gradients; None with a model that must see them."""
         return self.rule_at((grads.m,), grads.device)
 
     def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule | None:
-        """The same by the shape of the gradients' norms, (m,) or (B, m)."""
+        """The rule for gradients whose norms have this shape, (m,) or (B, m)."""
         if (rule := self.fixed_rule) is not None:
             return rule
         length = length_rule(self.length_model)

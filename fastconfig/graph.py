@@ -1,4 +1,4 @@
-"""Within ``torch.compile``: the update as a registered operator where that will do; else the graph breaks.
+"""Within ``torch.compile``: the update is a registered operator where possible; else the graph breaks.
 
 The operator knows the gradients as one list of tensors: the tensor itself, m vectors, or m tensors of every
 parameter in turn (None for a missing one). This module is imported on first use, because registering an
@@ -28,7 +28,7 @@ def can_compile(
     weight_model: WeightModel | None = None,
     length_model: LengthModel | None = None,
 ) -> bool:
-    """Whether the registered operator serves this: not a user's own models, nor several processes."""
+    """Whether the registered operator can serve: no models of a user's own, one process."""
     if process_group is not None or any_dtensor(grads):
         return False
     return type(weight_model) in (EqualWeight, type(None)) and type(length_model) in (*BY_GRAM, type(None))
@@ -36,7 +36,7 @@ def can_compile(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def outside_the_graph(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-    """The call, outside of the graph; with ``fullgraph=True`` torch says that this function is in the way."""
+    """Call a function outside of the graph; with ``fullgraph=True`` torch's error names this function."""
     return call(*arguments, **keywords)
 
 
@@ -56,10 +56,10 @@ def compiled_update(
     mean: bool = False,
     rcond: float | None = None,
 ) -> Update:
-    """The update of gradients in any form, as one operator of the graph; arguments as those of a Rule.
+    """Merge gradients in any form by one operator of the graph; other arguments as for a Rule.
 
     Raises:
-        TypeError, ValueError: where the operator runs; naming the argument, what came and what is wanted.
+        TypeError, ValueError: where the operator runs; for a wrong argument, which the message names.
     """
     form, tensors, m = _flattened(grads)
     pieces = torch.ops.fastconfig.merge(tensors, m, form, method, length, track_id, order, mean, rcond)

@@ -68,7 +68,7 @@ class LengthModel:
         gradients: Tensor | None = None,
         losses: Sequence[Any] | None = None,
     ) -> Tensor:
-        """The vector at the length that :meth:`get_length` gives.
+        """Scale a vector to the length that :meth:`get_length` returns.
 
         Args:
             target_vector: (N,).
@@ -89,7 +89,7 @@ class LengthModel:
 
 
 class _Projected(LengthModel):
-    """What the models of this module share: a length that follows from the Gram matrix."""
+    """Base of the models here, whose length follows from the Gram matrix."""
 
     _length = "none"
     track_id = 0
@@ -142,7 +142,7 @@ class ProjectionLength(_Projected):
     _length = "projection"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """The operators' default comes back as itself: they know it by its identity."""
+        """Copies of the default model are the model itself, because operators compare by identity."""
         return "PROJECTION" if self is PROJECTION else super().__reduce_ex__(protocol)
 
 
@@ -171,37 +171,37 @@ class _FlexibleTrackProjectionLength(_Projected):
 
 
 class TrackMinimum(_FlexibleTrackProjectionLength):
-    """Tracks the shortest (non-zero) gradient: |g_c| = sum_i |g_min| cos(g_i, g_c)."""
+    """Tracks the length of the shortest non-zero gradient: |g_c| = sum_i |g_min| cos(g_i, g_c)."""
 
     _length = "minimum"
 
 
 class TrackMaximum(_FlexibleTrackProjectionLength):
-    """Tracks the longest gradient: |g_c| = sum_i |g_max| cos(g_i, g_c)."""
+    """Tracks the length of the longest gradient: |g_c| = sum_i |g_max| cos(g_i, g_c)."""
 
     _length = "maximum"
 
 
 class TrackHarmonicAverage(_FlexibleTrackProjectionLength):
-    """Tracks m / sum_i (1 / |g_i|) over the non-zero gradients; large gradients count little."""
+    """Tracks the harmonic mean of the lengths, m / sum_i (1 / |g_i|); long gradients count little."""
 
     _length = "harmonic"
 
 
 class TrackArithmeticAverage(_FlexibleTrackProjectionLength):
-    """Tracks sum_i |g_i| / m over the non-zero gradients."""
+    """Tracks the mean length of the non-zero gradients."""
 
     _length = "arithmetic"
 
 
 class TrackGeometricAverage(_FlexibleTrackProjectionLength):
-    """Tracks (prod_i |g_i|)^(1/m) over the non-zero gradients; large gradients count little."""
+    """Tracks the geometric mean of the lengths of the non-zero gradients; long gradients count little."""
 
     _length = "geometric"
 
 
 class TrackSpecific(_FlexibleTrackProjectionLength):
-    """Tracks one gradient; if that one is zero, so is the update.
+    """Tracks the length of one gradient; if that one is zero, so is the update.
 
     Args:
         track_id: index of the tracked gradient, -m..m-1.
@@ -232,7 +232,7 @@ _FORMS = frozenset({"get_length", "rescale_length", "_tracked_value"})
 
 @lru_cache(maxsize=64)
 def _overridden(kind: Any) -> bool:
-    """Whether a subclass has its own vector form, so that the Gram matrix alone does not tell."""
+    """Whether a subclass overrides the vector form, so that the Gram matrix is not enough."""
     for base in kind.__mro__:
         if vars(base).keys() & _FORMS:
             return base.__module__ != __name__ or base is LengthModel
@@ -240,7 +240,7 @@ def _overridden(kind: Any) -> bool:
 
 
 def length_rule(model: LengthModel) -> tuple[str, int] | None:
-    """(length, track_id) of :class:`fastconfig.methods.Rule`, or None for a user's own model."""
+    """(length, track_id) for :class:`fastconfig.methods.Rule`, or None for a user's own model."""
     kind: Any = type(model)
     if _overridden(kind) or vars(model).keys() & _FORMS:  # by its class, or by hand
         return None

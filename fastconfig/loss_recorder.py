@@ -1,7 +1,7 @@
-"""Loss recorders: what a loss model sees of the losses that are not computed in a step.
+"""Loss recorders: they remember the losses that a step does not compute.
 
-The names, parameters and defaults of ``conflictfree.loss_recorder``; what raises there by mistake works here
-as its documentation says.
+Names, parameters and defaults are those of ``conflictfree.loss_recorder``. What fails there by mistake works
+here as documented.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LossRecorder:
 
     Attributes:
         num_losses: how many losses there are.
-        current_losses: what was recorded last, one a loss; zeros at first.
+        current_losses: the latest recorded value of each loss; zeros at first.
 
     Raises:
         TypeError, ValueError: if num_losses is no integer, or below 1.
@@ -50,11 +50,11 @@ class LossRecorder:
         """Record some of the losses.
 
         Args:
-            losses_indexes: which: an integer, or a sequence of k different ones.
-            losses: their values: numbers or tensors of one element; k of them, or one alone.
+            losses_indexes: an integer, or a sequence of k different ones.
+            losses: one value or k: numbers, or tensors of one element.
 
         Returns:
-            The recorded values of all losses, a list of its own.
+            The recorded values of all losses, as a new list.
 
         Raises:
             NotImplementedError: always; a subclass overrides it.
@@ -71,7 +71,7 @@ class LossRecorder:
             As :meth:`record_loss`.
 
         Raises:
-            TypeError, ValueError: for another number of losses, and for what is no sequence.
+            TypeError, ValueError: for another number of losses, or if it is no sequence.
         """
         check_losses(losses, self.num_losses)
         return self.record_loss(range(self.num_losses), losses)
@@ -89,11 +89,11 @@ class LossRecorder:
         return chosen, [value.detach() if isinstance(value, Tensor) else value for value in values]
 
     def state_dict(self) -> dict[str, Any]:
-        """What was recorded, in plain containers."""
+        """The recorded values, in plain containers."""
         return {"current_losses": list(self.current_losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`, whose values are copied.
+        """Load a :meth:`state_dict`; its values are copied.
 
         Raises:
             ValueError: for the state of another number of losses; nothing is changed then.
@@ -102,7 +102,7 @@ class LossRecorder:
         self.current_losses = _copies(state["current_losses"])
 
     def check_state(self, state: dict[str, Any]) -> None:
-        """Whether a state fits; nothing is changed.
+        """Check that a state fits; nothing is changed.
 
         Raises:
             ValueError: naming what came and what is wanted.
@@ -147,7 +147,7 @@ class LatestLossRecorder(LossRecorder):
         """Record some of the losses; arguments and result as in :class:`LossRecorder`.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted; nothing is recorded.
+            TypeError, ValueError: for a wrong argument, which the message names; nothing is recorded.
         """
         for i, value in zip(*self._preprocess_losses(losses_indexes, losses), strict=True):
             self.current_losses[i] = _copy(value)  # a loop may write its losses to the same tensor again
@@ -155,15 +155,15 @@ class LatestLossRecorder(LossRecorder):
 
 
 class MomentumLossRecorder(LossRecorder):
-    """Keeps an exponential moving average of every loss, bias-corrected; zero until a loss has come.
+    """Keeps a bias-corrected moving average of every loss; zero until the loss was recorded once.
 
     Args:
         num_losses: how many losses there are.
-        betas: moving average constant, 0 <= beta < 1: one for all, or one a loss.
+        betas: decay, 0 <= beta < 1: one for all losses, or one for each.
 
     Raises:
-        TypeError, ValueError: for another number of betas, or what is no number from 0 to 1 (1 excluded); if
-            num_losses is no integer, or below 1.
+        TypeError, ValueError: for another number of betas, or a beta outside of [0, 1); if num_losses is no
+            integer, or below 1.
     """
 
     def __init__(self, num_losses: int, betas: float | Sequence[float] = 0.9) -> None:
@@ -187,7 +187,7 @@ class MomentumLossRecorder(LossRecorder):
         """Record some of the losses; arguments and result as in :class:`LossRecorder`.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted; nothing is recorded.
+            TypeError, ValueError: for a wrong argument, which the message names; nothing is recorded.
         """
         for i, value in zip(*self._preprocess_losses(losses_indexes, losses), strict=True):
             beta = self.betas[i]
@@ -197,11 +197,11 @@ class MomentumLossRecorder(LossRecorder):
         return list(self.current_losses)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was recorded, in plain containers."""
+        """The recorded values, in plain containers."""
         return super().state_dict() | {"m": list(self.m), "t": list(self.t)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`.
+        """Load a :meth:`state_dict`.
 
         Raises:
             ValueError: for the state of another number of losses; nothing is changed then.

@@ -1,4 +1,4 @@
-"""The merge of any rule, below all methods: gradients -> Gram matrix -> coefficients -> update."""
+"""The merge by any rule: gradients -> Gram matrix -> coefficients -> update."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def short_merge(
     group: ProcessGroup | None,
     monitor: Any = None,
 ) -> Update | None:
-    """The update in one compiled call, or None: then the way that checks and explains everything."""
+    """Merge in one compiled call; None if not applicable."""
     if losses is not None or group is not None:
         return None
     if monitor is None:
@@ -41,18 +41,18 @@ def ring_of(monitor: Any) -> int:
 
 
 def merge(grads: Gradients, rule: Rule, out: Update | None = None, losses: Tensor | None = None) -> Update:
-    """The update of gradients that are checked already; in ``out``, if there is one that fits."""
+    """Merge checked gradients, into ``out`` if it is given and fits."""
     update = grads.new_update() if out is None else out
     choose(grads).update(grads, rule, update, losses)
     return grads.as_given(update)
 
 
 def coefficients(grads: Gradients, rule: Rule, losses: Tensor | None = None, scale: float = 1.0) -> Tensor:
-    """(m,) or (B, m) float64: the coefficients alone, of gradients that are checked already.
+    """The coefficients alone, (m,) or (B, m) float64, of checked gradients.
 
     Args:
-        grads: the gradients; nothing of their size is made.
-        rule: gives them.
+        grads: the gradients; nothing of their size is allocated.
+        rule: computes them.
         losses: (m,) or (B, m) float64, for a rule that uses them.
         scale: a factor of the Gram matrix.
     """
@@ -63,7 +63,7 @@ def coefficients(grads: Gradients, rule: Rule, losses: Tensor | None = None, sca
 
 @torch.no_grad()
 def combined(grads: Gradients, c: Tensor) -> Update:
-    """sum_i c_i g_i with (m,) or (B, m) float64 coefficients that are there already."""
+    """sum_i c_i g_i with given coefficients, (m,) or (B, m) float64."""
     update = grads.new_update()
     choose(grads).combine(grads, c.to(float64_device(grads.device)), update)
     return grads.as_given(update)
@@ -72,11 +72,10 @@ def combined(grads: Gradients, c: Tensor) -> Update:
 def losses_of(
     rule: Rule, losses: Sequence[Any] | None, grads: Gradients, group: ProcessGroup | None = None
 ) -> Tensor | None:
-    """(m,) or (B, m) float64 beside the Gram matrix, for a rule that may use them; else None.
+    """The losses as float64, (m,) or (B, m), on the Gram matrix's device; None if the rule uses none.
 
     Args:
-        group: whose ranks each give their own losses, of which the mean counts; by default those that
-            the gradients are spread over.
+        group: ranks over which the losses are averaged; by default those that the gradients are spread over.
     """
     if losses is None or not rule.takes_losses:
         return None

@@ -8,7 +8,7 @@
         operator.update_gradient(network, index, get_gradient_vector(network))
         optimizer.step()
 
-Names, parameters and defaults are conflictfree's; what raises there by mistake works here as documented.
+Names, parameters and defaults are conflictfree's. What fails there by mistake works here as documented.
 """
 
 from __future__ import annotations
@@ -54,29 +54,32 @@ __all__ = [
 
 
 class PseudoMomentumOperator(Resumable):
-    """M-ConFIG (Liu, Chu and Thuerey 2024, arXiv:2408.11104, algorithm 1): the operator to use.
+    """M-ConFIG (Liu, Chu and Thuerey 2024, arXiv:2408.11104, algorithm 1): one loss a step.
 
-    Momenta m_i <- beta_1 m_i + (1 - beta_1) g_i of the gradients that come are merged to u after their bias
-    correction; the second moment is estimated from what u would have taken for a gradient, and the update is
-    u / (sqrt(second) + 1e-8). Use an optimizer without momentum of its own, such as SGD.
+    Each gradient that comes updates its momentum, m_i <- beta_1 m_i + (1 - beta_1) g_i. All bias-corrected
+    momenta are merged to u. The second moment is that of the gradients which would have led from one u to the
+    next, and the update is u / (sqrt(second) + 1e-8).
 
-    The state is m + 2 vectors. A gradient with NaN or Inf stays in it, as in any moving average.
+    The update is already scaled as in Adam: use SGD without momentum, with a learning rate for Adam. Updates
+    are zero until every loss has had a gradient. The state is m + 2 vectors. A NaN or Inf in a gradient stays
+    in it, as in any moving average.
 
     Args, errors: as :class:`MomentumOperator`.
 
     Examples:
-        >>> operator = PseudoMomentumOperator(num_vectors=len(losses))
-        >>> update = operator.calculate_gradient(index, get_gradient_vector(network))
+        >>> operator = PseudoMomentumOperator(num_vectors=len(loss_fns))
+        >>> i = step % len(loss_fns)
+        >>> fastconfig.backward([loss_fns[i](network, batch)], network, operator, indexes=[i])
     """
 
     def _other_vectors(self) -> list[str]:
         return ["second", "fake"]
 
     def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
-        """Take in some of the gradients and merge the momenta; arguments, result: see the base class.
+        """Update the momenta of some losses, then merge all momenta; see the base class.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
+            TypeError, ValueError: for a wrong argument, which the message names; the state is as before.
         """
         if torch.compiler.is_compiling():
             from .graph import outside_the_graph
@@ -134,7 +137,7 @@ class PseudoMomentumOperator(Resumable):
         return out
 
     def _short_step(self, indexes: Any, grads: Any) -> Tensor | None:
-        """The step in one compiled call, or None: then the way that checks and explains everything."""
+        """Take the step in one compiled call; None if not applicable."""
         state = self._momenta.plain
         if state is None or self.process_group is not None or is_theirs(vars(self)):
             return None
@@ -148,10 +151,10 @@ class PseudoMomentumOperator(Resumable):
 
 
 class SeparateMomentumOperator(Resumable):
-    """Momenta that are each rescaled by their own second moment before they are merged.
+    """Rescale each momentum by a second moment of its own, then merge them.
 
-    conflictfree's authors found it worse than :class:`PseudoMomentumOperator`. The state is 3 m vectors: the
-    momenta, their second moments, and the rescaled momenta, which change with their own gradient only.
+    conflictfree's authors found it to train worse than :class:`PseudoMomentumOperator`. The state is 3 m
+    vectors: the momenta, their second moments, and the rescaled momenta.
 
     Args, errors: as :class:`MomentumOperator`.
     """
@@ -164,10 +167,10 @@ class SeparateMomentumOperator(Resumable):
 
     @torch.no_grad()
     def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
-        """Take in some of the gradients and merge the rescaled momenta; see the base class.
+        """Update the momenta of some losses, then merge all rescaled momenta; see the base class.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
+            TypeError, ValueError: for a wrong argument, which the message names; the state is as before.
         """
         if torch.compiler.is_compiling():
             from .graph import outside_the_graph
@@ -199,7 +202,7 @@ class SeparateMomentumOperator(Resumable):
     def _rescale(
         self, momentum: Tensor, square: Tensor, rescaled: Tensor, gradient: Tensor | None, *decayed: Tensor
     ) -> None:
-        """Both moments with a gradient, then their corrected ratio; all in place."""
+        """Update both moments with a gradient, then their corrected ratio; all in place."""
         first, second = (factor.to(momentum) for factor in decayed)
         if gradient is None:
             momentum.mul_(self.beta_1)

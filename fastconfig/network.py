@@ -1,4 +1,4 @@
-"""A network's parameters and their ``.grad``: every read and every write of them."""
+"""Read and write a network's parameters and their ``.grad``; nothing else in the package does."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def parameters_of(network: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 
 def checked_network(network: Any) -> torch.nn.Module:
-    """The network, if it is one.
+    """Check that it is a network.
 
     Raises:
-        TypeError: saying what came and what is wanted.
+        TypeError: if it is none, or FSDP1.
     """
     if not isinstance(network, torch.nn.Module):
         raise TypeError(f"network: got {got(network)}, want a torch.nn.Module")
@@ -56,7 +56,7 @@ def checked_network(network: Any) -> torch.nn.Module:
 
 
 def plain_leaves(tensors: list[Tensor]) -> list[Tensor] | None:
-    """Those that require a gradient, each once, if all are leaves of torch's own types; or None."""
+    """The parameters that require a gradient, each once; None unless all are leaves of torch's own types."""
     return None if _C is None else _C.leaves(tensors, TYPES)
 
 
@@ -64,7 +64,7 @@ def plain_leaves(tensors: list[Tensor]) -> list[Tensor] | None:
 
 
 def joined(tensors: list[Tensor]) -> Tensor:
-    """All elements of tensors as one vector of real numbers: a copy, without a graph, where the first is."""
+    """All elements of tensors copied to one vector of real numbers, on the first one's device."""
     if _C is not None and not torch.compiler.is_compiling():
         vector = _C.join(tensors, False, True, TYPES, _SHORT)
         if vector is not None:
@@ -74,7 +74,7 @@ def joined(tensors: list[Tensor]) -> Tensor:
 
 
 def joined_gradients(parameters: list[torch.nn.Parameter], every: bool) -> Tensor | None:
-    """The gradients, if they are short and plain, as one vector; None for a missing one, if ``every``."""
+    """Short, plain gradients as one vector; None if not applicable, or if one is missing and ``every``."""
     if _C is None or torch.compiler.is_compiling():
         return None
     return _C.join(parameters, True, every, TYPES, _SHORT)
@@ -83,10 +83,10 @@ def joined_gradients(parameters: list[torch.nn.Parameter], every: bool) -> Tenso
 def pieces_of(
     parameters: Sequence[torch.nn.Parameter], vector: Tensor, argument: str
 ) -> Iterator[tuple[torch.nn.Parameter, Tensor]]:
-    """Each parameter with its part of a vector, in its shape and dtype; lengths are checked first.
+    """Pairs of each parameter and its part of a vector, in its shape and dtype; checks the length first.
 
     Raises:
-        TypeError, ValueError: if it is no vector, or of another length; naming ``argument``.
+        TypeError, ValueError: if it is no vector, or has another length; the message names ``argument``.
     """
     if not isinstance(vector, Tensor) or vector.layout is not torch.strided or not vector.is_floating_point():
         kind = f"a tensor of {vector.layout}, {vector.dtype}" if isinstance(vector, Tensor) else got(vector)
@@ -99,7 +99,7 @@ def pieces_of(
             "gradient, 'zero' takes all)"
         )
     if vector.is_meta and not all(par.is_meta for par in parameters):
-        raise ValueError(f"{argument}: got one on meta, want one with elements")
+        raise ValueError(f"{argument}: got a tensor on meta, want one with elements")
     pairs = zip(parameters, vector.detach().split(sizes), strict=True)
     return iter([(par, _shaped(piece, par)) for par, piece in pairs])
 
@@ -114,9 +114,9 @@ def _shaped(piece: Tensor, par: Tensor) -> Tensor:
 
 
 def overwritten(parameters: list[torch.nn.Parameter], every: bool, vector: Tensor) -> bool:
-    """Whether a short vector was copied to the gradients: plain, of its dtype, together of its length.
+    """Copy a short vector into plain gradients of its dtype; False if not applicable.
 
-    Parameters without a gradient are left out; or nothing is copied, if ``every``.
+    Parameters without a gradient are skipped; if ``every``, nothing is copied then.
     """
     if _C is None or torch.compiler.is_compiling():
         return False
@@ -128,9 +128,9 @@ def overwritten(parameters: list[torch.nn.Parameter], every: bool, vector: Tenso
 
 
 def room_for(grads: Gradients, parameters: Sequence[Tensor]) -> Update:
-    """Where an update goes: to the ``.grad`` that can take it as it is; to new tensors for the others.
+    """Tensors for an update: each existing ``.grad`` that can hold its part, else a new tensor.
 
-    Versions of those that are there are counted up: the update is to be written to them.
+    Bumps the versions of existing ones, since the caller writes to them.
     """
     there = [par.grad for par in parameters]
     if grads.shards is not None or grads.pairs or all(grad is None for grad in there):
@@ -156,7 +156,7 @@ def room_for(grads: Gradients, parameters: Sequence[Tensor]) -> Update:
 
 
 def _alike(found: tuple[int, int, Any, int], grads: Gradients) -> bool:
-    """Whether tensors that scan has seen are of the gradients' shapes, dtype and device."""
+    """Whether scanned tensors have the gradients' shapes, dtype and device."""
     kind, _, shapes, index = found
     wanted = -1 if grads.device_type == "cpu" else grads.device.index
     return shapes == grads.shapes and DTYPES[kind] is grads.dtype and index == wanted
@@ -172,19 +172,19 @@ def write(
 ) -> None:
     """Write an update to the parameters' ``.grad``, by the rules of torch's own backward pass.
 
-    A new gradient has its parameter's strides where that is dense and non-overlapping, else it is contiguous;
-    one that is there is written in place, in its own layout. Device and dtype are the parameter's. Hooks of
-    ``register_post_accumulate_grad_hook`` run when all gradients are there.
+    A new gradient has its parameter's strides if that is dense and non-overlapping, else it is contiguous. An
+    existing one is overwritten in place and keeps its layout. Device and dtype are the parameter's. Hooks of
+    ``register_post_accumulate_grad_hook`` run once all gradients are written.
 
     Args:
         parameters: leaves.
-        update: a tensor a parameter, or None where there is no gradient; what was merged into a ``.grad`` is
-            that tensor itself.
-        accumulate: add to what is there.
+        update: one tensor for each parameter, or None for no gradient. A part that was merged straight into a
+            ``.grad`` is that tensor itself.
+        accumulate: add to existing gradients.
         none_grad: "zero" writes zeros where the update has None; "skip" leaves such a parameter alone.
 
     Raises:
-        ValueError: if a tensor has not its parameter's shape; nothing is written then.
+        ValueError: if a tensor's shape is not its parameter's; nothing is written then.
     """
     pairs: list[tuple[Tensor, Tensor]] = []
     for p, (par, piece) in enumerate(zip(parameters, update, strict=True)):
@@ -223,12 +223,12 @@ def _write_to(grad: Tensor, par: Tensor, piece: Tensor, accumulate: bool) -> Non
 
 
 def _like(par: Tensor, piece: Tensor) -> Tensor:
-    """A copy as a gradient of the parameter has to be."""
+    """A copy with the layout, dtype and device of a gradient of the parameter."""
     return torch.empty_like(par, dtype=_grad_dtype(par)).copy_(piece)
 
 
 def _fits(piece: Tensor, par: Tensor) -> bool:
-    """Whether a tensor can be a parameter's gradient as it is: optimizers read memory, not flags."""
+    """Whether a tensor can serve as the gradient without a copy: optimizers read memory, not flags."""
     if piece.dtype is not _grad_dtype(par) or piece.device != par.device:
         return False
     if not (piece.is_contiguous() and par.is_contiguous()) and not _keeps_layout(piece, par):
@@ -237,19 +237,19 @@ def _fits(piece: Tensor, par: Tensor) -> bool:
 
 
 def _grad_dtype(par: Tensor) -> torch.dtype:
-    """What a parameter's gradient has to have: its own, unless it says otherwise (torch 2.10)."""
+    """The dtype of a parameter's gradient: its own, unless it sets another (torch 2.10)."""
     return getattr(par, "grad_dtype", None) or par.dtype
 
 
 def _local(grad: Any, piece: Any) -> tuple[Tensor, Tensor]:
-    """Both as this rank has them, where they are spread over ranks in the same way."""
+    """This rank's parts of both, if they are spread over the ranks in the same way."""
     if is_dtensor(grad) and grad.placements == piece.placements:
         return grad.to_local(), piece.to_local()
     return grad, piece
 
 
 def _writable(grad: Tensor, par: Tensor) -> bool:
-    """Whether a ``.grad`` can be written in place: dense, part of no graph, each element in its own place."""
+    """Whether a ``.grad`` can be overwritten in place: dense, without a graph, no overlapping elements."""
     if grad.layout is not torch.strided or grad.requires_grad or grad.is_inference():
         return False
     if grad.dtype is not _grad_dtype(par) or grad.device != par.device or grad.shape != par.shape:
@@ -268,7 +268,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _keeps_layout(piece: Tensor, par: Tensor) -> bool:
-    """torch's contract for a new gradient: the strides of a dense parameter, else contiguous."""
+    """torch's layout contract for a new gradient: the strides of a dense parameter, else contiguous."""
     if piece.is_contiguous() and (par.is_contiguous() or not is_dense(par)):
         return True
     strides = zip(piece.stride(), par.stride(), par.shape, strict=True)

@@ -33,7 +33,7 @@ def gram(grads: GradientsLike, *, process_group: ProcessGroup | None = None) -> 
         (m, m) or (B, m, m) float64 on the device of the gradients.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
     check_group(process_group)
     return gram_of(Gradients(grads, group=process_group))
@@ -92,7 +92,7 @@ def coefficients(
         (m,) or (B, m) float64; all NaN where a diagonal entry of G is NaN or Inf.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
     _check_gram(gram)
     if dtype not in DTYPES:
@@ -127,7 +127,7 @@ def combine(grads: GradientsLike, c: Any) -> Update:
         In the form, dtype and device of the gradients.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
     rows = Gradients(grads)
     shape = (rows.m,) if rows.batch is None else (rows.batch, rows.m)

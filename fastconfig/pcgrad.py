@@ -50,7 +50,7 @@ _MASKS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 
 
 class _Projection(WrappedOptimizer):
-    """What both have in common; ``_operators`` merge by either reduction."""
+    """Base of both classes; ``_operators`` has an operator for each reduction."""
 
     _operators: Mapping[str, PCGradOperator | PPCGradOperator]
     #: a fastconfig.monitor.Monitor; "mean" counts for it only where it does for all parameters
@@ -71,17 +71,17 @@ class _Projection(WrappedOptimizer):
         *,
         retain_graph: bool = True,
     ) -> tuple[list[Tensor], list[torch.Size], list[Tensor]]:
-        """The gradient of every loss, flattened; of replicas, averaged over the ranks.
+        """Compute the gradient of every loss, flattened; in DistributedDataParallel averaged over the ranks.
 
         Args:
-            losses: m losses in any iterable; one with several elements is summed.
-            parameters: tensors that the gradients are taken of; by default those of the optimizer.
+            losses: m losses in any iterable; a loss of several elements is summed.
+            parameters: the tensors to differentiate by; the optimizer's by default.
             retain_graph: keep the graph after the last loss.
 
         Returns:
-            m gradients (N,), zeros where a parameter is unconnected to the loss; the parameters' shapes; m
-            masks (N,) of the gradients' dtype, 1 where there was a gradient. A complex parameter counts as
-            pairs of real numbers.
+            m gradients (N,), with zeros where the loss does not depend on a parameter; the parameters'
+            shapes; m masks (N,) in the gradients' dtype, 1 where there was a gradient. A complex parameter
+            counts as pairs of real numbers.
 
         Raises:
             TypeError, ValueError: as :meth:`pc_backward`.
@@ -111,19 +111,19 @@ class _Projection(WrappedOptimizer):
 
         Args:
             grads: m vectors (N,) of one dtype, or a tensor (m, N).
-            has_grads: m masks (N,), 0 or 1: which elements a task has. Those that all have are averaged or
-                added up by ``reduction``, the others are added up. All ones by default.
+            has_grads: m masks (N,), 0 or 1: which elements each task has; all ones by default. Elements that
+                all tasks have are averaged or added up by ``reduction``, the others are added up.
 
         Returns:
             (N,) in the dtype of the gradients.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted.
+            TypeError, ValueError: for a wrong argument, which the message names.
         """
         rows = Gradients(grads)
         if rows.form == "parameters" or rows.batch is not None:
             raise ValueError(
-                "grads: got no vectors, want m flattened gradients (N,): see pc_backward for others"
+                "grads: got no vectors, want m flattened gradients (N,); pc_backward takes other forms"
             )
         masks = None if has_grads is None else _checked_masks(has_grads, rows)
         whole = masks is None or self.reduction == "sum" or _all_there(masks)
@@ -144,26 +144,25 @@ class _Projection(WrappedOptimizer):
         retain_graph: bool = True,
         **given: Any,
     ) -> list[Tensor] | None:
-        """Take the losses' gradients and merge them, parameter by parameter: nothing is flattened.
+        """Compute the gradient of every loss and merge them, parameter by parameter.
 
-        Around an optimizer, the result is written to its parameters' ``.grad``; other parameters that the
-        losses reach, such as heads in an optimizer of their own, have the sum of their gradients added to
-        ``.grad``, as by a backward pass of every loss. Of parameters in DistributedDataParallel gradients are
-        averaged over the ranks.
+        Around an optimizer this writes its parameters' ``.grad``. Other parameters that the losses reach,
+        such as heads in an optimizer of their own, get the sum of their gradients added to ``.grad``, as from
+        a backward pass of every loss. In DistributedDataParallel gradients are averaged over the ranks.
 
         Args:
-            losses: m losses in any iterable; one with several elements is summed.
-            parameters: tensors that the gradients are taken of; by default those of the optimizer.
+            losses: m losses in any iterable; a loss of several elements is summed.
+            parameters: the tensors to differentiate by; the optimizer's by default.
             retain_graph: keep the graph after the last loss; False frees it.
 
         Returns:
-            The merged gradient in the shapes and dtypes of the parameters, zeros for one that no loss is
-            connected to; None where it was written to ``.grad``.
+            Without an optimizer's parameters: the merged gradient in the shapes and dtypes of the parameters,
+            with zeros for a parameter that no loss reaches. None if it was written to ``.grad``.
 
         Raises:
-            TypeError: for what is no tensor, in or instead of the losses; naming the argument.
-            ValueError: for no losses, if no parameter is connected to any loss, or if a function in the graph
-                hides one; ``.grad`` is as before.
+            TypeError: if the losses are no tensors; the message names the argument.
+            ValueError: for no losses, if no loss reaches any parameter, or if a function in the graph hides a
+                parameter; ``.grad`` is unchanged.
             CollectiveError: as :func:`fastconfig.backward`.
         """
         chosen = self._chosen(parameters)
@@ -192,7 +191,7 @@ class _Projection(WrappedOptimizer):
     def _exchanged(
         self, values: list[Tensor], chosen: list[Tensor], group: Any, own: bool, retain: bool, **given: Any
     ) -> list[Tensor]:
-        """The same for replicas, averaged over the ranks; with other parameters' gradients, if ``own``."""
+        """Merge gradients averaged over the ranks; if ``own``, write those of other parameters, too."""
         rule_for = self._operators["sum"].rule_for
         told = None if self.monitor is None else Held(self.monitor)
         known = {id(par) for par in chosen}
@@ -228,7 +227,7 @@ class _Projection(WrappedOptimizer):
     def _merge(
         self, rows: list[Row], parameters: list[Tensor], losses: list[Tensor], **given: Any
     ) -> list[Tensor]:
-        """One tensor a parameter; parameters of different kinds share the coefficients."""
+        """One tensor for each parameter; all dtypes and devices share the coefficients."""
         averaged = self.reduction == "mean"
         groups: dict[tuple[torch.dtype, torch.device, bool], list[int]] = {}
         for p, column in enumerate(zip(*rows, strict=True)):
@@ -249,7 +248,7 @@ class _Projection(WrappedOptimizer):
         losses: list[Tensor],
         **given: Any,
     ) -> list[Any]:
-        """The update of every group, in the order of its parameters."""
+        """The update of every group of one dtype and device, in the order of its parameters."""
         parts = [Gradients([[row[p] for p in places] for row in rows]) for places in groups.values()]
         means = [mean for _, _, mean in groups]
         first = parts[0]
@@ -274,21 +273,21 @@ class _Projection(WrappedOptimizer):
 class PCGrad(_Projection):
     """PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
 
-    Each task's gradient in turn, over the others in random order, loses its component along every original
-    gradient that it, as projected so far, conflicts with. A zero gradient conflicts with nothing; NaN or Inf
-    in any gradient gives an all-NaN result.
+    Take each task's gradient and go through the others in random order. Where it conflicts with another
+    original gradient, remove its component along that one. A zero gradient conflicts with nothing; a NaN or
+    Inf in any gradient makes the whole result NaN.
 
     ``project_conflicting`` and ``pc_backward`` also take ``order``, an (m, m) tensor: row i lists tasks in
     the order in which gradient i is projected against them (i itself is skipped); it overrides ``shuffle``.
 
     Args:
-        optimizer: to be wrapped, or None.
-        reduction: "mean" or "sum" over the tasks, of elements that all of them have.
-        shuffle: False takes the others in the order 0..m-1 instead.
-        generator: source of the random order, on the CPU; torch's default one by default.
+        optimizer: the optimizer to wrap, or None.
+        reduction: "mean" or "sum" over the tasks, for elements that all tasks have.
+        shuffle: False goes through the others in the order 0..m-1.
+        generator: source of the random order, on the CPU; torch's default generator by default.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
 
     def __init__(
@@ -306,16 +305,16 @@ class PCGrad(_Projection):
 
 
 class PPCGrad(_Projection):
-    """PCGrad with all projections taken against the original gradients, so without an order.
+    """PCGrad with every projection taken against the original gradients, so that order does not matter.
 
     g_i - sum over j with g_i . g_j < 0 of (g_i . g_j / |g_j|^2) g_j, merged over i.
 
     Args:
-        optimizer: to be wrapped, or None.
-        reduction: "mean" or "sum" over the tasks, of elements that all of them have.
+        optimizer: the optimizer to wrap, or None.
+        reduction: "mean" or "sum" over the tasks, for elements that all tasks have.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
 
     def __init__(self, optimizer: Optimizer | str | None = None, reduction: str = "mean") -> None:
@@ -337,7 +336,7 @@ def _values(losses: Any) -> list[Tensor]:
 def _rows(
     values: list[Tensor], parameters: list[Tensor], retain: bool, *, collect: bool = False
 ) -> list[Row]:
-    """The gradients of every loss; None where a parameter is unconnected."""
+    """The gradients of every loss; None where it does not depend on a parameter."""
     keep = kept(values, parameters, retain)
     if collect or any_dtensor(parameters):
         return collected(values, parameters, keep)
@@ -346,7 +345,7 @@ def _rows(
 
 def _check_connected(rows: Sequence[Row]) -> None:
     if all(piece is None for row in rows for piece in row):
-        raise ValueError("losses: got no gradient of any parameter, want at least one that is connected")
+        raise ValueError("losses: got losses that depend on none of the parameters")
 
 
 def _filled(update: Sequence[Tensor | None], parameters: list[Tensor]) -> list[Tensor]:
@@ -390,5 +389,5 @@ def _parameters(parameters: Any) -> list[Tensor]:
         if not isinstance(parameter, Tensor):
             raise TypeError(f"parameters[{i}]: got {got(parameter)}, want a tensor")
         if not parameter.requires_grad:
-            raise ValueError(f"parameters[{i}]: got one that needs no gradient, want those that do")
+            raise ValueError(f"parameters[{i}]: got a tensor that does not require a gradient")
     return listed

@@ -1,4 +1,4 @@
-"""Where nothing is merged: in torch.func, torch.jit.trace and make_fx, which do not see what kernels do."""
+"""Refuse torch.func, torch.jit.trace and make_fx, which do not see what compiled kernels do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROXIES = torch._C._TorchDispatchModeKey.PROXY
 
 
 def refuse_transforms(argument: str) -> None:
-    """Raise a RuntimeError where what looks on would get a wrong answer, or kernels no memory.
+    """Raise a RuntimeError inside a transform or tracer, which would get a wrong answer.
 
     Args:
         argument: what the message calls the tensors.

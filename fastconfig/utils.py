@@ -54,8 +54,8 @@ def get_gradient_vector(
     Args:
         network: the network after ``backward()``.
         none_grad_mode: what to do with a parameter without gradient (frozen, or not used by this loss):
-            "skip" leaves it out, "zero" counts it as zeros, "raise" raises. With losses on different parts
-            of the network use "zero", so that all vectors have the same length.
+            "skip" leaves it out, "zero" takes zeros, "raise" raises. If losses reach different parts of the
+            network use "zero", so that all vectors have the same length.
 
     Returns:
         (N,) a copy: clearing ``.grad`` does not change it. A complex gradient counts as pairs of real
@@ -63,7 +63,7 @@ def get_gradient_vector(
 
     Raises:
         RuntimeError: with "raise" if a gradient is missing; with "skip" if all are.
-        TypeError: for what is no network.
+        TypeError: if it is no torch.nn.Module.
         ValueError: for another mode.
     """
     _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
@@ -92,19 +92,19 @@ def apply_gradient_vector(
 ) -> None:
     """Set the network's ``.grad`` from a vector.
 
-    Gradients that are there are written in place; a new one is a view of the vector where its parameter is
+    Existing gradients are overwritten in place. A new one is a view of the vector if its parameter is
     contiguous.
 
     Args:
-        network: the network; with "skip" its parameters hold the gradients of a backward pass, which say
-            what the vector leaves out.
+        network: the network; with "skip" its parameters still need the ``.grad`` of a backward pass, which
+            show what the vector leaves out.
         grad_vec: (N,).
         none_grad_mode: the mode given to :func:`get_gradient_vector`.
-        zero_grad_mode: with none_grad_mode "zero", what a parameter without ``.grad`` gets: "pad_value" its
-            part of the vector, "pad_zero" (or "padding") zeros, "skip" nothing.
+        zero_grad_mode: with none_grad_mode "zero": what a parameter without ``.grad`` gets. "pad_value": its
+            part of the vector; "pad_zero" (or "padding"): zeros; "skip": nothing.
 
     Raises:
-        TypeError: for what is no network, or no tensor.
+        TypeError: if an argument is no torch.nn.Module, or no tensor.
         ValueError: for another mode, or if the vector's length does not fit; nothing is written then.
     """
     _check_mode("none_grad_mode", none_grad_mode, ("zero", "skip"))
@@ -123,9 +123,9 @@ def apply_gradient_vector(
 
 
 def _apart(vector: Tensor, parameters: Sequence[torch.nn.Parameter]) -> Tensor:
-    """A vector that shares no memory with the gradients that it is written to."""
+    """The vector, or a copy if it shares memory with the gradients that it will be written to."""
     if type(vector) not in TYPES or vector.layout is not torch.strided:
-        return vector  # refused where it is cut, or without memory to share
+        return vector  # has no memory to share, or is refused later
     grads = [par.grad for par in parameters if type(par.grad) in TYPES]
     memory = vector.untyped_storage().data_ptr()
     shared = [g.layout is torch.strided and g.untyped_storage().data_ptr() == memory for g in grads]  # type: ignore[union-attr]
@@ -154,7 +154,7 @@ def apply_para_vector(network: torch.nn.Module, para_vec: Tensor) -> None:
 
     Args:
         network: the network.
-        para_vec: (P,) as from :func:`get_para_vector`; training on does not change it.
+        para_vec: (P,) as from :func:`get_para_vector`; it is copied.
 
     Raises:
         ValueError: if the vector's length is not the number of the network's parameters.
@@ -169,7 +169,7 @@ def write_gradient(
     none_grad_mode: Literal["zero", "skip"],
     zero_grad_mode: Literal["skip", "pad_zero", "pad_value"],
 ) -> None:
-    """Write a merged gradient in either form to the network's ``.grad``; a None leaves a parameter alone.
+    """Write a merged gradient, a vector or per-parameter tensors, to ``.grad``; None leaves one alone.
 
     Raises:
         ValueError: if it does not fit the network; nothing is written then.
@@ -220,7 +220,7 @@ def unit_vector(vector: Tensor, warn_zero: bool = False) -> Tensor:
     norm = torch.linalg.vector_norm(vector, dtype=wide)
     if warn_zero and norm == 0:
         warnings.warn("Detected zero vector when doing normalization.", stacklevel=2)
-    # divided in float64: the norm itself may be beyond the vector's dtype
+    # divide in float64, since the norm may not fit the vector's dtype
     return torch.where(norm == 0, 0, vector.to(wide) / norm).to(vector.dtype)
 
 
@@ -254,7 +254,7 @@ def transfer_coef_double(
 
 
 def estimate_conflict(gradients: Tensor) -> Tensor:
-    """Cosine of every gradient with the plain sum of all; negative where the sum hurts.
+    """Cosine of every gradient with the plain sum of all; negative where the sum makes a loss worse.
 
     Args:
         gradients: (m, N), or a sequence of m vectors.
@@ -282,20 +282,20 @@ def has_zero(lists: Sequence[Any]) -> bool:
 
 
 class OrderedSliceSelector:
-    """Selects elements of a sequence in turn, round and round.
+    """Selects elements of a sequence in turn, again and again.
 
-    For momentum operators: which losses to use in a step, if it is more than one.
+    Use it to choose the losses of a step for a momentum operator.
     """
 
     def __init__(self) -> None:
         self.start_index = 0
 
     def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
-        """The next n elements.
+        """Take the next n elements.
 
         Args:
             n: how many, at most ``len(source_sequence)``.
-            source_sequence: what to select from.
+            source_sequence: the sequence.
 
         Returns:
             Their indexes; and the elements as a list, or the element itself for n = 1.
@@ -311,14 +311,14 @@ class OrderedSliceSelector:
 
 
 class RandomSliceSelector:
-    """Selects elements of a sequence at random, by NumPy's global generator."""
+    """Selects elements of a sequence at random, with NumPy's global generator."""
 
     def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
-        """n different elements.
+        """Choose n different elements.
 
         Args:
             n: how many, at most ``len(source_sequence)``.
-            source_sequence: what to select from.
+            source_sequence: the sequence.
 
         Returns:
             Their indexes; and the elements as a list, or the element itself for n = 1.

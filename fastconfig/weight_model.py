@@ -19,15 +19,15 @@ __all__ = ["EqualWeight", "Optional", "Sequence", "Union", "WeightModel", "torch
 class WeightModel:
     """Base class of weight models.
 
-    A subclass overrides :meth:`get_weights`; it gets the gradients as one (m, N) tensor. It may take a
-    ``device`` argument or leave it out.
+    A subclass overrides :meth:`get_weights`, which gets the gradients as one (m, N) tensor. It may take a
+    ``device`` argument.
     """
 
     def __init__(self) -> None:
         pass
 
     def get_weights(self, gradients: Tensor | None = None, losses: Sequence[Any] | None = None) -> Any:
-        """Direction weights: the update's projections on the unit gradients are in their ratio.
+        """Direction weights: the update's cosines with the gradients are in the ratio of the weights.
 
         Args:
             gradients: (m, N) loss-specific gradients.
@@ -43,7 +43,7 @@ class WeightModel:
 
 
 class EqualWeight(WeightModel):
-    """The same weight for every gradient: equal cosines with the update (Liu et al. 2024)."""
+    """The same weight for every gradient: the update has equal cosines with all (Liu et al. 2024)."""
 
     def get_weights(  # type: ignore[override]  # conflictfree's signature
         self,
@@ -70,7 +70,7 @@ class EqualWeight(WeightModel):
         return torch.ones(len(gradients), dtype=first.dtype, device=device or first.device)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """The operators' default comes back as itself: they know it by its identity."""
+        """Copies of the default model are the model itself, because operators compare by identity."""
         return "EQUAL" if self is EQUAL else super().__reduce_ex__(protocol)
 
 
@@ -79,12 +79,12 @@ EQUAL = EqualWeight()
 
 
 def is_equal(model: WeightModel) -> bool:
-    """Whether the model's weights are known to be ones without asking it."""
+    """Whether the model's weights are ones, without calling it."""
     return getattr(model.get_weights, "__func__", None) is EqualWeight.get_weights
 
 
 def direction_weights(model: WeightModel, grads: Gradients, losses: Sequence[Any] | None) -> Tensor | None:
-    """The model's weights as (m,) float64, or None for ones; a user's model sees the stacked tensor.
+    """The model's weights, (m,) float64, or None for ones; a user's model gets the stacked tensor.
 
     Raises:
         ValueError: for another number of weights than gradients.

@@ -1,4 +1,4 @@
-"""An optimizer around another one, which schedulers, scalers, checkpoints and trainers take as one."""
+"""An optimizer around another one, for schedulers, scalers, checkpoints and trainers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from .checks import got
 
 
 class _NoOptimizer(TypeError, AttributeError):
-    """There is no optimizer to ask; ``hasattr`` says so too."""
+    """There is no wrapped optimizer; an AttributeError, so that ``hasattr`` is False."""
 
 
 class WrappedOptimizer(Optimizer):
-    """All that an optimizer has is the wrapped one's: groups, state, defaults, hooks, steps.
+    """An optimizer that passes everything on to the wrapped one: groups, state, defaults, hooks, steps.
 
     Args:
-        optimizer: to be wrapped; None for an object that is used without one.
+        optimizer: the optimizer to wrap; None for an object that is used without one.
 
     Raises:
-        TypeError: for what is no optimizer.
+        TypeError: if it is no optimizer.
     """
 
     _step_supports_amp_scaling = False  # a GradScaler looks for Inf itself, whatever the wrapped one does
@@ -32,7 +32,7 @@ class WrappedOptimizer(Optimizer):
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer that this one was made around.
+        """The wrapped optimizer.
 
         Raises:
             TypeError: if there is none.
@@ -43,12 +43,12 @@ class WrappedOptimizer(Optimizer):
 
     @property
     def _optim(self) -> Optimizer:
-        """:attr:`optimizer`, as scripts read it that were written for the PyTorch file of PCGrad."""
+        """:attr:`optimizer`, under the name that the widely copied PCGrad file gives it."""
         return self.optimizer
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The wrapped optimizer's, as all below."""
+        """The wrapped optimizer's groups; so for everything below."""
         return self.optimizer.param_groups
 
     @param_groups.setter

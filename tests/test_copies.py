@@ -345,7 +345,7 @@ def test_a_process_group_is_not_pickled() -> None:
 def test_what_is_replaced_in_this_process_is_not_copied() -> None:
     held = Acceleration("conflictfree", ["utils.x"], [(inspect, "x", None)])
     assert copy.deepcopy(held) is held
-    with pytest.raises(TypeError, match="Acceleration: got one to pickle"):
+    with pytest.raises(TypeError, match="Acceleration: cannot be pickled"):
         pickle.dumps(held)
 
 

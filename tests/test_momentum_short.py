@@ -250,7 +250,7 @@ def test_another_kind_of_state_goes_the_long_way(monkeypatch: pytest.MonkeyPatch
 
 def test_losses_are_looked_at(taken: list[bool]) -> None:
     operators = pair()
-    with pytest.raises(ValueError, match="losses: got some without a loss_recorder"):
+    with pytest.raises(ValueError, match="losses: got losses, but the operator has no loss_recorder"):
         operators[0].calculate_gradient(0, VECTOR, 1.0)
     operators = pair(loss_recorder=LatestLossRecorder(3))
     taken.clear()

@@ -158,7 +158,11 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "count": (([0, 1], torch.randn(3, 10)), ValueError, "grads: got 3 gradients, want 2"),
     "batch": (([0, 1], torch.randn(4, 2, 10)), ValueError, r"grads: got shape \(4, 2, 10\), want \(N,\) or"),
     "form": ((0, [torch.randn(5), torch.randn(5)]), ValueError, "grads: got sequences of per-parameter"),
-    "losses": ((0, torch.randn(10), 0.5), ValueError, "losses: got some without a loss_recorder"),
+    "losses": (
+        (0, torch.randn(10), 0.5),
+        ValueError,
+        "losses: got losses, but the operator has no loss_recorder",
+    ),
     "dtype": ((0, torch.ones(10, dtype=torch.int32)), TypeError, "grads.*int32"),
 }
 
@@ -237,7 +241,7 @@ def test_arguments_of_the_constructors(kind: Any) -> None:
         (
             {"num_vectors": 2, "loss_recorder": LatestLossRecorder(3)},
             ValueError,
-            "loss_recorder: got one for 3",
+            "loss_recorder: got a recorder of 3 losses",
         ),
     ]
     for keywords, error, message in refused:

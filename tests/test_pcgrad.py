@@ -173,9 +173,9 @@ def test_errors(method: Any) -> None:
         method().pc_backward([tasks.losses()[0], 1.0], tasks.parameters)
     with pytest.raises(ValueError, match="parameters: got an empty list"):
         method().pack_grad(tasks.losses(), [])
-    with pytest.raises(ValueError, match="no gradient of any parameter"):
+    with pytest.raises(ValueError, match="depend on none of the parameters"):
         method().pc_backward(tasks.losses(), [tasks.unused])
-    with pytest.raises(ValueError, match="no gradient of any parameter"):
+    with pytest.raises(ValueError, match="depend on none of the parameters"):
         method().pc_backward([torch.tensor(1.0)], tasks.parameters)
     rows = list(conflicting(2, 5))
     with pytest.raises(ValueError, match="has_grads: got 1, want 2"):

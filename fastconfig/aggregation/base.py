@@ -133,7 +133,7 @@ class Aggregator(GramOperator, nn.Module):
             change them.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted.
+            TypeError, ValueError: for a wrong argument, which the message names.
         """
         if any(_hooked(module) for module in (self.weighting, self.gramian_weighting)):
             refuse_groups(self, "forward hooks see one vector of weights")

@@ -1,4 +1,4 @@
-"""Gradients in the forms that they come in: the checks that explain, memory, where parts lie."""
+"""Gradients in all input forms: checks that explain, memory, and where shards lie."""
 
 import sys
 

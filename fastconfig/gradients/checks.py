@@ -1,4 +1,4 @@
-"""What the rows of a call are refused for, and made of: errors name the row that is wrong."""
+"""Checks of a call's rows; errors name the wrong row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_no_group(shards: Shards | None, argument: str | Sequence[str]) -> None
 
 
 def dense(row: Any) -> Any:
-    """A row without sparse tensors, which embeddings give."""
+    """A row with sparse tensors, which embeddings give, made dense."""
     if isinstance(row, Tensor):
         return row if row.layout is torch.strided else row.to_dense()
     return tuple(map(dense, row)) if isinstance(row, (list, tuple)) else row

@@ -1,4 +1,4 @@
-"""The memory order of dense tensors, and new tensors in it."""
+"""Memory order of dense tensors, and new tensors in the same order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .results import KEPT_FROM, MOST_SHARED, new_result
 
 try:
     from .._C import new_results
-except ImportError:  # not built: they are made one by one
+except ImportError:  # not built: tensors are made one by one
     new_results = None  # type: ignore[assignment]
 
 
@@ -21,7 +21,7 @@ def flat_view(tensor: Tensor) -> Tensor:
 
 
 def one_memory_order(column: Sequence[Tensor | None]) -> bool:
-    """Whether the tensors that are there lie in one dense order."""
+    """Whether all tensors (None aside) have one dense memory order."""
     present = [tensor for tensor in column if tensor is not None]
     return all(t.is_contiguous() for t in present) or (
         len({t.stride() for t in present}) == 1 and is_dense(present[0])
@@ -29,7 +29,7 @@ def one_memory_order(column: Sequence[Tensor | None]) -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill a stretch of memory, each once, in whatever order."""
+    """Whether the elements fill a block of memory without gaps or overlaps, in any order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:
@@ -47,7 +47,7 @@ def new_in_order(like: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
 
 
 def in_order_of(tensor: Tensor, column: Tensor) -> Tensor:
-    """A tensor with its elements in the memory order of ``column``; copied only where its own is another."""
+    """A tensor in the memory order of ``column``; copied only if its own differs."""
     if tensor.stride() == column.stride():
         return tensor.detach()
     ordered = torch.empty_strided(column.shape, column.stride(), dtype=tensor.dtype, device=tensor.device)
@@ -55,7 +55,7 @@ def in_order_of(tensor: Tensor, column: Tensor) -> Tensor:
 
 
 def zeros_in_order(like: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Zeros in the memory order of ``like`` if that is dense; in memory that no result takes over."""
+    """Zeros in the memory order of ``like`` if that is dense; never in memory reused for results."""
     order = torch.preserve_format if is_dense(like) else torch.contiguous_format
     return torch.zeros_like(like, dtype=dtype, memory_format=order)
 
@@ -66,7 +66,7 @@ def like_in(like: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def new_like_all(column: Sequence[Tensor | None]) -> Tensor:
-    """Uninitialised, of the shape and dtype of the tensors that are there, in the order that they share."""
+    """Uninitialised, in the shape, dtype and common memory order of the tensors (None aside)."""
     first = next(tensor for tensor in column if tensor is not None)
     return new_in_order(first, first.dtype, one_memory_order(column))
 
@@ -79,10 +79,10 @@ def new_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
 
 
 def new_tensors(like: Tensor, shapes: list[torch.Size | None], *, apart: bool) -> list[Tensor | None]:
-    """Uninitialised and contiguous ones, None for None, of the dtype and device of ``like``.
+    """Uninitialised and contiguous, None for None, in the dtype and on the device of ``like``.
 
     Args:
-        apart: whether each has memory of its own; else they share a buffer, unless it would be large.
+        apart: give each memory of its own; otherwise they share a buffer, unless that would be large.
     """
     dtype, device = like.dtype, like.device
     if new_results is not None and not apart:

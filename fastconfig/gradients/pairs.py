@@ -1,4 +1,4 @@
-"""Complex gradients as pairs of real numbers, which is how torch's optimizers see them too."""
+"""Complex gradients as pairs of real numbers, as in torch's optimizers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def real_numel(tensor: Tensor) -> int:
-    """Real numbers in a tensor: two an element of a complex one."""
+    """How many real numbers a tensor has: two for each complex element."""
     return tensor.numel() * (1 + tensor.is_complex())
 
 
 def to_complex(real: Tensor) -> Tensor:
-    """Pairs of real numbers (..., 2) as complex ones; copied only where they do not lie as pairs."""
+    """Pairs of real numbers (..., 2) as complex numbers; copied only if pairs are not adjacent in memory."""
     strides = real.stride()
     paired = strides[-1] == 1 and not any(stride % 2 for stride in (*strides[:-1], real.storage_offset()))
     return torch.view_as_complex(real if paired else real.clone(memory_format=torch.contiguous_format))
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in a real dtype, or in the complex one of it."""
+    """A tensor in a real dtype; if it is complex, in the complex dtype of that precision."""
     return tensor.to(dtype.to_complex() if tensor.is_complex() else dtype)
 
 
 def real_rows(rows: list[Any]) -> tuple[list[Any], tuple[bool, ...]]:
-    """Rows of vectors, or of per-parameter tensors, in real numbers; and which tensors were complex.
+    """Rows in real numbers, and which tensors were complex.
 
-    Nothing is changed where none is complex, and where the rows are none that Gradients takes.
+    Rows without complex tensors are returned as they are, and so are rows that Gradients will refuse.
     """
     vectors = [isinstance(row, Tensor) for row in rows]
     if all(vectors):
@@ -54,7 +54,7 @@ def _is_complex(value: object) -> bool:
 
 
 def as_complex(update: Any, pairs: tuple[bool, ...]) -> Any:
-    """An update in real numbers with complex tensors where :func:`real_rows` found some."""
+    """An update in real numbers, with those tensors complex again that :func:`real_rows` found complex."""
     if isinstance(update, Tensor):
         return to_complex(update.view(*update.shape[:-1], update.shape[-1] // 2, 2))
     return [

@@ -1,8 +1,8 @@
 """Memory for large results on the CPU, kept from one call to the next.
 
-The C library hands a large block back to the system when it is freed, and the next call pays for the first
-touch of every page: more than writing the result costs. Here the memory of a result that its owner has
-dropped serves the next one of its size, as under torch's caching allocator on a GPU.
+The C library returns a large block to the system when it is freed, and the next call pays for the first touch
+of every page, which costs more than writing the result. Here a dropped result's memory serves the next result
+of its size, as in torch's caching allocator on a GPU.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..numbers import DTYPES
 
-KEPT_FROM = 1 << 20  # bytes of a result from which on its memory is kept
-MOST_KEPT = 256 << 20  # bytes that are kept altogether
+KEPT_FROM = 1 << 20  # results of at least so many bytes keep their memory
+MOST_KEPT = 256 << 20  # bytes kept in all
 MOST_SHARED = 256 << 20  # bytes that the results of all parameters share on a GPU; KEPT_FROM on the CPU
 _HUGE_PAGE = 2 << 20
 _WASTE = _HUGE_PAGE // 4  # bytes beyond a tensor that a last large page may take
@@ -43,7 +43,7 @@ def new_result(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _new_block(size: int) -> mmap.mmap:
-    """Zeros, in whole large pages as far as the address space is concerned."""
+    """Zeros, aligned to large pages."""
     block = mmap.mmap(-1, _rounded(size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     large = (size + _WASTE) // _HUGE_PAGE * _HUGE_PAGE
     if large and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -75,7 +75,7 @@ def _free_block(size: int) -> mmap.mmap:
 
 
 def _take(blocks: list[Any]) -> tuple[Any, int]:
-    """The oldest block and the number of references to it, in one step: no two threads take the same."""
+    """Take the oldest block and its reference count in one step, so that no two threads take the same."""
     try:
         block = blocks.pop(0)
     except IndexError:

@@ -1,4 +1,4 @@
-"""The gradients as they were given: m rows seen as flat segments, without a copy; all input checks."""
+"""The gradients of a call: m rows seen as flat segments, without a copy; all input checks."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Gradients:
         batch: B, or None where there is no batch dimension.
         dtype, device: those of every tensor in it.
         device_type: ``device.type``.
-        rows: what was given, as one tensor or as a list; of DTensors this rank's parts.
-        pairs: of which tensors the elements are pairs of real numbers: they were given as complex ones.
-        parts: places of the parameters of each dtype and device, where there are several; ``dtype`` is then
-            the one of the coarsest rank decisions, ``device`` the first one's. Empty otherwise.
-        shards: how the gradients are spread over processes; None where this one has them as a whole. All
-            else is about the parts of this rank.
+        rows: the input, as one tensor or as a list; of DTensors this rank's parts.
+        pairs: which tensors were complex, and are pairs of real numbers here.
+        parts: parameters by dtype and device, if there are several; ``dtype`` is then the one with the
+            largest rank cut-off, ``device`` the first one. Empty otherwise.
+        shards: how the gradients are spread over processes; None if this process has all of them. All other
+            attributes describe this rank's parts.
         plain: whether all tensors are contiguous, on the CPU or a CUDA device, and of torch's own types.
     """
 
@@ -98,12 +98,12 @@ class Gradients:
 
         Args:
             grads: in one of the three forms.
-            argument: what error messages call it; or one name for each gradient.
-            group: whose ranks each have a part of every gradient; DTensors say so themselves.
+            argument: its name in error messages; or one name for each gradient.
+            group: ranks that each have a part of every gradient; DTensors need none.
 
         Raises:
-            TypeError: for what is no tensor, of another dtype, or not dense; naming ``argument``.
-            ValueError: for an empty input and for shapes or devices that do not fit each other.
+            TypeError: if one is no tensor, not dense, or of another dtype; the message names it.
+            ValueError: for an empty input, or shapes or devices that do not fit each other.
         """
         self._segments: list[Segment] | None = None
         self.plain = False
@@ -148,7 +148,7 @@ class Gradients:
         self.device_type = self.device.type
 
     def _found(self, kind: int, index: int) -> None:
-        """What all tensors share, as the compiled checks count it."""
+        """Properties of all tensors, from the compiled checks."""
         self.dtype = DTYPES[kind]
         if index < 0:
             self.device, self.device_type = _CPU, "cpu"
@@ -293,16 +293,16 @@ class Gradients:
         return [None if shape is None else new_like_all(next(columns)) for shape in self.shapes]
 
     def split(self, update: Update) -> list[Tensor]:
-        """``update`` as flat views, one a segment: (n_s,), or (B, N) for a batch."""
+        """``update`` as flat views, one for each segment: (n_s,), or (B, N) for a batch."""
         if isinstance(update, Tensor):
             return [update]
         return [flat_view(tensor) for tensor in update if tensor is not None]
 
     def stacked(self) -> Tensor:
-        """(m, N), or (B, m, N): what a model written for conflictfree expects. Copies, unless one tensor.
+        """One tensor (m, N) or (B, m, N), for models written for conflictfree; a copy if given otherwise.
 
         Raises:
-            TypeError: if this process has parts of the gradients only.
+            TypeError: if this process has only parts of the gradients.
         """
         self.check_whole()
         self.check_one_kind("an operator or model of your own that must see them as one tensor")
@@ -321,10 +321,10 @@ class Gradients:
         return flat
 
     def check_whole(self) -> None:
-        """Whether this process has the gradients as a whole, for what must see them.
+        """Check that this process has whole gradients.
 
         Raises:
-            TypeError: if it has parts only.
+            TypeError: if it has only parts.
         """
         if self.shards is not None:
             raise TypeError(
@@ -333,7 +333,7 @@ class Gradients:
             )
 
     def check_one_kind(self, who: str) -> None:
-        """Whether all tensors share a dtype and a device, for what takes no others.
+        """Check that all tensors have one dtype and device.
 
         Raises:
             TypeError: if they do not.
@@ -344,7 +344,7 @@ class Gradients:
             raise TypeError(f"grads: got {' and '.join(found)} for {who}; want one dtype and device")
 
     def in_one_dtype(self) -> Gradients:
-        """Themselves, or copies in the widest of their dtypes where these differ.
+        """These gradients, or copies in the widest dtype if dtypes differ.
 
         Raises:
             TypeError: if they are on several devices.
@@ -360,24 +360,24 @@ class Gradients:
         return found
 
     def as_given(self, update: Update) -> Update:
-        """An update of this process's parts as the gradients came: complex, or DTensors, where they were."""
+        """An update with complex tensors and DTensors where the gradients had them."""
         if self.pairs:
             update = as_complex(update, self.pairs)
         return update if self.shards is None else self.shards.wrapped(update)
 
     @property
     def given_rows(self) -> Any:
-        """:attr:`rows` as they were given: complex, or DTensors, where they were."""
+        """:attr:`rows` as given: complex tensors and DTensors where there were some."""
         if self.shards is None and not self.pairs:
             return self.rows
         return [self.as_given(row) for row in self.rows]  # type: ignore[arg-type]
 
     def columns(self, places: list[int]) -> Gradients:
-        """Some of the parameters by themselves, as this process has them."""
+        """The gradients of some of the parameters, as this process has them."""
         return Gradients([[row[p] for p in places] for row in self.rows])
 
     def restored(self, vector: Tensor) -> Update:
-        """A vector in the order of :meth:`stacked`'s columns, in the form of the gradients."""
+        """A vector in the order of :meth:`stacked`'s columns, back in the form of the gradients."""
         if self.form != "parameters":
             return vector
         sizes = [shape.numel() for shape in self.shapes if shape is not None]

@@ -1,7 +1,7 @@
-"""Gradients of which every process holds a part: where the parts lie, and the sums over processes.
+"""Gradients that are spread over processes: where the parts lie, and over which groups sums run.
 
-A DTensor says it itself; tensors without such knowledge are given with ``process_group=``: they are this
-rank's part of every gradient, and the parts of all ranks together are the gradient.
+DTensors know it. For plain tensors ``process_group=`` says it: each rank has a part of every gradient, and
+all parts together are the gradient.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Groups: TypeAlias = "tuple[ProcessGroup, ...]"
 
 
 class Grouped:
-    """What may hold a process group: a copy keeps the very group, and cannot be pickled with it.
+    """Base of objects that may hold a process group: copies share it, and cannot be pickled with it.
 
     Attributes:
-        process_group: ranks of which each gives its part of every gradient; None where a process has them as
-            a whole, and for DTensors, which say it themselves.
+        process_group: ranks that each have a part of every gradient; None if a process has whole gradients,
+            and for DTensors.
     """
 
     process_group: ProcessGroup | None = None
@@ -48,7 +48,7 @@ class Grouped:
 
 
 class _Held:
-    """A process group among what is copied."""
+    """A process group inside an object that is being copied."""
 
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
@@ -67,10 +67,10 @@ def _with_group(held: _Held, make: Any, arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the parts of a DTensor lie: all that makes one of this rank's part.
+    """Mesh, placements and shape of a DTensor: all that is needed to rebuild one from this rank's part.
 
     Attributes:
-        batched: whether it is (B, N), so that parts along the first dimension are problems of their own.
+        batched: whether it is (B, N), so that parts along the first dimension are separate problems.
     """
 
     mesh: DeviceMesh
@@ -84,11 +84,11 @@ class Place:
         return cls(tensor.device_mesh, tuple(tensor.placements), tensor.shape, tensor.stride())
 
     def like(self, other: Place) -> bool:
-        """Whether both are cut in the same way."""
+        """Whether both are sharded in the same way."""
         return (self.mesh, self.placements, self.shape) == (other.mesh, other.placements, other.shape)
 
     def groups(self) -> Groups:
-        """Of every dimension of the mesh that the tensor is cut along; replicas are counted once."""
+        """The groups of all mesh dimensions along which the tensor is sharded; replicas count once."""
         return tuple(
             self.mesh.get_group(dimension)
             for dimension, placement in enumerate(self.placements)
@@ -96,7 +96,7 @@ class Place:
         )
 
     def wrapped(self, local: Tensor) -> Tensor:
-        """A DTensor of this rank's part; a view."""
+        """This rank's part as a DTensor; a view."""
         from torch.distributed.tensor import DTensor
 
         return DTensor.from_local(local, self.mesh, self.placements, shape=self.shape, stride=self.stride)
@@ -104,11 +104,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Shards:
-    """How gradients are spread: by a group, or by the place of every parameter (of the only tensor).
+    """How gradients are spread over processes: a group, or a place for every parameter.
 
     Attributes:
-        group: whose ranks hold the parts, of gradients that don't say so themselves.
-        places: of DTensors; None for a parameter without gradient.
+        group: the ranks that hold the parts of plain tensors.
+        places: the places of DTensors; None for a parameter without gradient.
     """
 
     group: ProcessGroup | None = None
@@ -123,7 +123,7 @@ class Shards:
         return super().__reduce_ex__(protocol)
 
     def columns(self, present: Sequence[bool]) -> dict[Groups, list[int]]:
-        """Which parameters, of those present, are summed over which groups."""
+        """The parameters (of those present) by the groups that they are summed over."""
         if self.group is not None:
             return {(self.group,): [p for p, there in enumerate(present) if there]}
         found: dict[Groups, list[int]] = {}
@@ -137,14 +137,14 @@ class Shards:
         return Shards(self.group, tuple(self.places[p] for p in places) if self.places else ())
 
     def replica_groups(self) -> list[ProcessGroup]:
-        """Of every dimension of the mesh that has most of them; none of one with a single dimension."""
+        """The groups of all dimensions of the mesh with the most dimensions; none if that has only one."""
         mesh = max(
             (place.mesh for place in self.places if place is not None), key=lambda m: m.ndim, default=None
         )
         return [] if mesh is None or mesh.ndim == 1 else mesh.get_all_groups()
 
     def all_groups(self) -> list[ProcessGroup]:
-        """Whose ranks take part, and may each have losses of their own: of every dimension of the mesh."""
+        """The groups of all mesh dimensions: their ranks may each have losses of their own."""
         if self.group is not None:
             return [self.group]
         place = next((place for place in self.places if place is not None), None)
@@ -154,7 +154,7 @@ class Shards:
 
     @torch.no_grad()
     def wrapped(self, update: Any) -> Any:
-        """A result, or a list of a tensor a parameter, as the gradients came: DTensors where they were."""
+        """A result with DTensors where the gradients were DTensors."""
         if not self.places:
             return update
         if isinstance(update, Tensor):
@@ -164,7 +164,7 @@ class Shards:
 
     @property
     def rank(self) -> tuple[int, int] | None:
-        """Whose parts these are: the rank in the group and its size; None where the tensors say it."""
+        """(rank, size) in the group; None for DTensors."""
         if self.group is None:
             return None
         import torch.distributed as dist
@@ -172,10 +172,10 @@ class Shards:
         return dist.get_rank(self.group), dist.get_world_size(self.group)
 
     def joined(self, other: Shards) -> Shards:
-        """With the places that only the other knows.
+        """These shards with the places that only the other one knows.
 
         Raises:
-            ValueError: if one has a group and the other has not, or a parameter is cut in another way.
+            ValueError: if only one has a group, or a parameter is sharded in two ways.
         """
         if self.group is not other.group:
             raise ValueError("grads: got gradients over another process group than before, want the state's")
@@ -194,7 +194,7 @@ class Shards:
 
     @property
     def device(self) -> torch.device:
-        """Where sums of a rank without any gradient are made."""
+        """The device for the sums of a rank without any gradient."""
         import torch.distributed as dist
 
         if "nccl" in dist.get_backend(self.group):
@@ -203,10 +203,10 @@ class Shards:
 
 
 def joined_shards(known: Shards | None, coming: Shards | None) -> Shards | None:
-    """What is known of a state's shards after gradients that came.
+    """A state's shards, completed by those of new gradients.
 
     Raises:
-        ValueError: if they do not fit.
+        ValueError: if they do not fit each other.
     """
     if known is None or coming is None:
         if known is not coming:
@@ -220,7 +220,7 @@ def joined_shards(known: Shards | None, coming: Shards | None) -> Shards | None:
 
 @torch.no_grad()
 def local_state(row: Sequence[Any]) -> tuple[list[Any], Shards | None]:
-    """This rank's parts of a row of a state, and how they lie; None where they say nothing of it."""
+    """This rank's parts of a row of a state, and their shards; None for plain tensors."""
     places = tuple(Place.of(tensor) if is_dtensor(tensor) else None for tensor in row)
     if not any(places):
         return list(row), None
@@ -229,7 +229,7 @@ def local_state(row: Sequence[Any]) -> tuple[list[Any], Shards | None]:
 
 
 def is_dtensor(value: object) -> bool:
-    """Whether it is a DTensor; without importing them."""
+    """Whether it is a DTensor; imports nothing."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
@@ -241,7 +241,7 @@ def is_fsdp1(module: object) -> bool:
 
 
 def any_dtensor(rows: Any) -> bool:
-    """Whether a tensor, a sequence of tensors, or a sequence of such, has DTensors in it."""
+    """Whether there is a DTensor in a tensor, a sequence of tensors, or a sequence of such."""
     if "torch.distributed.tensor" not in sys.modules:
         return False
     if isinstance(rows, Tensor):
@@ -250,13 +250,13 @@ def any_dtensor(rows: Any) -> bool:
 
 
 def has_fsdp2() -> bool:
-    """Whether this process has ever sharded a module by FSDP2."""
+    """Whether this process has ever called FSDP2's ``fully_shard``."""
     module = sys.modules.get("torch.distributed.fsdp")
     return module is not None and bool(module.FSDPModule.__subclasses__())
 
 
 def is_whole_copy(parameter: Tensor) -> bool:
-    """Whether FSDP2 has made it for the passes between two gatherings."""
+    """Whether it is a whole, temporary copy that FSDP2 has made of a parameter."""
     if not has_fsdp2():
         return False
     names = ("_unsharded_param", "unsharded_param")
@@ -265,10 +265,10 @@ def is_whole_copy(parameter: Tensor) -> bool:
 
 
 def reshard(model: torch.nn.Module) -> None:
-    """Let FSDP2's modules show their sharded parameters.
+    """Make FSDP2's modules expose their sharded parameters again.
 
-    Between forward and backward pass the root's ``parameters()`` are whole, plain copies by default, whose
-    gradients are this rank's own.
+    Between forward and backward pass the root's ``parameters()`` are whole, plain copies by default, and the
+    gradients of these belong to this rank alone.
     """
     if not has_fsdp2():
         return
@@ -279,17 +279,17 @@ def reshard(model: torch.nn.Module) -> None:
 
 
 def local_part(tensor: DTensor) -> Tensor:
-    """This rank's part, without a graph; within ``no_grad``, which spares two thirds of the time."""
+    """This rank's part, without a graph; ``no_grad`` saves two thirds of the time."""
     local: Any = tensor.to_local()
     return local.wait() if hasattr(local, "wait") else local.detach()  # it may be still under way
 
 
 @torch.no_grad()
 def local_tensor(grads: DTensor, argument: str) -> tuple[Tensor, Shards]:
-    """This rank's part of (m, N) or (B, m, N), and how the update (N,) or (B, N) lies.
+    """This rank's part of (m, N) or (B, m, N), and the shards of the update (N,) or (B, N).
 
     Raises:
-        ValueError: for one that is cut between gradients, or a partial sum.
+        ValueError: if it is sharded along the gradients, or a partial sum.
     """
     from torch.distributed.tensor import Shard
 
@@ -313,11 +313,11 @@ def local_tensor(grads: DTensor, argument: str) -> tuple[Tensor, Shards]:
 
 @torch.no_grad()
 def local_rows(rows: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], Shards]:
-    """This rank's parts of m vectors, or of m sequences of per-parameter tensors, and how they lie.
+    """This rank's parts of m vectors or m sequences of per-parameter tensors, and their shards.
 
     Raises:
-        ValueError: where some are DTensors and others not, gradients are cut in different ways, or one is a
-            partial sum.
+        ValueError: if only some are DTensors, gradients are sharded in different ways, or one is a partial
+            sum.
     """
     if isinstance(rows[0], Tensor):
         place = _place_of(list(zip(names, rows, strict=True)))
@@ -331,7 +331,7 @@ def local_rows(rows: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], Sh
 
 
 def _place_of(column: list[tuple[str, Any]]) -> Place | None:
-    """The one place of a parameter's gradients."""
+    """The common place of a parameter's gradients."""
     first: Place | None = None
     for name, tensor in column:
         if not is_dtensor(tensor):
@@ -359,5 +359,5 @@ def _check_whole_sums(tensor: DTensor, name: str) -> None:
 
 
 def in_order(signatures: Iterable[Groups]) -> list[ProcessGroup]:
-    """Every group once, in one order on all ranks."""
+    """Every group once, in the same order on all ranks."""
     return list(dict.fromkeys(group for groups in signatures for group in groups))

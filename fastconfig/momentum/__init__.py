@@ -1,4 +1,4 @@
-"""The state of momentum operators: momenta, their step and clock, the indexes of the gradients that come."""
+"""The state of momentum operators: momenta, their step and clock, and the indexes of a step's losses."""
 
 import sys
 

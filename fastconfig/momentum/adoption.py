@@ -1,4 +1,4 @@
-"""The state of conflictfree's momentum operators as this package keeps it."""
+"""Convert the state of conflictfree's momentum operators to this package's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("m", "s", "fake_m", "t", "t_grads")
 
 
 def is_theirs(attributes: Mapping[str, Any]) -> bool:
-    """Whether these are, or have, attributes of conflictfree's."""
+    """Whether these are attributes of conflictfree's operator."""
     return "t_grads" in attributes or "fake_m" in attributes  # the names that nobody else gives
 
 
@@ -48,20 +48,20 @@ def adopted_state(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Adopting:
-    """For operators with a state: conflictfree's is taken over from pickles and from attributes."""
+    """Mixin for operators with a state: takes conflictfree's over from pickles and attributes."""
 
     _momenta: Any
 
     def _adopted(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``load_state_dict`` takes, from conflictfree's attributes."""
+        """A state for ``load_state_dict`` from conflictfree's attributes."""
         recorder = attributes.get("loss_recorder")
         return adopted_state(attributes) | ({} if recorder is None else {"loss_recorder": vars(recorder)})
 
     def _adopt(self) -> None:
-        """Take over what was unpickled of conflictfree's class, or set as its attributes since.
+        """Take over conflictfree's attributes, unpickled or set since.
 
         Raises:
-            ValueError: if it does not fit together, or the operator; nothing is changed then.
+            ValueError: if they are inconsistent or do not fit the operator; nothing is changed then.
         """
         given = vars(self)
         if is_theirs(given):

@@ -1,4 +1,4 @@
-"""What momentum operators have in common: checked steps, and a state that can be saved."""
+"""Base of the momentum operators: checked steps, and a state that can be saved."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ class MomentumOperator(Grouped):
 
     Args:
         num_vectors: number of gradients, m.
-        beta_1: moving average constant of the first momenta, 0 <= beta_1 < 1.
-        beta_2: moving average constant of the second, 0 <= beta_2 < 1.
-        gradient_operator: merges the bias-corrected momenta. One that a user wrote is called with their
-            (m, N) tensor.
-        loss_recorder: needed where losses are given; remembers those that a step does not compute.
-        dtype: of the state, torch.float32 or torch.float64; the first gradients' by default, float32 for
-            half precision.
-        num_vector: num_vectors, as conflictfree's documentation calls it.
-        process_group: ranks of which each gives its part of every gradient, keeps that part of the state, and
-            gets that part of the update; the gradient operator's by default. DTensors need none.
+        beta_1: decay of the first momenta, 0 <= beta_1 < 1.
+        beta_2: decay of the second moment, 0 <= beta_2 < 1.
+        gradient_operator: merges the bias-corrected momenta; ConFIG by default. An operator of your own gets
+            them as one (m, N) tensor.
+        loss_recorder: remembers the losses that a step does not compute; needed if you pass losses.
+        dtype: of the state, torch.float32 or torch.float64; by default that of the first gradient, and
+            float32 for half precision.
+        num_vector: another name of num_vectors, from conflictfree's documentation.
+        process_group: for gradients in plain tensors that are spread over ranks. Each rank passes its part,
+            keeps that part of the state and gets that part of the update. By default the gradient operator's
+            group. DTensors need none.
 
     Attributes:
         monitor: a :class:`fastconfig.monitor.Monitor` that is told of every step, or None.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
 
     _groups: Any = None
@@ -86,7 +87,7 @@ class MomentumOperator(Grouped):
         check_recorder(loss_recorder)
         if loss_recorder is not None and loss_recorder.num_losses != num_vectors:
             raise ValueError(
-                f"loss_recorder: got one for {loss_recorder.num_losses} losses, want {num_vectors}"
+                f"loss_recorder: got a recorder of {loss_recorder.num_losses} losses, want {num_vectors}"
             )
         self.num_vectors = num_vectors
         self.beta_1 = beta_1
@@ -110,14 +111,14 @@ class MomentumOperator(Grouped):
         vars(self).update({"dtype": None, "process_group": None} | state)  # which conflictfree's have not
 
     def calculate_gradient(self, indexes: Any, grads: Any, losses: Any = None) -> Update:
-        """Take in some of the gradients and merge the momenta.
+        """Update the momenta of some losses, then merge all momenta.
 
         Args:
-            indexes: which gradients come: an integer, or a sequence of k different ones.
-            grads: for one index its gradient: a vector (N,) or a sequence of per-parameter tensors (None
-                counts as zeros); for a sequence of indexes k of them, or a tensor (k, N). float32, float64,
+            indexes: which losses the gradients belong to: an integer, or a sequence of k different ones.
+            grads: for one index a gradient: a vector (N,), or a sequence of per-parameter tensors (None
+                counts as zeros). For a sequence of indexes k gradients, or a tensor (k, N). float32, float64,
                 bfloat16 or float16; any strides; never modified.
-            losses: their losses, one or k, for operators that use them; ``loss_recorder`` keeps them.
+            losses: one loss or k, for operators that use them; ``loss_recorder`` keeps them.
 
         Returns:
             The update in the form, dtype and device of the gradients; zeros until every gradient has come.
@@ -137,18 +138,18 @@ class MomentumOperator(Grouped):
         none_grad_mode: Literal["zero", "skip"] = "skip",
         zero_grad_mode: Literal["skip", "pad_zero", "pad_value"] = "pad_value",
     ) -> None:
-        """Write :meth:`calculate_gradient`'s result to the network's ``.grad``.
+        """Call :meth:`calculate_gradient` and write the result to the network's ``.grad``.
 
         Args:
             network: the network.
             indexes, grads, losses: as in :meth:`calculate_gradient`; per-parameter sequences follow
-                ``network.parameters()``, and a parameter that no gradient had so far is left alone.
+                ``network.parameters()``; a parameter without any gradient so far is left alone.
             none_grad_mode, zero_grad_mode: as in :func:`fastconfig.utils.apply_gradient_vector`; use
-                "zero" where the vectors were taken with "zero".
+                "zero" if the vectors were made with "zero".
 
         Raises:
-            TypeError, ValueError: as :meth:`calculate_gradient`; or if the result does not fit the network:
-                ``.grad`` is as before then.
+            TypeError, ValueError: as :meth:`calculate_gradient`, and if the result does not fit the network;
+                ``.grad`` is unchanged then.
         """
         groups = None
         if self.groups is not None:
@@ -184,7 +185,7 @@ class MomentumOperator(Grouped):
         return self.loss_recorder.record_loss(chosen, losses)
 
     def _checked(self, indexes: Any, grads: Any, losses: Any) -> tuple[list[int], Gradients]:
-        """Which gradients come, and these, checked."""
+        """Indexes and gradients, checked."""
         chosen = index_list(indexes, self.num_vectors, "indexes")
         rows = Gradients(as_rows(grads, is_one(indexes)), group=self.process_group)
         rows.check_one_kind("an operator with a state")
@@ -193,7 +194,7 @@ class MomentumOperator(Grouped):
         if rows.m != len(chosen):
             raise ValueError(f"grads: got {rows.m} gradients, want {len(chosen)}: one an index")
         if losses is not None and self.loss_recorder is None:
-            raise ValueError("losses: got some without a loss_recorder, want one given to the operator")
+            raise ValueError("losses: got losses, but the operator has no loss_recorder")
         return chosen, rows
 
 
@@ -206,7 +207,7 @@ class Resumable(Adopting, MomentumOperator):
         return Momenta(self.num_vectors, self.dtype, clock, self._other_vectors())
 
     def _other_vectors(self) -> list[str]:
-        """Names of the vectors that the state has beside the momenta."""
+        """Names of the vectors that the state has besides the momenta."""
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -215,7 +216,7 @@ class Resumable(Adopting, MomentumOperator):
 
     @property
     def all_initialized(self) -> bool:
-        """Whether every gradient has come, so that updates are not zeros any more."""
+        """Whether every loss has had a gradient, so that updates are no longer zero."""
         self._adopt()
         return self._momenta.clock.complete
 
@@ -224,11 +225,11 @@ class Resumable(Adopting, MomentumOperator):
         vars(self)["all_initialized"] = value  # as code written for conflictfree restores its state
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a step changes, for ``torch.save``: plain containers, numbers and tensors.
+        """The state for ``torch.save``: plain containers, numbers and tensors.
 
-        The tensors are the state's own, as those of a torch optimizer; DTensors where the gradients are, so
-        that torch.distributed.checkpoint can bring them to another number of ranks. With ``process_group``
-        they are this rank's parts, to be saved by every rank for itself. Waits for the device.
+        As in torch's optimizers the tensors are not copied. They are DTensors if the gradients are, so that
+        torch.distributed.checkpoint can load them on another number of ranks. With ``process_group`` they are
+        this rank's parts, and every rank saves its own. Waits for the device.
         """
         self._adopt()
         state = self._momenta.state_dict()
@@ -237,12 +238,12 @@ class Resumable(Adopting, MomentumOperator):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`, or from ``vars()`` of conflictfree's operator; tensors are copied.
+        """Load a :meth:`state_dict`, or ``vars()`` of conflictfree's operator; tensors are copied.
 
-        They follow the next gradient to its device; their dtype stays, unless ``dtype`` was given.
+        They move to the device of the next gradient. Their dtype stays, unless ``dtype`` was given.
 
         Raises:
-            ValueError: if it does not fit the operator, or what the operator holds; nothing is changed then.
+            ValueError: if the state does not fit the operator; nothing is changed then.
         """
         if not isinstance(state, Mapping):
             raise TypeError(f"state: got a {type(state).__name__}, want what state_dict() gave")
@@ -259,17 +260,16 @@ class Resumable(Adopting, MomentumOperator):
         self._momenta.load_state_dict(state)
 
     def allocate(self, like: torch.nn.Module | Tensor | Sequence[Tensor | None]) -> None:
-        """Make room for the state now, in zeros, instead of when gradients come.
+        """Allocate the state now, as zeros, and not at the first gradients.
 
-        For torch.distributed.checkpoint, which loads into the tensors that are there.
+        torch.distributed.checkpoint needs this, because it loads into existing tensors.
 
         Args:
-            like: a network, for gradients as :func:`fastconfig.backward` takes them, or as
-                :func:`fastconfig.distributed.backward` does if it is in DistributedDataParallel; or a vector
-                (N,) or a sequence of per-parameter tensors as gradients will come.
+            like: the network that :func:`fastconfig.backward` will be called with; or a vector (N,), or a
+                sequence of per-parameter tensors, in the form of the gradients to come.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted; the state is as before.
+            TypeError, ValueError: for a wrong argument, which the message names; the state is as before.
         """
         if isinstance(like, torch.nn.parallel.DistributedDataParallel):
             from ..ranks.exchange import Exchange
@@ -287,7 +287,7 @@ class Resumable(Adopting, MomentumOperator):
     def _take(
         self, indexes: Any, grads: Any, losses: Any
     ) -> tuple[list[int], Gradients, list[list[Tensor | None]], list[Any] | None]:
-        """Indexes, gradients, these as flat segments, and all losses; the state is ready for the step."""
+        """Prepare a step: indexes, gradients, their flat segments, and all losses."""
         if is_theirs(vars(self)):
             self._adopt()
         if self.monitor is not None:

@@ -1,4 +1,4 @@
-"""How often every gradient of a momentum operator has come: on the host, and on a CUDA device as well."""
+"""Counts how many gradients each loss has had, on the host and on a CUDA device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..numbers import float64_device
 
 
 class Clock:
-    """How often every gradient has come, and how many updates there were.
+    """Counts the gradients of each loss, and the updates.
 
-    On a CUDA device the numbers live there, so that a CUDA graph counts its replays.
+    On a CUDA device the counters live there, so that a CUDA graph counts its replays.
 
     Attributes:
-        counts: of every gradient, as the host knows them.
-        updates: as the host knows them.
+        counts: gradients of each loss, as far as the host knows.
+        updates: updates, as far as the host knows.
     """
 
-    _uncounted: tuple[int, ...] = ()  # gradients that the host has counted, and the device has not yet
+    _uncounted: tuple[int, ...] = ()  # counted by the host and not yet by the device
 
     def __init__(self, m: int, beta_1: float, beta_2: float) -> None:
         self.beta_1, self.beta_2 = beta_1, beta_2
@@ -30,15 +30,15 @@ class Clock:
 
     @property
     def on_host(self) -> bool:
-        """Whether the host alone counts."""
+        """Whether only the host counts."""
         return self._steps is None
 
     def set_steps(self, steps: Tensor | None) -> None:
-        """Count in (m + 2) int64 on a device: counts, updates, updates; None: the host alone counts."""
+        """Count in (m + 2) int64 on a device (counts, updates, updates), or with None on the host only."""
         self._steps, self._uncounted = steps, ()
 
     def counted_steps(self) -> Tensor | None:
-        """The device's numbers, after it has counted there what the host has."""
+        """The device's counters, brought up to the host's."""
         if self._steps is not None and self._uncounted:
             each = self._steps.unbind()
             counted = [each[i] for i in self._uncounted] + list(each[-2:] if self.complete else ())
@@ -47,17 +47,17 @@ class Clock:
         return self._steps
 
     def leave_to_kernel(self) -> Tensor | None:
-        """The device's numbers as they are, for a kernel that counts this step there itself."""
+        """The device's counters as they are, for a kernel that counts this step itself."""
         self._uncounted = ()
         return self._steps
 
     @property
     def complete(self) -> bool:
-        """Whether every gradient has come."""
+        """Whether every loss has had a gradient."""
         return 0 not in self.counts
 
     def tick(self, chosen: Sequence[int]) -> None:
-        """Count gradients that have come; an update, if all have by now. The device does when it is asked."""
+        """Count a step's gradients, and an update once every loss has one; the device catches up later."""
         self.counted_steps()
         for i in chosen:
             self.counts[i] += 1
@@ -65,7 +65,7 @@ class Clock:
         self._uncounted = tuple(chosen)
 
     def values(self) -> list[float]:
-        """1 - beta_1^t of every gradient's t; then 1 - beta_1^t and 1 - beta_2^t of the updates'."""
+        """1 - beta_1^t for the count t of each loss; then 1 - beta_1^t and 1 - beta_2^t for the updates."""
         first = [1 - self.beta_1**t for t in (*self.counts, self.updates)]
         return [*first, 1 - self.beta_2**self.updates]
 
@@ -78,7 +78,7 @@ class Clock:
         return torch.cat([first, 1 - self.beta_2 ** steps[-1:].double()])
 
     def decayed_second(self, device: torch.device) -> Tensor:
-        """1 - beta_2^t of every gradient's t, (m) float64 on a device, without waiting for it."""
+        """1 - beta_2^t for the count t of each loss, (m) float64 on a device, without waiting for it."""
         steps = self.counted_steps()
         if steps is None:
             values = [1 - self.beta_2**t for t in self.counts]
@@ -86,14 +86,14 @@ class Clock:
         return 1 - self.beta_2 ** steps[:-2].double()
 
     def move(self, device: torch.device) -> None:
-        """Count on this device from now on, if it is one that runs behind the host."""
+        """Count on this device from now on, if it runs asynchronously."""
         self.read()
         steps = [*self.counts, self.updates, self.updates]
         on_device = device.type == "cuda"
         self.set_steps(torch.tensor(steps, dtype=torch.int64, device=device) if on_device else None)
 
     def read(self) -> None:
-        """Take the device's numbers over to the host; waits for it."""
+        """Copy the device's counters to the host; waits for it."""
         steps = self.counted_steps()
         if steps is not None:
             *self.counts, self.updates, _ = steps.tolist()

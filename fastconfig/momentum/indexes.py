@@ -1,4 +1,4 @@
-"""Which losses a step has: an integer or a sequence of them, as loops, NumPy and torch give them."""
+"""Indexes of a step's losses: an integer or a sequence, from Python, NumPy or torch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def is_one(indexes: Any) -> bool:
-    """Whether this is an index alone, not a sequence of some."""
+    """Whether this is one index and no sequence."""
     return isinstance(indexes, int) or getattr(indexes, "ndim", None) == 0 or not hasattr(indexes, "__len__")
 
 
 def _index(i: Any) -> int:
-    """An integer, but no part of a mask."""
+    """An integer; booleans are refused, since they may be a mask."""
     if isinstance(i, bool) or getattr(i, "dtype", None) is torch.bool:
         raise TypeError
     return operator.index(i)
@@ -28,15 +28,15 @@ def index_list(indexes: Any, count: int, argument: str) -> list[int]:
     Args:
         indexes: an integer, or a sequence, NumPy array or tensor of them.
         count: how many there are to choose from.
-        argument: what error messages call it.
+        argument: its name in error messages.
 
     Raises:
-        TypeError: for what is no integer.
-        ValueError: for an index out of range or given twice, and for none.
+        TypeError: if one is no integer.
+        ValueError: for an index out of range or given twice, and for no index.
     """
     several: Iterable[Any] = [indexes] if is_one(indexes) else indexes
     try:
-        if type(several) is not list and isinstance(several, (Mapping, Set)):  # of no order of their own
+        if type(several) is not list and isinstance(several, (Mapping, Set)):  # without an order
             raise TypeError
         chosen = [i if type(i) is int else _index(i) for i in several]
     except TypeError:

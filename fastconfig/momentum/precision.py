@@ -1,4 +1,4 @@
-"""Momenta are merged at the precision of the gradients that they average, where their own dtype is finer."""
+"""Merge momenta with the rank cut-off of the gradients that they average, if their own dtype is finer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def merged_by(
     losses: list[Any] | None,
     monitor: Any = None,
 ) -> Tensor:
-    """(N,) in the dtype of the rows, by an operator that sees the rows themselves; ``given``: the gradients'.
+    """Merge by an operator that sees the rows: (N,) in their dtype; ``given`` is the gradients' dtype.
 
     Raises:
-        ValueError: if it gives another shape.
+        ValueError: if it returns another shape.
         TypeError: with a monitor, if nobody knows its coefficients.
     """
     if monitor is not None:
@@ -50,7 +50,7 @@ def merged_by(
 
 
 def at_precision(rule: Rule, given: torch.dtype, held: torch.dtype) -> Rule:
-    """The rule with the cut-off of the gradients' dtype, where that is coarser than the state's."""
+    """The rule with the cut-off of the gradients' dtype, if that is coarser than the state's."""
     if isinstance(rule, Watched):
         return Watched(at_precision(rule.rule, given, held), rule.monitor, rule.losses)
     if given is held or rule.rcond is not None or cutoff(given) <= cutoff(held):

@@ -1,8 +1,8 @@
 """The state of the momentum operators; all input checks.
 
-Every row is a list of tensors, one a parameter, or one vector. A parameter's tensors share one dense memory
-order, that of the gradient it was first seen with, and a row has none for a parameter that its gradients
-never had: a missing tensor counts as zeros.
+A row is a list of tensors, one for each parameter, or one vector. All tensors of a parameter share one dense
+memory order, that of its first gradient. A row has None for a parameter that its loss has never reached; it
+counts as zeros.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 class Momenta:
-    """m momenta of N elements, and other vectors beside them.
+    """m momenta of N elements, and further vectors of that length.
 
     Args:
         m: number of gradients.
         dtype: float32 or float64; None takes the first gradients', float32 for half precision.
         clock: counts the gradients.
-        names: of the other vectors.
+        names: names of the further vectors.
 
     Attributes:
-        form: "vector" or "parameters", as the first gradient; None before it.
-        rows: m rows of a tensor a parameter.
-        others: the other vectors by name, a tensor a parameter.
+        form: "vector" or "parameters", that of the first gradient; None before it.
+        rows: m rows of one tensor for each parameter.
+        others: the further vectors by name, one tensor for each parameter.
         shards: how the gradients are spread over processes; the rows are this rank's parts.
         pairs: which parameters are pairs of real numbers, of complex gradients.
     """
@@ -57,7 +57,7 @@ class Momenta:
         self._forget()
 
     def step(self, grads: list[list[Tensor | None]], chosen: Sequence[int], dtype: torch.dtype) -> Step:
-        """The step of gradients that :meth:`take` gave; for operators with "second" and "fake"."""
+        """The step for the gradients of :meth:`take`; for operators with "second" and "fake"."""
         if self._lent is not None:
             self._look_where_they_lie()
         known, self._gram = self._gram, None  # whatever changes the momenta now has to say their products
@@ -66,17 +66,17 @@ class Momenta:
 
     @property
     def plain(self) -> Plain | None:
-        """The state, if it is one of plain vectors that are all there, and the host counts; else None."""
+        """The state for one compiled call: complete, plain vectors, counted by the host; else None."""
         if self._vectors is None or self._gram is None or self.shards is not None or self.pairs:
             return None
         return self._vectors, self._gram, self.clock
 
     def keep(self, step: Step) -> None:
-        """After a step: what the next one may start from."""
+        """Keep what the next step can reuse."""
         self._gram = step.gram
 
     def _forget(self) -> None:
-        """Drop what followed from the tensors: some are new."""
+        """Drop what was derived from the tensors, because some are new."""
         #: a tensor of every parameter, for its shape and memory order; None where none is known
         self.columns = next(iter(self.others.values()))
         self._gradients: Gradients | None = None
@@ -86,14 +86,14 @@ class Momenta:
         self.kept: dict[str, Any] = {}  # by backends, as long as all tensors stay where they are
 
     def _look_where_they_lie(self) -> None:
-        """Memory moves under a tensor that is sent to another process: to a block that both have."""
+        """Notice tensors whose memory has moved: sending one to another process moves it to shared memory."""
         rows = (*self.rows, *self.others.values())
         now = [tensor.data_ptr() for row in rows for tensor in row if tensor is not None]
         if now != self._lent:
             self._lent, self.kept = now, {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what holds for these very tensors only: a copy has others."""
+        """Leave out what belongs to these tensors only, since a copy has others."""
         self._lent = []
         gone: dict[str, Any] = {"_gradients": None, "_flat": {}, "_length": -1, "_vectors": None}
         return vars(self) | gone | {"kept": {}, "_lent": None}
@@ -109,17 +109,17 @@ class Momenta:
         self._to_move |= any(t is not None and t.device != self.device for row in rows for t in row)
 
     def check(self, grads: Gradients) -> None:
-        """Whether gradients fit the state; nothing is changed.
+        """Check that gradients fit the state; nothing is changed.
 
         Raises:
-            ValueError: naming what came and what is wanted.
+            ValueError: if they do not.
         """
         if self.form is not None and not self._is_settled(grads):
             self._check(grads, *_form_and_shapes(grads))
             self._with(grads.shards)
 
     def take(self, grads: Gradients, chosen: Sequence[int]) -> list[list[Tensor | None]]:
-        """Make room for gradients that fit, and count them: of every segment the k flat gradients."""
+        """Make room for gradients that fit, and count them; returns the k flat gradients of each segment."""
         if self._is_settled(grads):
             self.clock.tick(chosen)
             return [[row.detach() for row in grads.rows]]  # type: ignore[union-attr]
@@ -133,11 +133,11 @@ class Momenta:
         return [[_flat(row, column) for row in tensors] for tensors, column in columns if column is not None]
 
     def allocate(self, like: Gradients) -> None:
-        """Make room for all gradients of the form of one that fits: zeros, which count as none."""
+        """Allocate all momenta in the form of a gradient that fits, as zeros."""
         self._ready_for(like, list(like.rows) * self.m, range(self.m))
 
     def _ready_for(self, grads: Gradients, rows: list[Any], chosen: Sequence[int]) -> list[Sequence[Any]]:
-        """Make room for rows of the form of ``grads``: their tensors, a parameter after the other."""
+        """Allocate missing tensors of rows in the form of ``grads``, parameter by parameter."""
         form, shapes = _form_and_shapes(grads)
         if self.form is None:
             self._begin(form, len(shapes))
@@ -156,13 +156,13 @@ class Momenta:
         return given
 
     def _with(self, shards: Shards | None) -> Shards | None:
-        """What is known of the shards with those of gradients that come."""
+        """The known shards, completed by those of new gradients."""
         if self.shards is shards or (self._to_move and self.shards is None):
             return shards
         return joined_shards(self.shards, shards)
 
     def _is_settled(self, grads: Gradients) -> bool:
-        """Whether the state is complete, and these are plain vectors like some that it took before."""
+        """Whether the state is complete, and these are plain vectors like earlier ones."""
         known = grads.n == self._length and grads.form == "vectors" and grads.plain
         known = known and grads.shards is None and self.shards is None
         return known and grads.device == self.device and not self._to_move
@@ -227,7 +227,7 @@ class Momenta:
         return self._gradients
 
     def as_gradients(self, rows: Sequence[list[Tensor | None]]) -> Gradients:
-        """Rows of a tensor a parameter as gradients of the state's form."""
+        """Rows of one tensor for each parameter, as gradients in the state's form."""
         listed: Any = rows if self.form == "parameters" else [row[0] for row in rows]
         found = Gradients(listed, group=None if self.shards is None else self.shards.group)
         found.shards, found.pairs = self.shards, self.pairs
@@ -246,13 +246,13 @@ class Momenta:
                 yield group, part_of(grads, group.places), mine
 
     def flat(self, name: str) -> list[Tensor]:
-        """One of the other vectors as flat tensors, one a segment."""
+        """A further vector as flat tensors, one for each segment."""
         if name not in self._flat:
             self._flat[name] = [flat_view(tensor) for tensor in self.others[name] if tensor is not None]
         return self._flat[name]
 
     def flat_row(self, i: int) -> list[Tensor | None]:
-        """A momentum as flat tensors, one a segment."""
+        """A momentum as flat tensors, one for each segment."""
         known = [tensor for tensor, like in zip(self.rows[i], self.columns, strict=True) if like is not None]
         return [None if tensor is None else flat_view(tensor) for tensor in known]
 
@@ -269,7 +269,7 @@ class Momenta:
         return update[0]
 
     def ordered(self, update: Update) -> Update:
-        """An update in the memory order of the state; copied only where its own is another."""
+        """An update in the memory order of the state; copied only if its own differs."""
         if isinstance(update, Tensor):
             return update.contiguous()
         pairs = zip(update, self.columns, strict=True)
@@ -294,7 +294,7 @@ class Momenta:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over copies of a state that :meth:`check_state` has passed."""
+        """Copy a state that :meth:`check_state` has accepted."""
         # integers of its own: tensors would be counted up in place
         self.clock.counts, self.clock.updates = [int(n) for n in state["counts"]], int(state["updates"])
         self.clock.set_steps(None)
@@ -314,10 +314,10 @@ class Momenta:
             self.dtype = torch.promote_types(loaded, torch.float32)
 
     def check_state(self, state: dict[str, Any], shards: Shards | None) -> None:
-        """Whether a state fits, and gradients that are parts by ``shards``; nothing is changed.
+        """Check that a state fits, for gradients spread by ``shards``; nothing is changed.
 
         Raises:
-            ValueError: naming what came and what is wanted.
+            ValueError: if it does not.
         """
         names = ("form", "counts", "updates", "momenta", *self.others)
         missing = [name for name in names if name not in state]

@@ -22,15 +22,15 @@ class Step:
 
     Attributes:
         momenta: m rows of the state, written in place.
-        second: of every segment the second moment (n_s,), written in place.
-        fake: of every segment the last merged momentum (n_s,) times 1 - beta_1^t, written in place.
+        second: for each segment the second moment (n_s,), written in place.
+        fake: for each segment the last merged momentum (n_s,) times 1 - beta_1^t, written in place.
         chosen: which k of the momenta are updated, all different.
-        grads: of every segment their k gradients (n_s,) of any stride; None counts as zeros.
+        grads: for each segment their k gradients (n_s,) of any stride; None counts as zeros.
         dtype: that of the gradients and of the result.
         clock: has counted this step already; has the betas.
-        kept: what a backend keeps from one step to the next, while the state's tensors stay where they are.
-        known: (m, m) float64 on the CPU, products of the momenta before this step; None where nobody knows.
-        gram: the same after it, from a backend that keeps them, in the same memory or in other.
+        kept: for a backend to keep things from step to step, as long as the state's tensors do not move.
+        known: (m, m) float64 on the CPU, products of the momenta before this step; None if unknown.
+        gram: the products after it, from a backend that keeps them, possibly in the same memory.
     """
 
     momenta: Gradients

@@ -1,1 +1,1 @@
-"""Several processes: whose gradients are replicas, and how these are averaged on the way to an update."""
+"""Several processes: find DistributedDataParallel's parameters, and average their gradients."""

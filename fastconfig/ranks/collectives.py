@@ -1,4 +1,4 @@
-"""The collectives that this package sends itself; whatever fails says which it was."""
+"""The collectives that this package starts itself; errors say which one failed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 class CollectiveError(RuntimeError):
-    """A collective failed: a rank is gone, hangs, or sends something else; the message says which it was."""
+    """A collective failed because a rank died, hangs, or sends something else; the message names it."""
 
 
 @contextmanager
 def named(what: str, group: ProcessGroup | None) -> Iterator[None]:
-    """Say of an error within which collective it was.
+    """Add the collective's name to its errors.
 
     Raises:
         CollectiveError: for any RuntimeError, as torch.distributed raises.
@@ -42,7 +42,7 @@ def named(what: str, group: ProcessGroup | None) -> Iterator[None]:
 
 
 def check_collective(what: str, error: RuntimeError) -> None:
-    """Raise CollectiveError if an error of somebody else's code means that a collective failed."""
+    """Raise CollectiveError if an error of other code means that a collective failed."""
     if isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "NCCL" in str(error):
         raise CollectiveError(f"{what} failed: {error}") from error
 
@@ -61,13 +61,13 @@ def mean_of(value: Tensor, group: ProcessGroup, what: str) -> Tensor:
 
 
 def agreed(total: Tensor, group: ProcessGroup, what: str) -> None:
-    """Replace a tensor by the one of the group's first rank."""
+    """Replace a tensor by that of the group's first rank."""
     with named(f"broadcast of {what} {tuple(total.shape)}", group):
         dist.broadcast(total, dist.get_global_rank(group, 0), group=group)
 
 
 class Pending:
-    """A collective under way; ``finish`` makes the result, and keeps alive until then what it is made of."""
+    """A running collective; ``finish`` makes the result, and until then keeps its inputs alive."""
 
     def __init__(self, work: dist.Work, what: str, group: ProcessGroup, finish: Callable[[], object]) -> None:
         self._work, self._what, self._group, self._finish = work, what, group, finish
@@ -80,7 +80,7 @@ class Pending:
 
 
 def scatter_sum(part: Tensor, whole: Tensor, group: ProcessGroup, what: str) -> Pending:
-    """Begin: this rank's part of the sum of all ranks' ``whole``, which must stay as it is until the end."""
+    """Start a reduce-scatter: this rank's part of the sum of ``whole``, which must not change meanwhile."""
     what = f"reduce-scatter of {what} ({whole.numel()} elements)"
     with named(what, group):
         if not _by_gloo(whole, group):
@@ -93,7 +93,7 @@ def scatter_sum(part: Tensor, whole: Tensor, group: ProcessGroup, what: str) -> 
 
 
 def begin_any(flags: Tensor, group: ProcessGroup, what: str) -> Pending:
-    """Begin: uint8 flags become one where any rank has one."""
+    """Start an all-reduce of uint8 flags: one where any rank has one."""
     what = f"all-reduce of {what} {tuple(flags.shape)}"
     with named(what, group):
         work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=group, async_op=True)
@@ -101,7 +101,7 @@ def begin_any(flags: Tensor, group: ProcessGroup, what: str) -> Pending:
 
 
 def gather_parts(whole: Tensor, group: ProcessGroup, what: str) -> None:
-    """Every rank's part of ``whole``, which are of one length, from that rank."""
+    """All-gather: fill ``whole`` with every rank's part; parts have equal lengths."""
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
     parts = whole.view(ranks, -1)
     with named(f"all-gather of {what} ({whole.numel()} elements)", group):
@@ -120,7 +120,7 @@ def gather_parts(whole: Tensor, group: ProcessGroup, what: str) -> None:
 def _by_gloo(tensor: Tensor, group: ProcessGroup) -> bool:
     """Whether Gloo sends it.
 
-    Its reduce-scatter is an all-reduce within, and its all-gather copies: at N = 1e7 they take 2 to 3 times
-    as long as an all-to-all with a sum, and as a broadcast of every part (2 and 4 ranks, one machine).
+    Gloo implements reduce-scatter as an all-reduce, and its all-gather copies. At N = 1e7 an all-to-all with
+    a sum, and a broadcast of every part, are 2 to 3 times as fast (2 and 4 ranks, one machine).
     """
     return tensor.device.type == "cpu" and "gloo" in dist.get_backend(group)

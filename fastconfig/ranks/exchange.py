@@ -1,4 +1,4 @@
-"""The gradients of replicas on their way: averaged, merged in parts, gathered."""
+"""Average the gradients of DistributedDataParallel's ranks, merge them in parts, gather the update."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .collectives import Pending, begin_any, gather_parts, scatter_sum, summed
 
 
 class _Flat:
-    """The parameters of one dtype and device as one vector, of which every rank has a part.
+    """All parameters of one dtype and device as one vector; every rank has a part of it.
 
     Attributes:
-        places: which parameters of the exchange these are.
-        parameters: they themselves.
+        places: indexes of these parameters in the exchange.
+        parameters: the parameters.
         n: real numbers in the vector.
         step: elements of a part, the last ones' padded.
     """
@@ -49,7 +49,7 @@ class _Flat:
         return self.empty(self.step * self._ranks)
 
     def filled(self, row: Sequence[Tensor | None]) -> Tensor:
-        """A loss's gradients divided by the number of ranks, before half precision has to hold a sum."""
+        """A loss's gradients divided by the number of ranks, so that half precision can hold their sum."""
         flat = self.whole()
         begin = 0
         for p, size in zip(self.places, self._sizes, strict=True):
@@ -76,21 +76,21 @@ class _Flat:
         return found
 
     def pieces(self, flat: Tensor) -> list[tuple[int, Tensor]]:
-        """Views in the shapes of the parameters, each with its place."""
+        """Views in the shapes of the parameters, with their indexes."""
         pieces = zip(self.places, self.parameters, flat[: self.n].split(self._sizes), strict=True)
         return [(p, _shaped(piece, par)) for p, par, piece in pieces]
 
 
 class Exchange:
-    """The gradients of replicas: each rank gets its part of the flat vectors of all losses, averaged.
+    """Averages gradients over the ranks: each rank gets its part of every loss's flat vector.
 
     Args:
-        parameters: whose gradients they are.
-        group: the ranks that have a replica.
+        parameters: the parameters of the gradients.
+        group: the ranks.
 
     Attributes:
         parameters: as given.
-        everywhere: after :meth:`merged`, which parameters have a gradient of every loss, on some rank.
+        everywhere: after :meth:`merged`: which parameters have a gradient from every loss, on some rank.
     """
 
     def __init__(self, parameters: list[Tensor], group: ProcessGroup) -> None:
@@ -105,14 +105,14 @@ class Exchange:
         self.everywhere: list[bool] = []
 
     def like(self) -> Any:
-        """A gradient as operators are given it here: DTensors, uninitialised."""
+        """An uninitialised gradient in the form that operators get here: DTensors."""
         return self._given([flat.place.wrapped(flat.empty(flat.count)) for flat in self._flats])
 
     def _given(self, parts: list[Any]) -> Any:
         return parts[0] if len(parts) == 1 else parts
 
     def send(self, row: Sequence[Tensor | None], name: str) -> None:
-        """Begin to add up one loss's gradients."""
+        """Start to average one loss's gradients."""
         self._wait()  # one flat gradient at a time
         self._connected.append(_flags(row))
         parts = []
@@ -181,7 +181,7 @@ class Exchange:
         return found
 
     def averaged(self, row: Sequence[Tensor | None], name: str) -> list[Tensor | None]:
-        """One gradient a parameter, averaged over the ranks, on all of them; None where no rank has one."""
+        """One gradient for each parameter, averaged, on all ranks; None where no rank has one."""
         somewhere = _flags(row).to(self.parameters[0].device)
         flags = begin_any(somewhere, self._group, "which parameters have a gradient")
         found: list[Tensor | None] = [None] * len(self.parameters)
@@ -197,7 +197,7 @@ class Exchange:
 
 
 def united(found: list[list[Tensor]], parameters: list[Tensor], group: ProcessGroup) -> list[list[Tensor]]:
-    """Lists of parameters, of which each rank may have found others: what any rank has, alike on all."""
+    """Unite lists of parameters over the ranks: each list gets what any rank has found."""
     ids = [{id(par) for par in some} for some in found]
     owned = [[id(par) in some for par in parameters] for some in ids]
     flags = torch.tensor(owned, dtype=torch.uint8, device="cpu")

@@ -1,8 +1,8 @@
-"""Whose gradients somebody else averages: the replicas of DistributedDataParallel, in whatever disguise.
+"""Recognise parameters of DistributedDataParallel, however they are passed.
 
-Such a model averages gradients in hooks of the engine's own backward pass, which ``torch.autograd.grad`` does
-not run. Its parameters look like any others: as ``model.parameters()``, ``model.module``, compiled, held by
-another module or by an optimizer. So all models of that kind are known here, with their parameters.
+Such a model averages gradients in hooks of torch's own backward pass, which ``torch.autograd.grad`` does not
+run. Its parameters look like any others: from ``model.parameters()``, ``model.module``, a compiled model,
+another module or an optimizer. So this module knows all such models of the process, with their parameters.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from torch.nn.parallel import DistributedDataParallel
 from ..gradients.shards import is_fsdp1
 
 _models: list[weakref.ref[Any]] = []
-_asked: dict[int, weakref.ref[Tensor]] = {}  # first parameters for which all objects were looked through
+_asked: dict[int, weakref.ref[Tensor]] = {}  # parameters for which all objects were searched
 _watching = False
-_owners: dict[int, Any] = {}  # references by the ids of the parameters, which live as long as their model
+_owners: dict[int, Any] = {}  # by the ids of the parameters, which live as long as their model
 _changed = False
 
 
 def replica_group(
     model: Any, parameters: Sequence[Tensor], argument: str = "model_or_parameters"
 ) -> dist.ProcessGroup | None:
-    """Over which ranks gradients of these parameters must be averaged; None where they are whole here.
+    """The ranks over which gradients of these parameters must be averaged; None if there are none.
 
     Args:
-        model: what the user gave: a DistributedDataParallel, or anything.
-        parameters: whose gradients are taken.
-        argument: what error messages call it.
+        model: the user's argument: a DistributedDataParallel, or anything else.
+        parameters: the parameters.
+        argument: its name in error messages.
 
     Raises:
         TypeError: for parameters of FullyShardedDataParallel.
-        ValueError: if only some are those of replicas, or of replicas over different ranks, or of a model
-            with ``static_graph=True``.
+        ValueError: if only some belong to such a model, or they belong to models over different ranks, or
+            to a model with ``static_graph=True``.
     """
     if is_fsdp1(model):
         _refuse_fsdp1(argument)
@@ -88,10 +88,10 @@ def _refuse_fsdp1(argument: str) -> NoReturn:
 
 
 def learned(model: DistributedDataParallel, argument: str | None = None) -> list[Tensor]:
-    """What a DistributedDataParallel averages: all parameters but those that it was told to ignore.
+    """The parameters that a DistributedDataParallel averages: all but those that it was told to ignore.
 
     Raises:
-        ValueError: if one of these is to be trained and ``argument`` is given, which errors name.
+        ValueError: if an ignored one requires a gradient and ``argument`` is given.
     """
     ignored = set(model.parameters_to_ignore)
     named = list(model.module.named_parameters())
@@ -105,21 +105,21 @@ def learned(model: DistributedDataParallel, argument: str | None = None) -> list
 
 
 def fellow_parameters(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """All that is learned by the replicated models that have some of these, in the models' order."""
+    """All trained parameters of the models that have some of these, in the models' order."""
     references = [_owners[id(par)] for par in parameters if id(par) in _owners]
     models = [reference() for reference in dict.fromkeys(references)]
     return [par for model in models if model is not None for par in learned(model) if par.requires_grad]
 
 
 def _known_owners(given: Any, parameters: Sequence[Tensor]) -> dict[int, Any]:
-    """References to all models of replicas, by the ids of their parameters."""
+    """References to all DistributedDataParallel models, by the ids of their parameters."""
     global _models, _changed, _watching
     if not _watching:
         register_module_module_registration_hook(_see)
         _watching = True
     first = parameters[0]
     if id(first) not in _asked or _asked[id(first)]() is not first:
-        # models that are there, or were copied; later ones are seen when they are made
+        # existing or copied models; later ones are seen when they are made
         _asked[id(first)] = weakref.ref(first)
         _models += [weakref.ref(value) for value in _all_objects() if _is_replicated(type(value))]
         _changed = True
@@ -134,13 +134,13 @@ def _known_owners(given: Any, parameters: Sequence[Tensor]) -> dict[int, Any]:
             owner: Any = model()
             replicated = isinstance(owner, DistributedDataParallel)
             if not hasattr(owner, "reducer" if replicated else "process_group"):
-                continue  # gone, or its constructor has failed
+                continue  # deleted, or its constructor failed
             _owners.update((id(par), model) for par in (learned(owner) if replicated else owner.parameters()))
     return _owners
 
 
 def _all_objects() -> list[Any]:
-    """All that the garbage collector knows, also what ``gc.freeze`` has set aside."""
+    """All objects known to the garbage collector, frozen ones included."""
     frozen = gc.get_freeze_count()
     if frozen:
         gc.unfreeze()

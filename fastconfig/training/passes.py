@@ -69,7 +69,7 @@ def leaves(given: Any, argument: str, *, some: bool = True) -> list[Tensor]:
     """The parameters that require a gradient, each once; of a module or an iterable.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
     parameters = checked_parameters(given, argument)
     found = plain_leaves(parameters)

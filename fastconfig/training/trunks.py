@@ -55,7 +55,7 @@ def feature_list(features: Any, argument: str = "features") -> list[Tensor]:
     """The features as a list.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
     if isinstance(features, str) or not isinstance(features, Iterable):
         kind = type(features).__name__

@@ -184,7 +184,7 @@ def by_features(
         group: the ranks over which the batch is split.
 
     Raises:
-        TypeError, ValueError: naming the argument, what came and what is wanted.
+        TypeError, ValueError: for a wrong argument, which the message names.
     """
     if features_gram == "batch_sum":
         rows = [_summed_over_batch(row, features) for row in rows]
