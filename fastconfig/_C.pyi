@@ -21,6 +21,7 @@ class Rule:
     def address(self) -> int: ...
 
 METHODS: tuple[str, ...]
+HEAVY: frozenset[str]  # those that iterate
 coefficients_address: int
 
 def coefficients(gram: int, c: int, batch: int, m: int, rule: Rule, rcond: float) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 CPU = torch.device("cpu")
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -35,6 +36,21 @@ def cutoff(dtype: torch.dtype) -> float:
 def dtype_names(dtypes: tuple[torch.dtype, ...] = DTYPES) -> str:
     """The served dtypes as an error message names them."""
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on a device that is not waited for.
+
+    While a stream captures, torch refuses: the graph's replays would all have these numbers.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda" and not capturing(device):
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph records what is called on a device."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def float64_device(device: torch.device) -> torch.device:

@@ -82,6 +82,7 @@ class Folder:
             "peers": peers.get("peers", {}),
             "bandwidth": [point for point in ceilings.values() if "copy_gb_s" in point],
             "settings": settings(points),
+            "methods": methods(points),
             "seconds": time.monotonic() - self.began,
             "steps": self.ended,
             **{name: found[name] for name in found if name not in ("ceilings", "ours", "peers", "triton")},
@@ -120,6 +121,11 @@ def settings(points: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return list(merged.values())
 
 
+def methods(points: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of every method the time of a merge."""
+    return [row for point in points.get("ours", {}).values() for row in point.get("methods", ())]
+
+
 def key(point: dict[str, Any]) -> str:
     return json.dumps(point["setting"], sort_keys=True)
 
@@ -137,6 +143,9 @@ def failures(points: dict[str, dict[str, Any]]) -> list[str]:
         for row in place["results"]:
             if not row["right"]:
                 lines.append(f"{row['backend']} {row['operation']}, {where}: error {row['error']} is wrong")
+    for row in methods(points):
+        if not row["right"]:
+            lines.append(f"{row['backend']} {row['method']}, m = {row['m']}: error {row['error']} is wrong")
     return lines
 
 

@@ -6,7 +6,9 @@ import sys
 
 import torch
 
-from fastconfig import ConFIG_update, PCGradOperator, use_backend
+from fastconfig import ConFIG_update, GramOperator, PCGradOperator, use_backend
+from fastconfig.bench.cases import CALLS
+from fastconfig.methods import RULES
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 
@@ -22,7 +24,15 @@ def kernels(device: str) -> None:
         operator = PseudoMomentumOperator(m)
         operator.calculate_gradient(range(m), rows)
         operator.calculate_gradient([0], rows[:1])
+        if m in (3, 9, 33):
+            for method in heavy():
+                GramOperator(RULES[method]()).calculate_gradient(rows)
         print(f"m = {m}", flush=True)
+
+
+def heavy() -> list[str]:
+    """Methods that iterate: compiled code has them, and the bench times them apart."""
+    return [name for name, rule in RULES.items() if rule.native is not None and name not in CALLS]
 
 
 def counters(device: str) -> None:

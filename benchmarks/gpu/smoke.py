@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconfig import backends, ops, reference, use_backend
+from fastconfig import GramOperator, backends, ops, reference, use_backend
 from fastconfig.bench.accuracy import Exact
 from fastconfig.bench.cases import Inputs, Setting, flat, make_inputs
 from fastconfig.grad_operator import ConFIG_update, IMTLGOperator, PCGradOperator, PPCGradOperator
+from fastconfig.methods import RULES, native_coefficients
 from fastconfig.momentum_operator import PseudoMomentumOperator
 from gpu.points import Machine, Points
+from gpu.small import heavy
 
 DTYPES = ("float32", "bfloat16", "float64", "float16")
 # every number of rows that a kernel is compiled for, and one that is rounded up to it
@@ -34,6 +36,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "IMTLGOperator": IMTLGOperator().calculate_gradient,
     "gram": ops.gram,
 }
+HEAVY = (1, 2, 3, 8, 9, 17, 33, 64)  # gradients of methods that iterate
+SOLVED = 1e-8  # how far rounding of G moves what is solved for, on such rows
 MOMENTUM_BOUND = {"float32": 1e-4, "bfloat16": 3e-2}  # beside a root of what is near zero
 
 
@@ -43,6 +47,9 @@ def run(points: Points, machine: Machine) -> None:
         for dtype in DTYPES[:2] if machine.dry else DTYPES:
             for m in (3, 9) if machine.dry else M:
                 points.run(f"{dtype}, m = {m}", lambda m=m, dtype=dtype: updates(m, dtype, machine))
+        for m in (3, 9) if machine.dry else HEAVY:
+            points.run(f"methods that iterate, m = {m}", lambda m=m: iterating(m, machine))
+        points.run("momentum of methods that iterate", lambda: iterating_momentum(machine))
         for dtype in MOMENTUM_BOUND:
             for m in (3, 9) if machine.dry else (2, 3, 4, 6, 8, 16, 24, 32, 33, 64):
                 name = f"momentum, {dtype}, m = {m}"
@@ -80,6 +87,57 @@ def updates(m: int, dtype: str, machine: Machine) -> dict[str, Any]:
     if wrong:
         raise RuntimeError("; ".join(wrong))
     return {"error_over_bound": worst}
+
+
+def iterating(m: int, machine: Machine) -> dict[str, Any]:
+    """The largest error over its bound of their updates: of one problem, and of a batch.
+
+    Beside the host's compiled code on the exact Gram matrix, which tests judge by the papers' formulas.
+
+    Raises:
+        RuntimeError: naming what is wrong.
+    """
+    setting = Setting(m, ONE_LAUNCH)
+    grads: Sequence[Tensor] = make_inputs(setting, torch.device("cpu")).segments[0]
+    exact, wrong, worst = Exact(setting, Inputs(grads, [list(grads)])), [], 0.0
+    rows = [row.to(machine.device) for row in grads]
+    for method in heavy():
+        rule = RULES[method]()
+        c = native_coefficients(exact.gram, rule, setting.torch_dtype)
+        wanted = sum(c_i * row.double() for c_i, row in zip(c, grads, strict=True))
+        spread = (c.abs() * exact.r.norm(dim=0)).sum() / wanted.norm()
+        bound = 8 * torch.finfo(setting.torch_dtype).eps * float(spread) + SOLVED
+        operator = GramOperator(rule)
+        batch = operator.calculate_gradient(torch.stack([torch.stack(rows)] * 3))
+        for form, result in (("vectors", operator.calculate_gradient(rows)), ("a batch", batch[2])):
+            over = float((result.cpu().double() - wanted).norm() / wanted.norm()) / bound
+            worst = max(worst, over)
+            if not over <= 1:
+                wrong.append(f"{method}, {form}: {over:.3g} times its bound")
+    if wrong:
+        raise RuntimeError("; ".join(wrong))
+    return {"error_over_bound": worst}
+
+
+def iterating_momentum(machine: Machine) -> dict[str, Any]:
+    """Two steps by each of them, of three momenta, beside the float64 recursion.
+
+    Raises:
+        RuntimeError: naming what is wrong.
+    """
+    found = {}
+    rows = torch.stack(make_inputs(Setting(3, ONE_LAUNCH), torch.device("cpu")).segments[0])
+    for method in heavy():
+        operator = PseudoMomentumOperator(3, gradient_operator=GramOperator(RULES[method]()))
+        exact = reference.Momentum(3, RULES[method].oracle)
+        for chosen in ([0, 1, 2], [1]):
+            update = operator.calculate_gradient(chosen, rows[chosen].to(machine.device)).cpu()
+            wanted = exact.step(chosen, rows[chosen])
+        found[method] = float((update.double() - wanted).norm() / wanted.norm())
+    wrong = [f"{name}: error {error:.3g}" for name, error in found.items() if not error <= 1e-4]
+    if wrong:
+        raise RuntimeError("; ".join(wrong))
+    return {"relative_error": max(found.values())}
 
 
 def launches_of(m: int, machine: Machine) -> Iterator[str]:

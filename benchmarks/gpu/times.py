@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 
+from fastconfig import GramOperator
 from fastconfig.backends import use_backend
 from fastconfig.bench.accuracy import Exact
 from fastconfig.bench.cases import Inputs, Setting, make_inputs, our_calls, updates
@@ -20,6 +22,7 @@ from fastconfig.bench.plan import Options
 from fastconfig.bench.results import our_figures, peer_figures
 from fastconfig.bench.run import admitted, available_memory, check, peer_contestants
 from fastconfig.bench.timing import GRAPH, Clock, Contestant, DeviceClock, HostClock, measure
+from fastconfig.methods import RULES, native_coefficients
 from gpu.points import AGAIN, Machine, Points
 
 M, N = (3, 8, 32), (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -27,6 +30,9 @@ MAIN = ("ConFIG_update", "gram", "combine")
 LARGEST_QR = 1_000_000  # elements up to which the oracle orthogonalises the rows themselves
 SHARE = 0.08  # seconds a contestant
 LEAST = 15  # samples of ours
+ABOUT = 1e-4  # float32 updates of rows that conflict, beside compiled code on the host
+EAGER = ("random", "pcd")  # which draw on the host, or solve by a library that no graph captures
+EACH = 0.03  # seconds a method, where all of them are timed
 BEYOND = 171_798_203  # elements at which others' 3 N or stacked copies exceed 32-bit sizes
 
 
@@ -44,6 +50,9 @@ def ours(points: Points, machine: Machine) -> None:
     backend = "pytorch" if machine.dry else "cuda"
     for setting, operations in of_ours(machine):
         take(points, machine, setting, operations, backend)
+        if setting == (Setting(3, 1000) if machine.dry else Setting(M[-1], N[1])):
+            for m in M[:1] if machine.dry else M[:2]:
+                every_method(points, machine, Setting(m, setting.n), backend)
 
 
 def of_ours(machine: Machine) -> Iterator[tuple[Setting, tuple[str, ...]]]:
@@ -69,6 +78,43 @@ def of_ours(machine: Machine) -> Iterator[tuple[Setting, tuple[str, ...]]]:
     for m in (3, 8):
         yield Setting(m, 10_000_000, "float64"), MAIN
         yield Setting(m, 10_000_000, "float16"), MAIN
+
+
+def every_method(points: Points, machine: Machine, setting: Setting, backend: str) -> None:
+    """Of every method a merge as a graph's replay; of those that draw, or wait for the host, call by call."""
+    found = points.run(f"methods, {setting}", lambda: of_methods(setting, backend, machine))
+    for row in found.get("methods", ()):
+        wrong = "" if row["right"] else f", WRONG: error {row['error']}"
+        print(f"{setting}: {row['method']} {row['median_us']:,.1f} us, {row['note']}{wrong}", flush=True)
+    if found.get("uncaptured"):
+        raise SystemExit(AGAIN)
+
+
+def of_methods(setting: Setting, backend: str, machine: Machine) -> dict[str, Any]:
+    device, clock = torch.device(machine.device), clock_of(machine)
+    inputs = make_inputs(setting, device)
+    exact, running, rows = Exact(setting, inputs), [], []
+    for name, kind in RULES.items():
+        rule = kind([1.0] * setting.m) if name == "constant" else kind()
+        call = partial(GramOperator(rule).calculate_gradient, inputs.grads)
+        one = contestant(name, call, backend)
+        one.eager = name in EAGER
+        running.append(one)
+        if rule.native is not None:
+            c = native_coefficients(exact.gram.cpu(), rule, setting.torch_dtype).to(device)
+            wanted = sum(c_i * row.double() for c_i, row in zip(c, inputs.segments[0], strict=True))
+            error = float((clock.once(one)[1].double() - wanted).norm() / wanted.norm())
+            rows.append({"error": error, "right": error <= ABOUT})
+        else:
+            rows.append({"error": None, "right": True})
+    measure(running, clock, EACH, lambda: None)
+    for one, row in zip(running, rows, strict=True):
+        row |= {"method": one.operation, "m": setting.m, "n": setting.n, "backend": backend}
+        row |= {"median_us": 1e6 * one.median, "note": one.note}
+        if one.warm:
+            row["warm_us"] = 1e6 * median(one.warm)
+    uncaptured = [one.operation for one in running if not (machine.dry or one.eager or one.note == GRAPH)]
+    return {"methods": rows, "uncaptured": uncaptured}
 
 
 def triton(points: Points, machine: Machine) -> None:

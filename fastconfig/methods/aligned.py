@@ -11,6 +11,7 @@ from .. import reference
 from ..numbers import cutoff
 from .base import Rule
 from .preference import PreferenceOperator
+from .solvers import cholesky_solved
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -74,7 +75,7 @@ class AlignedMTL(Rule):
         solved = torch.linalg.solve_triangular(ordered.mT, y.unsqueeze(-1), upper=True)
         direct = torch.zeros_like(y).scatter_(-1, order, solved.squeeze(-1))
         inner = torch.linalg.cholesky_ex(lower.mT @ lower + padding)[0]
-        minimal = (lower @ torch.cholesky_solve(y.unsqueeze(-1), inner)).squeeze(-1)
+        minimal = (lower @ cholesky_solved(inner, y.unsqueeze(-1))).squeeze(-1)
         return torch.where(
             (rank == m).unsqueeze(-1), direct, torch.where(used.any(-1, keepdim=True), minimal, 0)
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checks import abstract, as_tensor, got
-from ..numbers import DTYPES, cutoff
+from ..numbers import DTYPES, capturing, cutoff
 from ..transforms import refuse_transforms
 
 LENGTHS = (  # in the order of enum Length in csrc/problem.hpp
@@ -30,7 +30,7 @@ LENGTHS = (  # in the order of enum Length in csrc/problem.hpp
     "specific",
     "none",  # the direction pinv(units) w as it is: a user's own length model scales it
 )
-_MADE = ("native_rule", "native_address", "cutoffs")  # about this very object
+_MADE = ("native_rule", "native_address", "cutoffs", "_placed")  # about this very object
 
 
 class Rule:
@@ -102,7 +102,7 @@ class Rule:
 
     def served_by(self, backend: Any, gram: Tensor, grads: Any, losses: Tensor | None) -> Tensor:
         """:meth:`coefficients` for a backend that has nothing faster."""
-        return self.coefficients(gram, grads.dtype, losses)
+        return plain_coefficients(self, gram, grads.dtype, losses)
 
     @torch.no_grad()
     def coefficients(self, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
@@ -131,6 +131,15 @@ class Rule:
     def cutoffs(self) -> tuple[float, ...]:
         """:meth:`cutoff` of all dtypes, in their order."""
         return tuple(float(self.cutoff(dtype)) for dtype in DTYPES)
+
+    def placed(self, setting: Tensor, device: torch.device) -> Tensor:
+        """A tensor of the rule's own on a device: sent there once, not in every call, which would wait."""
+        if setting.device == device:
+            return setting
+        kept: dict[Any, Tensor] = vars(self).setdefault("_placed", {})
+        if (id(setting), device) not in kept:
+            kept[id(setting), device] = setting.to(device)
+        return kept[id(setting), device]
 
     def at_cutoff(self, rcond: float) -> Rule:
         """The same rule with another cut-off."""
@@ -235,7 +244,33 @@ def coefficients_of(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Tensor
     """:meth:`Rule.coefficients`, by compiled code where it has the method and G is in CPU memory."""
     if gram.device.type == "cpu" and rule.native is not None:
         return native_coefficients(gram, rule, dtype)
+    return plain_coefficients(rule, gram, dtype, losses)
+
+
+def plain_coefficients(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
+    """:meth:`Rule.coefficients` where there is no compiled code for G's device.
+
+    A method that iterates, hundreds to thousands of operations on a device, is solved on the host instead, in
+    microseconds, unless a CUDA graph records.
+    """
+    from .. import _C
+
+    if gram.device.type not in ("cpu", "meta") and rule.native in _C.HEAVY and not capturing(gram.device):
+        return by_host(rule, gram, dtype)
     return rule.coefficients(gram, dtype, losses)
+
+
+@torch.no_grad()
+def by_host(rule: Rule, gram: Tensor, dtype: torch.dtype) -> Tensor:
+    """:func:`native_coefficients` of a Gram matrix and a rule on a device, whose state goes on there."""
+    host = copy(rule)
+    for name in ("weights", "order", "state"):
+        if (value := getattr(rule, name)) is not None:
+            setattr(host, name, value.to("cpu", copy=True))
+    c = native_coefficients(gram.cpu(), host, dtype).to(gram.device)
+    if rule.state is not None and host.state is not None:
+        rule.state.copy_(host.state)
+    return c
 
 
 @torch.no_grad()

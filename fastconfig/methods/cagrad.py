@@ -12,7 +12,7 @@ from ..checks import check_rcond, not_negative
 from ..numbers import cutoff
 from .base import Rule
 from .operator import GramOperator
-from .solvers import certain
+from .solvers import certain, cholesky_solved, one_hot
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -182,7 +182,7 @@ def conflict_averse(cosines: Tensor, mean: Tensor, c: float, rcond: float) -> Te
     along = _times(cosines, mean)
     radius = c * (mean * along).sum(-1, keepdim=True).clamp(min=0).sqrt()
     first = torch.where(alive, mean * (along + radius), torch.inf).argmin(-1)
-    weights = unit[first]
+    weights = one_hot(first, m).to(mean.dtype)
     active, last = weights > 0, weights > 0
     blocked = torch.zeros_like(active)
     x = torch.where(active & alive, radius, 0)
@@ -216,7 +216,7 @@ def conflict_averse(cosines: Tensor, mean: Tensor, c: float, rcond: float) -> Te
         level = mu + over
         size = mean.sum(-1, keepdim=True) + x.abs().sum(-1, keepdim=True)
         short = along + _times(cosines, x) - level * inverse  # below zero: less than the level
-        parts = torch.cholesky_solve(torch.where(active.unsqueeze(-1), cosines, 0), factor)
+        parts = cholesky_solved(factor, torch.where(active.unsqueeze(-1), cosines, 0))
         parts = torch.where(active.unsqueeze(-1), parts, 0)  # of all, in those of the set
         distance = (1 - (cosines * parts).sum(-2)).clamp(min=0)
         whole = 1 + parts.abs().sum(-2)
@@ -224,7 +224,7 @@ def conflict_averse(cosines: Tensor, mean: Tensor, c: float, rcond: float) -> Te
         apart = torch.where(dependent, (distance - 4 * _EPS * whole.square()).clamp(min=0).sqrt(), 0)
         noise = (8 * _EPS * whole + 2 * apart) * size
         enters = settled & alive & (short < -noise) & ~(active | blocked | stationary)
-        enters &= unit[torch.where(enters, short, torch.inf).argmin(-1)] > 0
+        enters &= one_hot(torch.where(enters, short, torch.inf).argmin(-1), m)
         swaps = (enters & dependent).any(-1, keepdim=True)
         entering = enters.to(mean.dtype)
         of_it = _times(parts, entering)  # what the one that enters is made of

@@ -41,7 +41,7 @@ class Constant(Rule):
             return norms
         if len(self.weights) != norms.shape[-1]:
             raise ValueError(f"weights: got {len(self.weights)} of them for {norms.shape[-1]} gradients")
-        return self.weights.to(norms.device) * norms
+        return self.placed(self.weights, norms.device) * norms
 
     @staticmethod
     def oracle(rows: Tensor, weights: Any = None) -> Tensor:

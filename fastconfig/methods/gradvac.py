@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_flag, check_rcond, number
+from ..numbers import sent
 from .base import Rule
 from .stateful import DrawingOperator, StatefulOperator
 
@@ -142,6 +143,6 @@ class GradVacOperator(StatefulOperator, DrawingOperator):
 
     def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
         """The rule of the next call, in a new random order; it changes the targets."""
-        order = self.random_order(norms, spread).to(device) if self.shuffle else None
+        order = sent(self.random_order(norms, spread), device) if self.shuffle else None
         targets = self._kept("targets", (*norms, norms[-1]), device)
         return GradVac(self._rule.beta, order, targets, rcond=self._rule.rcond)

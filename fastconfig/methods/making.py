@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import methods
+from ..numbers import sent
 from .base import LENGTHS, Rule
 
 REDUCTIONS = ("sum", "mean")
@@ -94,4 +95,4 @@ def _fit(
     if tuple(value.shape) not in shapes:
         wanted = " or ".join(str(s) for s in shapes)
         raise ValueError(f"{argument}: got shape {tuple(value.shape)}, want {wanted}")
-    return value.detach().to(device=device, dtype=dtype).contiguous()
+    return sent(value.detach().to(dtype), device).contiguous()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .solvers import cholesky_solved
+
 _EPS = torch.finfo(torch.float64).eps
 _NASH_STEPS = 30  # half as many more as opposed gradients at the cut-off take
 _FAIR_STEPS = 200
@@ -39,7 +41,7 @@ def nash_point(cosines: Tensor, alive: Tensor, rcond: float) -> tuple[Tensor, Te
         products = b.unsqueeze(-1) * cosines * b.unsqueeze(-2)
         shares = products.sum(-1)
         factor, broken = torch.linalg.cholesky_ex(b.unsqueeze(-1) * surely * b.unsqueeze(-2) + unit)
-        s = torch.cholesky_solve((1 - shares).unsqueeze(-1), factor).squeeze(-1)  # relative to b
+        s = cholesky_solved(factor, (1 - shares).unsqueeze(-1)).squeeze(-1)  # relative to b
         decrement = ((1 - shares) * s).sum(-1, keepdim=True)
         exists &= done | ((broken == 0).unsqueeze(-1) & decrement.isfinite())
         near = decrement < 1 / 16  # from here on the error is squared in every step
@@ -109,7 +111,7 @@ def fair_point(cosines: Tensor, b: Tensor, log_weights: Tensor, power: float) ->
         gap = t - (cosines @ b.unsqueeze(-1)).squeeze(-1)
         scaled = ratio.unsqueeze(-1) * surely * ratio.unsqueeze(-2)
         factor, broken = torch.linalg.cholesky_ex(scaled + power * unit)
-        s = torch.cholesky_solve((size * rest + ratio * gap).unsqueeze(-1), factor).squeeze(-1) / size
+        s = cholesky_solved(factor, (size * rest + ratio * gap).unsqueeze(-1)).squeeze(-1) / size
         u = rest - power * s  # s and u: the steps relative to b and t
         lowest = torch.minimum(s, u).amin(-1, keepdim=True)
         done = done | (broken > 0).unsqueeze(-1) | ~lowest.isfinite()

@@ -71,7 +71,7 @@ class PCD(Rule):
             finite.unsqueeze(-1), cosines, torch.eye(m, dtype=norms.dtype, device=norms.device)
         )
         lengths = safe * self._scales(safe, finite)  # of the h_i
-        tau = self.tau.to(norms.device).expand(m - 1)
+        tau = self.placed(self.tau, norms.device).expand(m - 1)
         first, others = cosines[..., 0, 1:], cosines[..., 1:, 1:]
         wanted = torch.where(lengths[..., 1:] > 0, tau * lengths[..., 1:] - lengths[..., :1] * first, 0)
         added, met = nearest_in_cone(others, wanted, lengths[..., :1], rcond)
@@ -156,4 +156,6 @@ class PCDOperator(StatefulOperator):
         if rule.tau.dim() == 1 and len(rule.tau) != m - 1:
             raise ValueError(f"tau: got {len(rule.tau)} of them for {m} gradients, want {m - 1}")
         kept = self._kept("squares", norms, device), self._kept("steps", (*norms[:-1], 1), device)
-        return PCD(rule.tau, rule.beta, rule.eps, *kept, rcond=rule.rcond)
+        made = PCD(rule.tau, rule.beta, rule.eps, *kept, rcond=rule.rcond)
+        made.tau = rule.placed(rule.tau, device)
+        return made

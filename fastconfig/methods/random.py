@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..numbers import sent
 from .base import Rule
 from .stateful import DrawingOperator
 
@@ -28,7 +29,7 @@ class Random(Rule):
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
     ) -> Tensor:
-        return drawn(norms.shape, self.generator).to(norms.device) * norms
+        return sent(drawn(norms.shape, self.generator), norms.device) * norms
 
     @staticmethod
     def oracle(rows: Tensor, generator: torch.Generator | None = None) -> Tensor:

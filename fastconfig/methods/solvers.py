@@ -27,25 +27,36 @@ def pinv_apply(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
         determinant = factor.diagonal(dim1=-2, dim2=-1).prod(-1).square()
         # every Schur diagonal is > 2 rcond: eigenvalues that add up to m have a product < e times the least
         if not broken.any() and bool((determinant > 6 * rcond).all()):
-            return torch.cholesky_solve(column, factor).squeeze(-1)
+            return cholesky_solved(factor, column).squeeze(-1)
     lower, order, rank = _pivoted_cholesky(cosines, 2 * rcond)  # on Schur diagonals: twice
     m = w.shape[-1]
     used = torch.arange(m, device=w.device) < rank.unsqueeze(-1)
 
     ordered = torch.take_along_dim(lower, order.unsqueeze(-1), dim=-2)  # lower triangular
     padded = ordered + torch.diag_embed((~used).to(w.dtype))
-    solved = torch.cholesky_solve(torch.take_along_dim(column, order.unsqueeze(-1), dim=-2), padded)
+    solved = cholesky_solved(padded, torch.take_along_dim(column, order.unsqueeze(-1), dim=-2))
     direct = torch.zeros_like(column).scatter_(-2, order.unsqueeze(-1), solved)
 
     inner = lower.mT @ lower + torch.diag_embed((~used).to(w.dtype))
     factor = torch.linalg.cholesky_ex(inner)[0]
     projected = lower.mT @ column
-    y = torch.cholesky_solve(projected, factor)
+    y = cholesky_solved(factor, projected)
     supported = (projected * y).sum((-2, -1)) > (rcond * rcond) * w.square().sum(-1)
-    minimal = lower @ torch.cholesky_solve(y, factor)
+    minimal = lower @ cholesky_solved(factor, y)
     minimal = torch.where(supported[..., None, None], minimal, 0)
 
     return torch.where((rank == m)[..., None, None], direct, minimal).squeeze(-1)
+
+
+def cholesky_solved(factor: Tensor, sides: Tensor) -> Tensor:
+    """(L L^T)^-1 b: in two steps, since no CUDA graph captures torch.cholesky_solve of several problems.
+
+    Args:
+        factor: (..., m, m), L.
+        sides: (..., m, k), b.
+    """
+    half = torch.linalg.solve_triangular(factor, sides, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def _pivoted_cholesky(cosines: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,6 +80,11 @@ def _pivoted_cholesky(cosines: Tensor, tolerance: float) -> tuple[Tensor, Tensor
         lower[..., k] = column
         schur = (schur - column.square()).scatter(-1, pivot, -torch.inf)
     return lower, torch.cat(pivots, dim=-1), rank
+
+
+def one_hot(index: Tensor, m: int) -> Tensor:
+    """(..., m) bool from (...); a unit matrix's row at a single index would wait for a device to tell it."""
+    return torch.arange(m, device=index.device) == index.unsqueeze(-1)
 
 
 def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
@@ -137,7 +153,7 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
         inner = free.unsqueeze(-1) & free.unsqueeze(-2)
         factor, broken = torch.linalg.cholesky_ex(torch.where(inner, matrix, identity))
         sides = torch.where(free.unsqueeze(-1), torch.cat([matrix, -q.unsqueeze(-1)], -1), 0)
-        spans, z = torch.cholesky_solve(sides, factor).split([m, 1], -1)
+        spans, z = cholesky_solved(factor, sides).split([m, 1], -1)
         z = z.squeeze(-1)
 
         leaving = free & ~(z > 0)
@@ -157,7 +173,7 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
         blocked = (blocked & ~progress) | (leaving & ~progress)
         enters = settled & (slope < -noise * size_now) & ~(free | blocked | dependent)
         steepest = torch.where(enters, slope, 0).argmin(-1)
-        enters = enters & (identity[steepest] > 0)
+        enters = enters & one_hot(steepest, m)
         free, last, mu = (free & ~leaving) | enters, enters, moved
         if on_cpu and not bool((leaving | enters).any()):
             break
@@ -173,7 +189,7 @@ def _best_of_all(matrix: Tensor, q: Tensor, size: Tensor, noise: float, identity
     matrix, q = matrix.unsqueeze(-3), q.unsqueeze(-2)
     factor, broken = torch.linalg.cholesky_ex(torch.where(inner, matrix, identity))
     sides = torch.cat([identity.expand_as(factor), torch.where(free, -q, 0).unsqueeze(-1)], -1)
-    inverse, z = torch.cholesky_solve(sides, factor).split([m, 1], -1)
+    inverse, z = cholesky_solved(factor, sides).split([m, 1], -1)
     z = z.squeeze(-1)
     slope = q + (matrix @ z.unsqueeze(-1)).squeeze(-1)
     # 1 / inverse_jj is the squared distance of j from the others' span, of parts inverse_kj / inverse_jj
@@ -222,7 +238,8 @@ def nearest_in_cone(cosines: Tensor, wanted: Tensor, size: Tensor, rcond: float)
         column = torch.take_along_dim(cosines, at.unsqueeze(-1), dim=-1).squeeze(-1)
         both = active.unsqueeze(-1) & active.unsqueeze(-2)
         held = torch.where(active, column, 0)
-        r = torch.linalg.solve_ex(torch.where(both, cosines, eye), held.unsqueeze(-1))[0].squeeze(-1)
+        factor = torch.linalg.cholesky_ex(torch.where(both, cosines, eye))[0]
+        r = cholesky_solved(factor, held.unsqueeze(-1)).squeeze(-1)
         apart = 1 - (held * r).sum(-1)
         ratios = torch.where(active & (r > 0), y / r, torch.inf)
         partial, leaving = ratios.min(-1)

@@ -1,0 +1,86 @@
+"""The rules' torch operations on a device: nothing waits for it, and a CUDA graph can capture all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from inputs import conflicting, relative_error
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastconfig.methods import METHODS, RULES, AlignedMTL, GradVac, UPGrad, newton
+from fastconfig.methods.base import Rule, by_host
+
+#: a look at a value; an index of unknown size; and what CUDA does by libraries that no graph captures
+REFUSED = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::cholesky_solve",
+    "aten::_cholesky_solve_helper",
+    "aten::_linalg_solve_ex",
+    "aten::linalg_lu_factor_ex",
+    "aten::linalg_lstsq",
+    "aten::_linalg_eigh",
+    "aten::_linalg_svd",
+    "aten::linalg_qr",
+}
+DRAWS = ("random",)
+
+
+class Watched(TorchDispatchMode):
+    """Refuses such operations, and those that take a tensor from one device to another."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        name = function._schema.name
+        masked = name == "aten::index" and any(i is not None and i.dtype is torch.bool for i in given[1])
+        if name in REFUSED or masked:
+            raise AssertionError(f"{name} waits for the device, or keeps a graph from being captured")
+        result = function(*given, **(named or {}))
+        if name in ("aten::_to_copy", "aten::copy_"):
+            devices = {value.device for value in (*given, result) if isinstance(value, Tensor)}
+            assert len(devices) == 1, f"{name} between {devices}"
+        return result
+
+
+def rule_of(method: str, m: int) -> Rule:
+    return RULES[method]([1.0] * m) if method == "constant" else RULES[method]()
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (2, 3, 3)])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in DRAWS])
+def test_nothing_waits(method: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that has no values; after a first call, which may send what the rule holds."""
+    monkeypatch.setattr(newton, "_NASH_STEPS", 2)
+    rule = rule_of(method, shape[-1])
+    gram = torch.empty(shape, dtype=torch.float64, device="meta")
+    rule.coefficients(gram, torch.float32)
+    with Watched():
+        assert rule.coefficients(gram, torch.float32).shape == shape[:-1]
+
+
+def test_such_a_look_is_refused() -> None:
+    x = torch.ones(3)
+    for look in (lambda: bool(x.any()), lambda: x[x > 0], lambda: torch.eye(3)[x.argmax()]):
+        with Watched(), pytest.raises(AssertionError, match="waits for the device"):
+            look()
+    with Watched(), pytest.raises(AssertionError, match="between"):
+        x.to("meta")
+
+
+@pytest.mark.parametrize("m", [3, 9])
+def test_on_the_host_with_what_a_rule_holds(m: int) -> None:
+    """Weights, an order and a state that goes on, as where they lie on a device."""
+    rows = conflicting(m, 50).double()
+    gram = rows @ rows.T
+    weights = torch.rand(m, dtype=torch.float64)
+    for kind in (UPGrad, AlignedMTL):
+        exact = kind.oracle(rows, weights)
+        assert relative_error(by_host(kind(weights), gram, torch.float64) @ rows, exact) <= 1e-9
+    order, targets, exact_targets = torch.rand(m, m).argsort(-1), *torch.zeros(2, m, m, dtype=torch.float64)
+    rule = GradVac(0.5, order, targets)
+    for _ in range(2):
+        exact = GradVac.oracle(rows, exact_targets, 0.5, order)
+        assert relative_error(by_host(rule, gram, torch.float64) @ rows, exact) <= 1e-9
+        torch.testing.assert_close(targets, exact_targets, rtol=1e-9, atol=1e-12)
