@@ -38,7 +38,7 @@ class Backend(ABC):
     def coefficients(
         self, gram: Tensor, rule: Rule, grads: Gradients, losses: Tensor | None = None
     ) -> Tensor:
-        """(m,) or (B, m) float64: by torch operations, or on the host; a backend may have something faster."""
+        """(m,) or (B, m) float64: by torch operations or on the host, where a backend has nothing faster."""
         return rule.served_by(self, gram, grads, losses)
 
     @abstractmethod
