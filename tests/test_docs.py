@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-# test_weights_page.py judges what these give; TensorFlow runs in tensorflow_cases.py's process
-ELSEWHERE = ("docs/weights.md", "docs/tensorflow.md")
+# test_weights_page.py and test_which_call_page.py judge what these give; TensorFlow runs in its own process
+ELSEWHERE = ("docs/weights.md", "docs/which_call.md", "docs/tensorflow.md")
 SNIPPET = re.compile(r"(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)```", re.DOTALL)
 
 

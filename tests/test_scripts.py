@@ -18,6 +18,8 @@ SCRIPTS: dict[str, tuple[list[str], str | None]] = {
     "pinn.py": (["--steps", "150"], None),
     "lightning_module.py": (["--steps", "150"], "lightning"),
     "accelerate_loop.py": (["--steps", "150"], "accelerate"),
+    "accelerate_weights.py": (["--steps", "150"], "accelerate"),
+    "lightning_devices.py": (["--steps", "60"], "lightning"),
     "multi_task_images.py": (["--steps", "60"], None),
     "amp_accumulation.py": (["--steps", "150"], None),
 }

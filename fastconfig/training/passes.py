@@ -174,7 +174,9 @@ def of_weighted_sum(
         row = collected([total], parameters, [retain_graph])[0]
     else:
         state = state_of(parameters)
-        row = [None if g is None else summed([g]) for g in taken("losses", [total], parameters, retain_graph)]
+        row = list(taken("losses", [total], parameters, retain_graph))
+        for p, gradient in enumerate(row):  # in its place: one copy at a time
+            row[p] = summed([gradient])
         check_hidden([[gradient is None for gradient in row]], [total], parameters, state)
     return row
 

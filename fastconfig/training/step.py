@@ -30,6 +30,7 @@ from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
 from ..ranks.replicas import fellow_parameters, learned, replica_group
 from .hidden import State, check_hidden, state_of
+from .low_memory import check_low, merged_low
 from .passes import (
     Row,
     check_no_group,
@@ -64,6 +65,7 @@ def backward(
     retain_graph: bool = False,
     accumulate: bool = False,
     none_grad: NoneGrad = "skip",
+    memory: Literal["low"] | None = None,
 ) -> None:
     """Compute each loss's gradient, merge the gradients, and write the result to ``.grad``.
 
@@ -88,6 +90,8 @@ def backward(
         accumulate: add to ``.grad`` instead of replacing it.
         none_grad: what happens to a parameter that no loss reaches on any rank: "skip" leaves its ``.grad``
             alone, "zero" sets it to zeros.
+        memory: "low" holds about two vectors of all parameters instead of m + 1, and takes m passes for each
+            m-th part of the parameters: docs/which_call.md.
 
     Raises:
         TypeError, ValueError: for a wrong argument, which the message names; ``.grad`` is unchanged.
@@ -102,7 +106,8 @@ def backward(
         from ..graph import outside_the_graph
 
         keywords = {"indexes": indexes, "retain_graph": retain_graph, "accumulate": accumulate}
-        outside_the_graph(backward, losses, model_or_parameters, operator, none_grad=none_grad, **keywords)
+        rest: Any = {"none_grad": none_grad, "memory": memory}
+        outside_the_graph(backward, losses, model_or_parameters, operator, **rest, **keywords)
         return
     if not isinstance(operator, MomentumOperator):
         check_operator(operator, "operator")
@@ -110,6 +115,8 @@ def backward(
             kind = type(operator).__name__
             raise ValueError(f"indexes: got indexes for a {kind}, want a momentum operator")
     check_none_grad(none_grad)
+    if memory not in (None, "low"):
+        raise ValueError(f"memory: got {memory!r}, want None or 'low'")
     model: Any = model_or_parameters
     values = scalars(losses)
     given = learned(model, "model_or_parameters") if isinstance(model, DistributedDataParallel) else model
@@ -118,8 +125,14 @@ def backward(
     group = replica_group(model, parameters)
     merging = _Merging(operator, indexes, values, group, _groups(operator, parameters, model, group))
     spread = plain_leaves(parameters) is None and any_dtensor(parameters)
-    if (c := kept_coefficients(operator, len(values))) is not None:
-        update: Any = of_weighted_sum(values, c, parameters, retain_graph, spread)
+    if memory == "low":
+        check_low(operator, parameters, group is not None, spread)
+    c = kept_coefficients(operator, len(values))
+    if c is not None or memory == "low":
+        if c is None:
+            update: Any = merged_low(values, parameters, operator, retain_graph)
+        else:
+            update = of_weighted_sum(values, c, parameters, retain_graph, spread)
         if group is not None:
             update = averaged(update, parameters, group, "the weighted sum")
         write(parameters, update, accumulate=accumulate, none_grad=none_grad)

@@ -1,0 +1,150 @@
+"""``backward(..., memory="low")``: G from some of the parameters at a time, then one weighted pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from inputs import relative_error, rows_of
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastconfig import (
+    ConFIGOperator,
+    EveryOperator,
+    GradientOperator,
+    GradVacOperator,
+    LogLossesOperator,
+    PCGradOperator,
+    PseudoMomentumOperator,
+    TrackMinimum,
+    backward,
+    reference,
+)
+from fastconfig.methods import MGDA
+from fastconfig.training import low_memory
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+class Net(nn.Module):
+    """With what depends on the batch, on chance, and on a second forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.2))
+        self.second = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.last = nn.Linear(8, 3)
+        self.unused = nn.Parameter(torch.ones(3))
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Any = checkpoint(self.second, self.first(x), use_reentrant=False)
+        return self.last(h)  # type: ignore[no-any-return]
+
+
+def losses_of(y: Tensor) -> list[Tensor]:
+    return [(y[:, 0] - 1).square().mean(), (y[:, 1] + y[:, 0]).square().mean(), y[:, 2].exp().mean()]
+
+
+OPERATORS: dict[str, tuple[Any, Any]] = {
+    "config": (ConFIGOperator, reference.config),
+    "a length": (
+        lambda: ConFIGOperator(length_model=TrackMinimum()),
+        lambda r: reference.config(r, length="minimum"),
+    ),
+    "pcgrad": (PCGradOperator, reference.pcgrad),
+    "gradvac": (
+        lambda: GradVacOperator(shuffle=False),
+        lambda rows: GradVacOperator(shuffle=False)._rule.oracle(rows),
+    ),
+    "every": (lambda: EveryOperator(ConFIGOperator(), 3), reference.config),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_merged_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With BatchNorm, dropout and a checkpoint; no more than a third of the parameters at a time."""
+    make, oracle = OPERATORS[name]
+    net = Net()
+    counts: list[int] = []
+    passes = low_memory.passes
+
+    def counted(values: Any, chunk: list[Tensor], keep: Any) -> Any:
+        counts.append(sum(par.numel() for par in chunk))
+        return passes(values, chunk, keep)
+
+    monkeypatch.setattr(low_memory, "passes", counted)
+    losses = losses_of(net(torch.randn(16, 4, dtype=torch.float64)))
+    statistics = [value.clone() for value in net.buffers()]
+    parameters = list(net.parameters())
+    exact = oracle(rows_of(losses, parameters))
+    backward(losses, net, make(), memory="low")
+    grads = [torch.zeros_like(par) if par.grad is None else par.grad for par in parameters]
+    assert net.unused.grad is None
+    assert relative_error(torch.cat([g.reshape(-1) for g in grads]), exact) <= 1e-9
+    assert all(torch.equal(a, b) for a, b in zip(statistics, net.buffers(), strict=True))
+    n = sum(par.numel() for par in parameters)
+    assert sum(counts) == n
+    assert max(counts) <= max(n // 3, *(par.numel() for par in parameters))
+
+
+def test_compiled_parts_and_accumulation() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    compiled: Any = torch.compile(net, backend="aot_eager")
+    x = torch.randn(5, 4, dtype=torch.float64)
+    exact = reference.config(rows_of(losses_of(net(x)), list(net.parameters())))
+    for accumulate in (False, True):
+        losses = losses_of(compiled(x))
+        backward(losses, compiled, memory="low", accumulate=accumulate, retain_graph=True)
+        found = torch.cat([par.grad.reshape(-1) for par in net.parameters()])  # type: ignore[union-attr]
+        assert relative_error(found, (1 + accumulate) * exact) <= 1e-9
+    logs = losses_of(net(x))
+    rows = rows_of(logs, list(net.parameters())) / torch.stack(logs).detach()[:, None]
+    backward(logs, net, LogLossesOperator(MGDA()), memory="low")
+    found = torch.cat([par.grad.reshape(-1) for par in net.parameters()])  # type: ignore[union-attr]
+    assert relative_error(found, MGDA.oracle(rows)) <= 1e-9
+
+
+def test_mixed_precision() -> None:
+    """Under autocast the weighted pass rounds as each loss's own pass does."""
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(torch.randn(32, 8))
+    losses = [1024 * loss for loss in losses_of(y.float())]
+    parameters = list(net.parameters())
+    exact = reference.config(rows_of(losses, parameters))
+    backward(losses, net, memory="low")
+    found = torch.cat([par.grad.reshape(-1) for par in parameters])  # type: ignore[union-attr]
+    assert relative_error(found, exact) <= 32 * torch.finfo(torch.bfloat16).eps
+
+
+def test_what_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    losses = losses_of(net(torch.randn(5, 4)))
+
+    class Own(GradientOperator):
+        def calculate_gradient(self, grads: Any, losses: Any = None) -> Any:
+            return grads.sum(0)
+
+    grouped = ConFIGOperator()
+    grouped.groups = "parameter"
+    for operator, error, message in (
+        (Own(), TypeError, "operator: got a Own that must see the gradients"),
+        (PseudoMomentumOperator(3), TypeError, "operator: got a PseudoMomentumOperator that must see"),
+        (grouped, ValueError, "operator: got one with groups, want groups = None: memory='low'"),
+    ):
+        with pytest.raises(error, match=message):
+            backward(losses, net, operator, memory="low")
+    with pytest.raises(ValueError, match="memory: got 'none', want None or 'low'"):
+        backward(losses, net, memory="none")  # type: ignore[arg-type]
+    other: Any = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match=r"losses\[1\]: got one that no parameter is connected to"):
+        backward([losses[0], other.sum()], net, memory="low", retain_graph=True)
+    handle = net[0].weight.register_hook(lambda gradient: gradient.clamp(max=1))
+    with pytest.raises(ValueError, match="memory: got 'low' and a hook on parameter 0 of shape"):
+        backward(losses, net, memory="low")
+    handle.remove()
+    assert all(par.grad is None for par in net.parameters())
+    backward(losses, net, memory="low")
