@@ -148,3 +148,21 @@ def test_what_is_refused() -> None:
     handle.remove()
     assert all(par.grad is None for par in net.parameters())
     backward(losses, net, memory="low")
+
+
+def test_a_monitor_sees_the_step() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    losses = losses_of(net(torch.randn(5, 4, dtype=torch.float64)))
+    rows = rows_of(losses, list(net.parameters()))
+
+    class Monitor:
+        def record(self, gram: Tensor, c: Tensor, values: Any) -> None:
+            self.step = gram, c, values
+
+    operator = ConFIGOperator()
+    operator.monitor = monitor = Monitor()
+    backward(losses, net, operator, memory="low")
+    gram, c, values = monitor.step
+    assert relative_error(gram, reference.gram(rows)) <= 1e-12
+    assert relative_error(c @ rows, reference.config(rows)) <= 1e-9
+    assert [value.item() for value in values] == [loss.item() for loss in losses]

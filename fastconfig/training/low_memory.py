@@ -14,6 +14,7 @@ from ..gradients.pairs import real_numel
 from ..merging import losses_of
 from ..methods.base import coefficients_of
 from ..methods.operator import GradientOperator, is_ours, refuse_groups, refuse_operator
+from ..methods.watched import watched
 from ..numbers import cutoff, float64_device
 from .passes import Row, group_of, of_weighted_sum, passes
 
@@ -64,6 +65,7 @@ def merged_low(values: list[Tensor], parameters: list[Tensor], operator: Any, re
             rule = operator.fixed_rule or operator.rule_at((m,), float64_device(grads.device))
             if rule is None:
                 refuse_operator(operator)
+            rule = watched(rule, operator.monitor, values)
             gram, losses = part, losses_of(rule, values, grads)
         else:
             gram = gram + part.to(gram.device)

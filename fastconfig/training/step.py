@@ -28,8 +28,8 @@ from ..methods.operator import (
 )
 from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
-from ..ranks.replicas import fellow_parameters, learned, replica_group
-from .hidden import State, check_hidden, state_of
+from ..ranks.replicas import learned, replica_group
+from .hidden import state_of
 from .low_memory import check_low, merged_low
 from .passes import (
     Row,
@@ -45,7 +45,7 @@ from .passes import (
     taken,
 )
 from .replicas import averaged, exchanged
-from .trunks import Parts, feature_list, parts_of
+from .trunks import agreed_parts, check_seen, feature_list, parts_of
 from .weighting import by_features
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def mtl_backward(
     group = replica_group(None, parts.all(), "shared_parameters")
     if group is not None:
         check_no_group(operator)
-        parts = _agreed(parts, shared_parameters is None, task_parameters is None, group)
+        parts = agreed_parts(parts, shared_parameters is None, task_parameters is None, group)
     shared, together, everything = parts.shared, parts.together(), parts.all()
     groups = _groups(operator, shared, shared_parameters, group)
     state, c = state_of(everything), kept_coefficients(operator, len(values))
@@ -247,7 +247,7 @@ def mtl_backward(
         rows = [_through_trunk(outputs, combined(Gradients(ends), c), shared, retain_graph)]
     if group is None:  # a rank may have no part in what another reaches
         parts.check_reached(own)
-    _check_seen(parts, rows, own, values, state)
+    check_seen(parts, rows, own, values, state)
     columns: dict[int, list[Tensor | None]] = {id(par): [] for par in together}
     for head, gradients in zip(parts.heads, own, strict=True):
         for par, gradient in zip(head, gradients, strict=True):
@@ -273,30 +273,6 @@ def _through_trunk(features: list[Tensor], ends: Any, shared: list[Tensor], keep
     reached = [(feature, g) for feature, g in zip(features, ends, strict=True) if g is not None]
     some, at_ends = zip(*reached, strict=True)
     return taken("features", some, shared, keep, at_ends)
-
-
-def _check_seen(parts: Parts, rows: list[Row], own: list[Row], values: list[Tensor], state: State) -> None:
-    """Check that the passes through trunk and heads have seen every parameter.
-
-    Raises:
-        ValueError: naming a loss whose graph hides a parameter.
-    """
-    absent: list[list[bool | None]] = []
-    for i, (head, gradients) in enumerate(zip(parts.heads, own, strict=True)):
-        of_head = {id(par): g is None for par, g in zip(head, gradients, strict=True)}
-        trunk = rows[i if len(rows) > 1 else 0]
-        absent.append([*(g is None for g in trunk), *(of_head.get(id(par)) for par in parts.together())])
-    check_hidden(absent, values, parts.all(), state)
-
-
-def _agreed(parts: Parts, shared: bool, heads: bool, group: ProcessGroup) -> Parts:
-    """Trunk and heads found in the graph, united over the ranks so that all have the same."""
-    from ..ranks.exchange import united
-
-    if not shared and not heads:
-        return parts
-    trunk, *others = united([parts.shared, *parts.heads], fellow_parameters(parts.all()), group)
-    return Parts(trunk if shared else parts.shared, others if heads else parts.heads)
 
 
 @dataclass

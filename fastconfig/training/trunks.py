@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,8 +12,13 @@ from torch.nn import ModuleList
 
 from ..checks import got
 from ..gradients.shards import is_whole_copy
+from ..ranks.replicas import fellow_parameters
 from .graphs import Edge, before, behind, edge_of, leaves_of
-from .passes import leaves
+from .hidden import State, check_hidden
+from .passes import Row, leaves
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _WHOLE = "want fastconfig.backward(losses, model), which merges whole gradients"
 
@@ -180,3 +185,27 @@ def _check_roles(
                         f"task_parameters[{j}]: got a parameter of shape {tuple(par.shape)} that losses[{i}] "
                         f"reaches too, want it in task_parameters[{i}] as well: it gets the sum"
                     )
+
+
+def check_seen(parts: Parts, rows: list[Row], own: list[Row], values: list[Tensor], state: State) -> None:
+    """Check that the passes through trunk and heads have seen every parameter.
+
+    Raises:
+        ValueError: naming a loss whose graph hides a parameter.
+    """
+    absent: list[list[bool | None]] = []
+    for i, (head, gradients) in enumerate(zip(parts.heads, own, strict=True)):
+        of_head = {id(par): g is None for par, g in zip(head, gradients, strict=True)}
+        trunk = rows[i if len(rows) > 1 else 0]
+        absent.append([*(g is None for g in trunk), *(of_head.get(id(par)) for par in parts.together())])
+    check_hidden(absent, values, parts.all(), state)
+
+
+def agreed_parts(parts: Parts, shared: bool, heads: bool, group: ProcessGroup) -> Parts:
+    """Trunk and heads found in the graph, united over the ranks so that all have the same."""
+    from ..ranks.exchange import united
+
+    if not shared and not heads:
+        return parts
+    trunk, *others = united([parts.shared, *parts.heads], fellow_parameters(parts.all()), group)
+    return Parts(trunk if shared else parts.shared, others if heads else parts.heads)
