@@ -6,6 +6,7 @@ Public names are resolved on first use, so that ``import fastconfig`` costs noth
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -108,7 +109,22 @@ _HOMES = {
     "weight_model": ("EqualWeight", "WeightModel"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = ("aggregation", "distributed", "methods", "monitor", "ops", "reference")
+_MODULES = (  # that dir() names; every other module of the package resolves, too
+    "aggregation",
+    "backends",
+    "distributed",
+    "grad_operator",
+    "length_model",
+    "loss_recorder",
+    "methods",
+    "momentum_operator",
+    "monitor",
+    "ops",
+    "pcgrad",
+    "reference",
+    "utils",
+    "weight_model",
+)
 
 __all__ = [
     "AlignedMTLOperator",
@@ -172,14 +188,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _HOME:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f".{name}", __name__) is not None:
         return importlib.import_module(f".{name}", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

@@ -1,4 +1,4 @@
-"""Run existing code for conflictfree or TorchJD on this package; script.py has the command."""
+"""Run existing code for conflictfree or TorchJD on this package; commands/script.py has the command."""
 
 from __future__ import annotations
 
@@ -57,9 +57,14 @@ class Acceleration:
     ) -> None:
         self.undo()
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """How many names, in one line."""
         also = f", also in {', '.join(self.modules)}" if self.modules else ""
-        return f"fastconfig serves {len(self.names)} names of {self.package}{also}: {', '.join(self.names)}"
+        return f"fastconfig serves {len(self.names)} names of {self.package}{also}"
+
+    def __str__(self) -> str:
+        return f"{self.summary}: {', '.join(self.names)}"
 
 
 def accelerate(package: str = "conflictfree") -> Acceleration:

@@ -1,4 +1,5 @@
-"""The command line: ``fastconfig info``, ``demo``, ``bench`` and ``run``."""
+# PYTHON_ARGCOMPLETE_OK
+"""The command line: ``fastconfig info``, ``demo``, ``bench``, ``warmup`` and ``run``."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from . import __version__
-from .bench.arguments import add_arguments, names_of
+from .bench.arguments import DTYPES, add_arguments, names_of
+from .commands.script import INTERRUPTED, NotRunnable, run_module, run_script, serve_children
 from .methods import METHODS
-from .script import INTERRUPTED, NotRunnable, run_module, run_script, serve_children
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_info(commands.add_parser("info", help="versions, devices, and which backend serves them"))
     add_demo(commands.add_parser("demo", help="train on Burgers' equation and draw the result"))
     add_bench(commands.add_parser("bench", help="time every operation beside a memory floor and the peers"))
+    add_warmup(commands.add_parser("warmup", help="compile what the first calls would, and keep it"))
     add_run(commands.add_parser("run", help="run a script that uses conflictfree, on this package"))
+    complete(parser)
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(arguments)
     options.command = shlex.join(["fastconfig", *arguments])
@@ -49,8 +53,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell, if it asks what may come next and argcomplete is there to tell it."""
+    if "_ARGCOMPLETE" in os.environ:
+        with suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(parser)
+
+
 def add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(serve=info)
+
+
+def add_warmup(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Compiles the CPU kernels that the first update and the first momentum step would compile, and keeps "
+        "them in the user's cache folder (or in NUMBA_CACHE_DIR): for container images, and before "
+        "many processes start. Several processes may do so at once."
+    )
+    parser.add_argument(
+        "--dtype", type=names_of(DTYPES), default=("float32",), metavar="D,D", help=", ".join(DTYPES)
+    )
+    parser.set_defaults(serve=warmup)
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +185,7 @@ def run(options: argparse.Namespace) -> int:
         acceleration = accelerate()
     except ModuleNotFoundError as error:
         options.fail(f"needs conflictfree, whose names it serves: {error}")
-    print(acceleration, file=sys.stderr)
+    print(acceleration.summary, file=sys.stderr)
     serve_children()
     code = 0
     try:
@@ -174,47 +200,14 @@ def run(options: argparse.Namespace) -> int:
 
 def info(options: argparse.Namespace) -> int:
     """``fastconfig info``."""
-    import torch
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    from .commands.info import show
 
-    from . import environment
-    from .backends import explain
-
-    table = Table(box=box.SIMPLE, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, version in environment.versions().items():
-        table.add_row(name, version or "not installed")
-    table.add_section()
-    table.add_row("CPU", f"{environment.processor()}, {environment.cores()} cores")
-    table.add_row("torch threads", str(torch.get_num_threads()))
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for index in range(count):
-        table.add_row(f"cuda:{index}", torch.cuda.get_device_name(index))
-    if not count:
-        table.add_row("CUDA", "no device that PyTorch can use")
-    table.add_section()
-    for device_type in ("cpu", "cuda"):
-        try:
-            rows = backend_rows(device_type, explain(device_type))
-        except ValueError as error:  # the variable names none
-            rows = [(f"backend for {device_type}", f"none: {error}")]
-        for row in rows:
-            table.add_row(*row)
-    variable = os.environ.get("FASTCONFIG_BACKEND")
-    if variable is not None:
-        table.add_row("FASTCONFIG_BACKEND", variable or "empty, which counts as unset")
-    Console().print(table)
+    show(options.json)
     return 0
 
 
-def backend_rows(device_type: str, explained: Sequence[tuple[str, str | None]]) -> list[tuple[str, str]]:
-    """Which backend serves a device first, then why each that precedes or follows it does not."""
-    serving = next((name for name, reason in explained if reason is None), None)
-    rows = [(f"backend for {device_type}", serving or "none")]
-    for name, reason in explained:
-        if name != serving:
-            rows.append(("", f"not {name}: {reason or f'{serving} is preferred'}"))
-    return rows
+def warmup(options: argparse.Namespace) -> int:
+    """``fastconfig warmup``."""
+    from .commands.warmup import warm_up
+
+    return warm_up(options.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import methods
 from .checks import abstract, whole
+from .showing import Shown
 from .utils import *  # noqa: F403  # as conflictfree's module offers them
 from .utils import __all__ as _utils_all
 from .utils import unit_vector
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 
-class LengthModel:
+class LengthModel(Shown):
     """Base class of length models. A subclass overrides :meth:`get_length` or :meth:`rescale_length`."""
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .checks import abstract, check_losses, check_ordered, fraction, got, whole
 from .momentum.indexes import index_list
+from .showing import Shown
 
 __all__ = [
     "LatestLossRecorder",
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 
-class LossRecorder:
+class LossRecorder(Shown):
     """Base class of loss recorders. A subclass overrides :meth:`record_loss`.
 
     Args:

@@ -12,11 +12,12 @@ from torch import Tensor
 from .checks import abstract, as_tensor
 from .gradients import Gradients
 from .numbers import float64_device
+from .showing import Shown
 
 __all__ = ["EqualWeight", "Optional", "Sequence", "Union", "WeightModel", "torch"]
 
 
-class WeightModel:
+class WeightModel(Shown):
     """Base class of weight models.
 
     A subclass overrides :meth:`get_weights`, which gets the gradients as one (m, N) tensor. It may take a

@@ -69,20 +69,27 @@ def test_info(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
         "CPU",
         "CUDA" if not torch.cuda.is_available() else "cuda:0",
         "backend for cpu",
-        "backend for cuda",
         "FASTCONFIG_BACKEND",
     ):
         assert wanted in text
 
 
-def test_backend_rows_say_who_serves_and_why_the_others_do_not():
-    explained = [("cuda", "no extension"), ("triton", None), ("pytorch", None)]
-    assert cli.backend_rows("cuda", explained) == [
-        ("backend for cuda", "triton"),
-        ("", "not cuda: no extension"),
-        ("", "not pytorch: triton is preferred"),
-    ]
-    assert cli.backend_rows("cpu", [("numba", "broken")])[0] == ("backend for cpu", "none")
+def test_info_as_json_names_no_backend_for_a_device_that_is_not_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["fastconfig"] == fastconfig.__version__
+    assert found["backends"]["cpu"]["backend"] in ("numba", "pytorch")
+    assert ("cuda" in found["backends"]) == torch.cuda.is_available() == bool(found["cuda_devices"])
+
+
+def test_warmup_compiles_and_says_where(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("numba")
+    assert cli.main(["warmup", "--dtype", "float64"]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("float64: ready after ")
+    assert Path(last.removeprefix("kept in ")).is_dir()
 
 
 def test_demo_writes_its_picture_and_its_figures(tmp_path: Path):

@@ -9,7 +9,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastconfig"
 #: rooms from the ground up: a module imports from its own and from those before it; above, in any order
 ORDER = (
-    *("methods", "numbers", "transforms", "checks", "methods.base", "gradients", "ranks", "network"),
+    *(
+        "methods",
+        "numbers",
+        "transforms",
+        "checks",
+        "showing",
+        "methods.base",
+        "gradients",
+        "ranks",
+        "network",
+    ),
     *("momentum.clock", "momentum.step", "backends", "merging", "utils"),
     *("length_model", "weight_model", "reference", "methods.*"),
 )

@@ -12,7 +12,7 @@ import pytest
 from pairs import cases
 
 from fastconfig import cli
-from fastconfig.script import STARTUP
+from fastconfig.commands.script import STARTUP
 
 CHILDREN = """
 import subprocess, sys
@@ -58,7 +58,7 @@ match sys.argv[1:]:
 
 SCRIPTS = (  # without conflictfree, which takes seconds to import
     "-c",
-    "import sys; from fastconfig import script\n"
+    "import sys; from fastconfig.commands import script\n"
     "run = script.run_module if sys.argv[1] == '-m' else script.run_script\n"
     "del sys.argv[1 : 1 + (sys.argv[1] == '-m')]\n"
     "try: code = run(sys.argv[1], sys.argv[2:])\n"

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..showing import Shown
+
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
@@ -29,7 +31,7 @@ _NO_PICKLE = (
 Groups: TypeAlias = "tuple[ProcessGroup, ...]"
 
 
-class Grouped:
+class Grouped(Shown):
     """Base of objects that may hold a process group: copies share it, and cannot be pickled with it.
 
     Attributes:

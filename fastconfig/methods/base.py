@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..checks import abstract, as_tensor, got
 from ..numbers import DTYPES, capturing, cutoff
+from ..showing import Shown
 from ..transforms import refuse_transforms
 
 LENGTHS = (  # in the order of enum Length in csrc/problem.hpp
@@ -33,7 +34,7 @@ LENGTHS = (  # in the order of enum Length in csrc/problem.hpp
 _MADE = ("native_rule", "native_address", "cutoffs", "_placed")  # about this very object
 
 
-class Rule:
+class Rule(Shown):
     """How coefficients follow from a Gram matrix: a method with its settings, which never change.
 
     A method of your own is a subclass with :meth:`unit_coefficients`; every backend, operator and loop serves

@@ -55,9 +55,6 @@ class Krum(Rule):
         picked = torch.zeros_like(norms).scatter_(-1, chosen, 1 / self.n_selected)
         return picked * norms
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(n_byzantine={self.n_byzantine}, n_selected={self.n_selected})"
-
     @staticmethod
     def oracle(rows: Tensor, n_byzantine: int = 0, n_selected: int = 1) -> Tensor:
         """The paper's formula on the full rows, in float64."""

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # this package
 STARTUP = os.path.join(HERE, "startup")  # has the sitecustomize of child processes
 INTERRUPTED = 130  # exit code of what SIGINT ends, as shells have it
 

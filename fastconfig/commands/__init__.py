@@ -1,0 +1,1 @@
+"""What the command line serves beside the demo and the bench."""
