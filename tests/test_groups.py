@@ -27,6 +27,7 @@ from fastconfig import (
     LatestLossRecorder,
     LogLossesOperator,
     MGDAOperator,
+    MomentumOperator,
     PCDOperator,
     PCGradOperator,
     PPCGradOperator,
@@ -263,6 +264,49 @@ def test_wrapped_networks_and_accumulation() -> None:
     assert_written(net, wanted, 2)
 
 
+def test_tied_parameters() -> None:
+    """One is in the group of all its names."""
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    net.tied = nn.Linear(4, 3).double()
+    net.tied.weight = net.decoder.weight
+    operator = grouped(ConFIGOperator())
+    operator.groups = {"a": ["encoder", "scale", "unused"], "b": ["tied", "decoder.bias"]}
+    backward(losses_of(net, x), net, operator)
+    names = {"a": BY_PART["encoder"] + ["scale"], "b": BY_PART["decoder"]}
+    assert_written(net, exact(net, x, names))
+    operator.groups = operator.groups | {"c": ["decoder.weight"]}
+    with pytest.raises(ValueError, match=r"groups: got 'decoder.weight' in 'b' and 'c', want each parameter"):
+        backward(losses_of(net, x), net, operator)
+
+
+def test_kinds_of_gradients() -> None:
+    """Of several dtypes, complex, sparse, empty: as each group alone."""
+    rows = [
+        [
+            torch.randn(3, 4),
+            torch.randn(5, 2, dtype=torch.bfloat16),
+            torch.randn(6, 1, dtype=torch.float64),
+            torch.randn(2, 3, dtype=torch.complex64),
+            torch.empty(0, 3),
+            torch.randn(4, 4).to_sparse(),
+        ]
+        for _ in range(M)
+    ]
+    for chosen in ((0, 1, 2), (0, 3, 4, 5)):
+        some_rows = [[row[p] for p in chosen] for row in rows]
+        found = grouped(PCGradOperator()).calculate_gradient(some_rows)
+        for k, piece in enumerate(found):
+            wanted = PCGradOperator().calculate_gradient([[row[k]] for row in some_rows])[0]
+            assert piece.dtype is wanted.dtype
+            assert torch.equal(piece, wanted)
+
+
+def test_within_torch_compile() -> None:
+    operator, rows = grouped(ConFIGOperator()), drawn()
+    compiled: Any = torch.compile(lambda rows: operator.calculate_gradient(rows), backend="eager")
+    assert_bits(compiled(rows), operator.calculate_gradient(rows))
+
+
 def test_zero_and_broken_groups() -> None:
     """A group whose rows are all zero gives zeros; NaN stays within its group."""
     rows = drawn(dtype=torch.float64)
@@ -324,6 +368,20 @@ def test_momentum_group_by_group(kind: Any, inner: bool) -> None:
             twin.groups = "parameter"
             twin.load_state_dict(copy.deepcopy(operator.state_dict()))
             operator = twin
+
+
+def test_momentum_that_a_device_counts() -> None:
+    """The device counts a step once, not once a group."""
+    operators = [grouped(PseudoMomentumOperator(M)) for _ in range(2)]
+    for step in range(5):
+        rows = drawn(SHAPES[:3])
+        found, wanted = (operator.calculate_gradient(range(M), rows) for operator in operators)
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        clock = operators[0]._momenta.clock
+        if not step:
+            clock.set_steps(torch.tensor([*clock.counts, clock.updates, clock.updates]))
+    assert operators[0].state_dict()["counts"] == operators[1].state_dict()["counts"] == [5] * M
 
 
 def test_momentum_in_training() -> None:
@@ -433,6 +491,12 @@ def test_what_is_refused() -> None:
     aggregator.weighting.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="operator: got one with groups, want groups = None: forward hooks"):
         aggregator(drawn())
+
+    class Mine(MomentumOperator):
+        pass
+
+    with pytest.raises(TypeError, match="groups: got some for a Mine, want them on its gradient_operator"):
+        Mine(M).groups = "parameter"
     momentum = grouped(PseudoMomentumOperator(M))
     with pytest.raises(ValueError, match="grads: got vectors for an operator with groups"):
         momentum.calculate_gradient(0, torch.randn(5))

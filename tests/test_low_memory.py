@@ -140,7 +140,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="memory: got 'none', want None or 'low'"):
         backward(losses, net, memory="none")  # type: ignore[arg-type]
     other: Any = torch.ones(1, requires_grad=True)
-    with pytest.raises(ValueError, match=r"losses\[1\]: got one that no parameter is connected to"):
+    with pytest.raises(ValueError, match=r"losses\[1\]: got a loss that depends on none of the parameters"):
         backward([losses[0], other.sum()], net, memory="low", retain_graph=True)
     handle = net[0].weight.register_hook(lambda gradient: gradient.clamp(max=1))
     with pytest.raises(ValueError, match="memory: got 'low' and a hook on parameter 0 of shape"):

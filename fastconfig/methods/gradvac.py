@@ -115,6 +115,8 @@ class GradVac(Rule):
 class GradVacOperator(StatefulOperator, DrawingOperator):
     """GradVac (Wang et al. 2021); see :class:`GradVac`. It keeps the m x m targets from call to call.
 
+    The paper's granularities are :attr:`groups`: None for the whole model, "parameter" for all layers.
+
     Args:
         beta: weight of a new cosine in its target, 0 to 1.
         shuffle: go through the other gradients in random order, as the paper does; else 0..m-1.

@@ -131,8 +131,9 @@ def partition(operator: Any, parameters: Sequence[Tensor], given: Any) -> list[G
     known = _known.get(operator)
     if known is not None and known[0] is groups and known[1]() is network and _are(known[2], parameters):
         return known[3]
-    names = {} if network is None else _names_of(network)
-    owners = _owners(groups, names) if isinstance(groups, dict) else {}
+    every = [] if network is None else _names_of(network)
+    names = {key: name for name, key in reversed(every)}  # of a tied parameter the first
+    owners = _owners(groups, every) if isinstance(groups, dict) else {}
     places: dict[str, list[int]] = {}
     for p, par in enumerate(parameters):
         places.setdefault(_group_of(groups, p, par, names.get(id(par)), owners, network), []).append(p)
@@ -165,7 +166,7 @@ def _group_of(
     return str(chosen)
 
 
-def _owners(groups: dict[str, list[Any]], names: dict[int, str]) -> dict[int, str]:
+def _owners(groups: dict[str, list[Any]], names: list[tuple[str, int]]) -> dict[int, str]:
     """The group of every parameter that a dict has, by its id."""
     owners: dict[int, str] = {}
     for group, items in groups.items():
@@ -173,24 +174,24 @@ def _owners(groups: dict[str, list[Any]], names: dict[int, str]) -> dict[int, st
             if isinstance(item, Tensor):
                 ids = [id(item)]
             else:
-                ids = [key for key, name in names.items() if name == item or name.startswith(f"{item}.")]
+                ids = [key for name, key in names if name == item or name.startswith(f"{item}.")]
                 if not ids:
                     wanted = "a parameter's or module's name" if names else "the network itself in the call"
                     raise ValueError(f"groups[{group!r}]: got {item!r}, want {wanted}")
             for key in ids:
                 if owners.setdefault(key, group) != group:
-                    name = repr(names[key]) if key in names else "a parameter"
+                    name = next((repr(name) for name, known in names if known == key), "a parameter")
                     raise ValueError(
                         f"groups: got {name} in {owners[key]!r} and {group!r}, want each parameter in one"
                     )
     return owners
 
 
-def _names_of(network: Any) -> dict[int, str]:
-    """The names of parameters by their ids, whatever the network is wrapped in."""
+def _names_of(network: Any) -> list[tuple[str, int]]:
+    """All names of parameters, and their ids, whatever the network is wrapped in; a tied one has several."""
     while isinstance(network, torch.nn.parallel.DistributedDataParallel) or hasattr(network, "_orig_mod"):
         network = network._orig_mod if hasattr(network, "_orig_mod") else network.module
-    return {id(par): name for name, par in network.named_parameters()}
+    return [(name, id(par)) for name, par in network.named_parameters(remove_duplicate=False)]
 
 
 def by_groups(operator: Any, grads: GradientsLike, losses: Sequence[Any] | None, **given: Any) -> Update:

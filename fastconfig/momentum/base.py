@@ -105,6 +105,9 @@ class MomentumOperator(Grouped):
 
     @groups.setter
     def groups(self, groups: GroupsLike) -> None:
+        if groups is not None and not isinstance(self, Resumable):
+            kind = type(self).__name__
+            raise TypeError(f"groups: got some for a {kind}, want them on its gradient_operator: it merges")
         self._groups = checked_groups(groups)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -72,7 +72,9 @@ def merged_low(values: list[Tensor], parameters: list[Tensor], operator: Any, re
         dtype = max(dtype, grads.dtype, key=cutoff)
         del rows, grads
     if gram is None or rule is None or not all(connected):
-        raise ValueError(f"losses[{connected.index(False)}]: got one that no parameter is connected to")
+        raise ValueError(
+            f"losses[{connected.index(False)}]: got a loss that depends on none of the parameters"
+        )
     return of_weighted_sum(
         values, coefficients_of(rule, gram, dtype, losses), parameters, retain_graph, False
     )
