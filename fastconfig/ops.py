@@ -27,7 +27,7 @@ def gram(grads: GradientsLike, *, process_group: ProcessGroup | None = None) -> 
     Args:
         grads: m gradients of N elements in any of the three forms (tensor (m, N) or (B, m, N), vectors,
             per-parameter tensors); never modified.
-        process_group: ranks of which each gives its part of every gradient; DTensors need none.
+        process_group: for plain tensors that are spread over ranks: each passes its part. DTensors need none.
 
     Returns:
         (m, m) or (B, m, m) float64 on the device of the gradients.
@@ -40,7 +40,7 @@ def gram(grads: GradientsLike, *, process_group: ProcessGroup | None = None) -> 
 
 
 def gram_of(grads: Gradients) -> Tensor:
-    """:func:`gram` of gradients that are checked already."""
+    """:func:`gram` of checked gradients."""
     return choose(grads).gram(grads)
 
 
@@ -86,7 +86,7 @@ def coefficients(
         rcond: cut-off on the eigenvalues of the normalised Gram matrix, relative to the largest.
         dtype: dtype of the gradients, which sets rcond's default.
         losses: (m,) or (B, m) numbers, for methods that use them.
-        **settings: of another method: what its class takes, such as ``n_byzantine`` of Krum.
+        **settings: settings of another method's class, such as ``n_byzantine`` of Krum.
 
     Returns:
         (m,) or (B, m) float64; all NaN where a diagonal entry of G is NaN or Inf.

@@ -1,4 +1,4 @@
-"""What all aggregators and weightings have in common: two faces, and settings that can be changed."""
+"""Base of all aggregators and weightings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Weighting(nn.Module):
     """Base class of weightings: Gramian (m, m) -> m weights; TorchJD's name for a rule.
 
     A weighting of your own overrides :meth:`forward`; ``GramOperator(weighting)`` makes an operator of it.
-    The settings of the constructor are attributes, and may be changed.
+    The settings of the constructor are attributes, which you may change.
     """
 
     operator: GramOperator
@@ -67,23 +67,23 @@ class Weighting(nn.Module):
 
 
 class StatefulWeighting(Weighting):
-    """Base class of weightings that go on from what they have seen."""
+    """Base class of weightings with a state."""
 
     def reset(self) -> None:
         """Forget the state."""
         self.operator.reset()  # type: ignore[attr-defined]
 
     def get_extra_state(self) -> Any:
-        """What ``state_dict`` has of it, also as a part of another module."""
+        """The state, for ``state_dict``."""
         return self.operator.state_dict()  # type: ignore[attr-defined]
 
     def set_extra_state(self, state: Any) -> None:
-        """Go on from :meth:`get_extra_state`."""
+        """Load what :meth:`get_extra_state` returned."""
         self.operator.load_state_dict(state)  # type: ignore[attr-defined]
 
 
 class _OfGradients(nn.Module):
-    """A weighting as a function of the gradients, and a place for forward hooks, as in TorchJD."""
+    """The weights as a function of the gradients; a module, so that forward hooks work as in TorchJD."""
 
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
@@ -95,17 +95,17 @@ class _OfGradients(nn.Module):
         return self._exact.to(rows.dtype)
 
     def unrounded(self, weights: Tensor) -> Tensor:
-        """What a call gave, in float64 where no hook has changed it."""
+        """The weights in float64, where no hook has changed them."""
         return torch.where(weights == self._exact.to(weights.dtype), self._exact, weights.double())
 
 
 class Aggregator(GramOperator, nn.Module):
     """Base class of aggregators: m gradients -> their update; TorchJD's name for an operator.
 
-    It is both: called on a Jacobian (m, N), or on gradients in any form of :func:`fastconfig.ConFIG_update`;
-    and an operator, with ``calculate_gradient(grads, losses)`` and ``update_gradient(network, grads)``, for
+    Call it with a Jacobian (m, N), or with gradients in any form of :func:`fastconfig.ConFIG_update`. It is
+    an operator, too, with ``calculate_gradient(grads, losses)`` and ``update_gradient(network, grads)``, for
     :func:`fastconfig.backward` and the momentum operators. The settings of the constructor are attributes,
-    and may be changed.
+    which you may change.
     """
 
     def __init__(self, weighting: Weighting) -> None:
@@ -129,7 +129,7 @@ class Aggregator(GramOperator, nn.Module):
             matrix: the Jacobian (m, N), or gradients in any form of :func:`fastconfig.ConFIG_update`.
 
         Returns:
-            In the form of the gradients. Where the weighting has forward hooks, they see the weights, and may
+            The update in the form of the gradients. Forward hooks of the weighting see the weights and may
             change them.
 
         Raises:
@@ -161,15 +161,15 @@ class Aggregator(GramOperator, nn.Module):
 
 
 class WeightedAggregator(Aggregator):
-    """An aggregator by weights; all are, here."""
+    """An aggregator that uses weights; here all do."""
 
 
 class GramianWeightedAggregator(WeightedAggregator):
-    """An aggregator by weights that follow from the Gramian."""
+    """An aggregator whose weights follow from the Gramian."""
 
 
 class StatefulAggregator(GramianWeightedAggregator):
-    """Base class of aggregators that go on from what they have seen; ``state_dict`` has it."""
+    """Base class of aggregators with a state, which ``state_dict`` includes."""
 
     gramian_weighting: StatefulWeighting
 
@@ -186,21 +186,21 @@ def jac_to_grad(
     retain_jac: bool = False,
     optimize_gramian_computation: bool = False,
 ) -> Tensor:
-    """``torchjd.autojac.jac_to_grad``: the ``.jac`` of tensors, merged into their ``.grad``.
+    """Merge the ``.jac`` of tensors into their ``.grad``, as ``torchjd.autojac.jac_to_grad`` does.
 
-    The Jacobians are read where they are, without a copy of them all in one matrix.
+    The Jacobians are read in place and not copied to one matrix.
 
     Args:
-        tensors: have ``.jac``, (m, ...) each, with one m.
-        aggregator: merges them.
+        tensors: tensors with ``.jac`` of shape (m, ...), with the same m.
+        aggregator: merges the rows.
         retain_jac: keep the ``.jac``.
-        optimize_gramian_computation: accepted for TorchJD's sake; nothing is concatenated either way.
+        optimize_gramian_computation: accepted for compatibility with TorchJD; nothing is ever concatenated.
 
     Returns:
         (m,) the weights.
 
     Raises:
-        ValueError: without tensors, without ``.jac``, and for different m; nothing has changed then.
+        ValueError: for no tensors, a missing ``.jac``, or different m; nothing is changed then.
     """
     given: list[Any] = list(tensors)
     if not given:

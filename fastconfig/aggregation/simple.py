@@ -1,4 +1,4 @@
-"""Aggregators whose weights are a formula, an order or a selection."""
+"""Aggregators with weights by a formula, a projection order or a selection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .base import (
 
 
 class _Counting(Weighting):
-    """A weighting that only counts the rows: a Jacobian (m, N) will do."""
+    """A weighting that only counts the rows, so that it takes a Jacobian (m, N), too."""
 
     def forward(self, matrix: Tensor, /, *, dtype: torch.dtype | None = None) -> Tensor:
         """The weights of so many rows, in the dtype of ``matrix``, (m, N)."""
@@ -86,7 +86,7 @@ class RandomWeighting(_Counting):
     """Positive random weights that add up to one.
 
     Args:
-        generator: their source, on the CPU; torch's own by default.
+        generator: source of the random numbers, on the CPU; torch's default generator by default.
     """
 
     _operator = methods.RandomOperator
@@ -99,7 +99,7 @@ class Random(WeightedAggregator):
     """RLW: random weights that add up to one; see :class:`fastconfig.methods.Random`.
 
     Args:
-        generator: their source, on the CPU; torch's own by default.
+        generator: source of the random numbers, on the CPU; torch's default generator by default.
     """
 
     def __init__(self, *, generator: torch.Generator | None = None) -> None:
@@ -144,7 +144,7 @@ class PCGrad(GramianWeightedAggregator):
     """PCGrad in random order; see :class:`fastconfig.PCGradOperator`.
 
     Args:
-        generator: source of the order, on the CPU; torch's own by default.
+        generator: source of the order, on the CPU; torch's default generator by default.
     """
 
     def __init__(self, *, generator: torch.Generator | None = None) -> None:
@@ -169,7 +169,7 @@ class GradVac(StatefulAggregator):
     Args:
         beta: weight of a new cosine in its target.
         eps: no effect: no denominator needs it.
-        generator: source of the order, on the CPU; torch's own by default.
+        generator: source of the order, on the CPU; torch's default generator by default.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""``fastconfig run``: a script or module as Python's ``__main__``, and what its child processes need."""
+"""``fastconfig run``: run a script or module as ``__main__``, and serve its child processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERRUPTED = 130  # exit code of what SIGINT ends, as shells have it
 
 
 class NotRunnable(Exception):
-    """There is no such script or module; the message says why."""
+    """The script or module cannot be run; the message says why."""
 
 
 def run_script(path: str, arguments: Sequence[str]) -> int:
@@ -66,7 +66,7 @@ def run_module(name: str, arguments: Sequence[str]) -> int:
 
 
 def serve_children() -> None:
-    """Have Python processes that this one starts serve conflictfree's names too, by their PYTHONPATH."""
+    """Set PYTHONPATH so that Python child processes serve conflictfree's names, too."""
     if sys.flags.ignore_environment or sys.flags.no_site:
         print(
             "fastconfig run: Python's options -E, -I and -S hide it from child processes: those that are "
@@ -79,7 +79,7 @@ def serve_children() -> None:
 
 
 def _first_on_path(folder: str) -> None:
-    """In place of the folder of the ``fastconfig`` command; nowhere where Python is told to be safe."""
+    """Put a folder first on sys.path, unless Python runs in safe-path mode."""
     if not getattr(sys.flags, "safe_path", False):
         sys.path[:1] = [folder]
 
@@ -98,7 +98,7 @@ def _main(spec: ModuleSpec, package: str) -> ModuleType:
 
 
 def _as_main(main: ModuleType, code: Callable[[], CodeType]) -> int:
-    """Execute code as ``__main__``, which stays what it is for what runs at the exit."""
+    """Execute code as ``__main__``, which stays in place for functions that run at exit."""
     sys.modules["__main__"] = main
     try:
         exec(code(), vars(main))
@@ -112,7 +112,7 @@ def _as_main(main: ModuleType, code: Callable[[], CodeType]) -> int:
 
 
 def _of_others(trace: TracebackType | None) -> TracebackType | None:
-    """A traceback from its first frame outside of this file and Python's import system."""
+    """A traceback without the frames of this file and of Python's import system."""
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if file != __file__ and not file.startswith("<frozen importlib"):
