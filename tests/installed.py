@@ -1,7 +1,7 @@
 """What an installed fastconfig must do: ``python tests/installed.py``, from outside of the checkout.
 
-For wheels: no compiler, no test framework, no peers. Imports the package as users do, compares updates in every
-dtype with the oracle, and takes momentum steps and a step of a network.
+For wheels: no compiler, no test framework, no peers. Imports the package as users do, compares updates in
+every dtype with the oracle, and takes momentum steps and a step of a network.
 """
 
 from __future__ import annotations
