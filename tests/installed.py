@@ -34,7 +34,9 @@ def check(backend: str, dtype: torch.dtype) -> None:
 
 def run() -> None:
     installed = Path(fastconfig.__file__).resolve()
-    assert HERE not in installed.parents, f"{installed} is the checkout: run this from another folder"
+    assert installed.parent != HERE / "fastconfig", (
+        f"{installed} is the checkout: run this from another folder"
+    )
     assert Path(_C.__file__).resolve().parent == installed.parent
     for backend in ("numba", "pytorch"):
         for dtype in DTYPES:
