@@ -124,12 +124,26 @@ def test_a_subclass_of_a_compiled_rule_is_asked_itself() -> None:
     class Further(Doubled):
         """Inherits what is not compiled."""
 
+    class Halving:
+        """No rule itself."""
+
+        def unit_coefficients(self, *given: Any) -> Tensor:
+            return super().unit_coefficients(*given) / 2  # type: ignore[misc]
+
+    class Mixed(Halving, IMTLG):
+        """Is mixed with what is not compiled."""
+
     class Same(IMTLG):
         """Inherits what is."""
 
     rows = conflicting(3, 100)
     wanted = IMTLG.oracle(rows)
-    for kind, factor, native in ((Doubled, 2, None), (Further, 2, None), (Same, 1, "imtlg")):
+    for kind, factor, native in (
+        (Doubled, 2, None),
+        (Further, 2, None),
+        (Mixed, 0.5, None),
+        (Same, 1, "imtlg"),
+    ):
         assert kind.native == native
         update = GramOperator(kind()).calculate_gradient(list(rows))
         assert relative_error(update, factor * wanted) <= 1e-6

@@ -66,10 +66,12 @@ class Rule(Shown):
     def __init_subclass__(cls, **given: Any) -> None:
         """A subclass that computes something else has no native twin, unless it names one itself."""
         super().__init_subclass__(**given)
-        if "native" not in vars(cls) and not vars(cls).keys().isdisjoint(
-            ("unit_coefficients", "coefficients")
-        ):
-            cls.native = None
+        for base in cls.__mro__:  # also what no Rule is may compute, mixed in
+            if "native" in vars(base):
+                return
+            if not vars(base).keys().isdisjoint(("unit_coefficients", "coefficients")):
+                cls.native = None
+                return
 
     def __init__(self, *, rcond: float | None = None) -> None:
         self.rcond = rcond
