@@ -144,7 +144,7 @@ def demo(options: argparse.Namespace) -> int:
     # Known before the training starts: the picture comes last.
     missing = [name for name in ("scipy", "matplotlib") if find_spec(name) is None]
     if missing:
-        options.fail(f"needs {' and '.join(missing)}: pip install 'fastconfig[demo]'")
+        options.fail(f"needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     from .demo.command import run
     from .demo.training import Settings
     from .environment import find_device

@@ -290,7 +290,7 @@ def test_demo_says_what_it_misses_before_it_trains(
 ):
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "matplotlib" else name)
     message = refused(capsys, "demo", "--out", str(tmp_path / "out"))
-    assert "needs matplotlib: pip install 'fastconfig[demo]'" in message
+    assert "needs matplotlib: pip install matplotlib" in message
     assert not (tmp_path / "out").exists()
 
 

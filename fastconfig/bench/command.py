@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         KeyboardInterrupt: after Ctrl-C, once what was measured is printed and written.
     """
     if arguments.plot and find_spec("matplotlib") is None:
-        arguments.fail("argument --plot: needs matplotlib, which is missing: pip install 'fastconfig[bench]'")
+        arguments.fail("argument --plot: needs matplotlib, which is missing: pip install matplotlib")
     options = Options(
         m=arguments.m,
         n=arguments.n,
