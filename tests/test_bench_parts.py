@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import partial
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from inputs import METHODS, relative_error
+from rich.console import Console
 
 from fastconfig import reference
-from fastconfig.bench import cases, memory, peers, timing
+from fastconfig.bench import cases, memory, peers, plan, report, timing
 from fastconfig.bench.accuracy import Exact
 from fastconfig.bench.cases import Setting, flat, make_inputs, traffic, updates
 from fastconfig.bench.momentum import MOMENTUM, PlainMomentum, Steps, ours, schedule
@@ -194,3 +196,23 @@ def test_a_momentum_step_moves_its_state_in_float32_at_least() -> None:
     assert traffic(MOMENTUM, Setting(3, n)) == (9 * 4 * n, 4 * 4 * n)
     assert traffic(MOMENTUM, Setting(3, n, "bfloat16")) == (8 * 4 * n + 2 * n, 3 * 4 * n + 2 * n)
     assert traffic(MOMENTUM, Setting(3, n, "float64")) == (9 * 8 * n, 4 * 8 * n)
+
+
+def test_the_narrow_table_fits_a_terminal() -> None:
+    head = ["PseudoMomentumOperator", "32", "10,000,000", "123,456", "100–200", "12.3", "45.6"]
+    rows = [[*head, "10.50 (10 %)", "12.3× (1e-03)", "111×", "9,999× (order)", "0.1 MB"]]
+    console = Console(width=80, file=io.StringIO())
+    console.print(report.narrow_table("float32, vectors, numba", rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    for wanted in ("PseudoMomentumOperator", "10,000,000", "123,456", "10.50", "12.3×*", "111×", "9,999×†"):
+        assert wanted in text
+
+
+def test_a_run_says_how_long_it_takes() -> None:
+    options = plan.Options()
+    words = plan.expected(options, plan.settings(options), ["numba", "pytorch"])
+    assert words.startswith("about ")
+    assert "minutes" in words
+    quick = plan.Options(quick=True, m=(3,), n=(1000,))
+    assert "seconds" in plan.expected(quick, plan.settings(quick), ["numba"])

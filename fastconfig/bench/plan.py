@@ -20,6 +20,8 @@ OTHERS = (
     ("float16", "vectors"),
 )
 
+PACE = 9  # shares of time that an operation takes with its peers and floor (benchmarks/results)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -92,6 +94,14 @@ def operations(options: Options, setting: Setting, backend: str, order: list[str
     if options.backend is None and backend != order[0]:
         named = [name for name in named if name in ("gram", "combine", "ConFIG_update")]
     return named
+
+
+def expected(options: Options, chosen: list[Setting], order: list[str]) -> str:
+    """About how long a run takes, in words."""
+    rows = sum(len(operations(options, setting, backend, order)) for setting in chosen for backend in order)
+    seconds = PACE * rows * options.share
+    time = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(seconds, 10):.0f} seconds"
+    return f"about {time}; Ctrl-C keeps what is measured by then"
 
 
 def _of_group(group: str) -> list[str]:

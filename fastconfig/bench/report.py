@@ -19,6 +19,13 @@ CAPTION = (
     "compared. memory: extra peak of one call beyond its result."
 )
 
+NARROW = 150  # columns of a terminal: below, the table has the figures that say most
+BRIEF = (
+    "median µs: of one call. over floor: that time over the time to read the gradients (twice for an "
+    "update) and to write the answer. plain torch, torchjd, conflictfree: how many times faster this "
+    "package is; * where the other's own result is off by more than rounding, † where its order is random. --json has all figures."
+)
+
 
 def wide_console() -> Console:
     """A console as wide as the terminal; wide enough for the tables if the output goes to a file."""
@@ -29,9 +36,10 @@ def wide_console() -> Console:
 def print_report(numbers: dict[str, Any], console: Console) -> None:
     """Origin, bandwidths, a table for each dtype, form and backend, and what is left out."""
     console.print(origin(numbers), bandwidth_table(numbers), sep="\n")
+    narrow = console.width < NARROW
+    console.print(BRIEF if narrow else CAPTION, style="dim")
     for title, rows in grouped(numbers).items():
-        console.print(result_table(title, rows))
-    console.print(CAPTION, style="dim")
+        console.print(narrow_table(title, rows) if narrow else result_table(title, rows))
     for line in left_out(numbers):
         console.print(line, soft_wrap=True, highlight=False)
 
@@ -126,6 +134,30 @@ def result_table(title: str, rows: list[list[str]]) -> Table:
         before = row[0]
         table.add_row(*row)
     return table
+
+
+def narrow_table(title: str, rows: list[list[str]]) -> Table:
+    """What fits in 80 columns of :func:`cells`."""
+    heads = ("m", "N", "median\nµs", "over\nfloor", "plain\ntorch", "torch-\njd", "conflict-\nfree")
+    table = Table(
+        title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False
+    )
+    table.add_column("case", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True, min_width=len(head.partition("\n")[0]) + 1)
+    before = None
+    for case, m, n, median, _, _, _, over, *theirs, _ in rows:
+        if before not in (None, case):
+            table.add_section()
+        before = case
+        table.add_row(case, m, n, median, over.partition(" ")[0], *(_marked(cell) for cell in theirs))
+    return table
+
+
+def _marked(cell: str) -> str:
+    """A mark in place of what stands in brackets."""
+    ratio, _, why = cell.partition(" (")
+    return ratio if not why else f"{ratio}{'†' if why == 'order)' else '*'}"
 
 
 def left_out(numbers: dict[str, Any]) -> Iterator[str]:

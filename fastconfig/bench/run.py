@@ -58,6 +58,7 @@ def bench(
     chosen = plan.settings(options)
     order = plan.backends(options, device.type)
     found = peers.find_peers()
+    console.print(f"{len(chosen)} settings, {plan.expected(options, chosen, order)}", style="dim")
     numbers = description(options, device, command, found)
     clock: Clock = HostClock() if device.type == "cpu" else DeviceClock(device)
     began = time.perf_counter()
