@@ -31,6 +31,7 @@ from fastconfig import (
     mtl_backward,
     reference,
 )
+from fastconfig.backends import sharded
 from fastconfig.methods import GradVac
 
 GROUPS: dict[str, Any] = {
@@ -164,3 +165,22 @@ def case_what_is_refused(rank: int, ranks: int) -> None:
     with pytest.raises(ValueError, match="operator: got one with momentum and groups for replicas"):
         backward(losses_of(net, my_batch()), net, operator)
     assert all(par.grad is None for par in net.parameters())
+
+
+def case_one_sum_for_all_groups(rank: int, ranks: int) -> None:
+    """However many groups there are."""
+    net, operator = replica(), ConFIGOperator()
+    counts = []
+    summed = sharded.summed
+    for groups in ("parameter", "module"):
+        operator.groups = groups
+        calls: list[Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                sharded,
+                "summed",
+                lambda tensor, *rest, calls=calls: (calls.append(tensor), summed(tensor, *rest)),
+            )
+            backward(losses_of(net, my_batch()), net, operator)
+        counts.append(len(calls))
+    assert counts == [1, 1]

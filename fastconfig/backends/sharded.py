@@ -11,7 +11,32 @@ from ..methods.base import Rule
 from ..momentum.step import Step
 from ..numbers import float64_device
 from ..ranks.collectives import agreed, summed
+from . import choose  # which makes these
 from .base import Backend
+
+
+@torch.no_grad()
+def grams_of(parts: list[Gradients]) -> list[Tensor]:
+    """The Gram matrices of several gradients that are spread over processes, on all of them.
+
+    In one all-reduce, where all are summed over one and the same process group.
+    """
+    backends = [choose(part) for part in parts]
+    over = {groups for part in parts for groups in _columns(part)}
+    together = next(iter(over)) if len(over) == 1 else ()
+    if len(together) != 1 or any(part.shards is not None and part.shards.replica_groups() for part in parts):
+        return [backend.gram(part) for backend, part in zip(backends, parts, strict=True)]
+    own = [backend.own_gram(part) for backend, part in zip(backends, parts, strict=True)]  # type: ignore[attr-defined]
+    grams = torch.stack([gram.to(own[0].device) for gram in own])
+    summed(grams, together[0], "the Gram matrices")
+    return [total.to(gram.device) for total, gram in zip(grams, own, strict=True)]
+
+
+def _columns(grads: Gradients) -> dict[Groups, list[int]]:
+    """Which parameters are summed over which process groups."""
+    assert grads.shards is not None
+    present = [shape is not None for shape in grads.shapes] if grads.form == "parameters" else [True]
+    return grads.shards.columns(present)
 
 
 class ShardedBackend(Backend):
@@ -52,14 +77,13 @@ class ShardedBackend(Backend):
 
     def _grams(self, grads: Gradients) -> dict[Groups, Tensor]:
         """This rank's parts of the Gram matrix, by the groups that they are summed over."""
-        assert grads.shards is not None
-        present = [shape is not None for shape in grads.shapes] if grads.form == "parameters" else [True]
-        columns = grads.shards.columns(present)
+        columns = _columns(grads)
         if len(columns) == 1:
-            return {groups: self._part(grads) for groups in columns}
-        return {groups: self._part(grads.columns(places)) for groups, places in columns.items()}
+            return {groups: self.own_gram(grads) for groups in columns}
+        return {groups: self.own_gram(grads.columns(places)) for groups, places in columns.items()}
 
-    def _part(self, grads: Gradients) -> Tensor:
+    def own_gram(self, grads: Gradients) -> Tensor:
+        """This rank's part of the Gram matrix."""
         if grads.n:
             return self._backend.gram(grads)
         work = float64_device(grads.device)

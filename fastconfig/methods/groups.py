@@ -294,12 +294,24 @@ def merged(
     if at_once and choose(grads).update_groups(grads, [one.places for one in groups], known, update):
         return update
     beside = losses_of(known[0], losses, grads, group) if known else None
-    for one, rule in zip(groups, known, strict=True):
-        part = part_of(grads, one.places)
+    if plain:
+        parts = [part_of(grads, one.places) for one in groups]
+    grams = _summed_grams(parts) if grads.shards is not None else None
+    for k, (one, part, rule) in enumerate(zip(groups, parts, known, strict=True)):
         own = None if beside is None else beside.to(float64_device(part.device))
+        backend, pieces = choose(part), [update[p] for p in one.places]
         with within(one.name):
-            choose(part).update(part, rule, [update[p] for p in one.places], own)
+            if grams is None:
+                backend.update(part, rule, pieces, own)
+            else:
+                backend.combine(part, backend.coefficients(grams[k], rule, part, own), pieces)
     return grads.as_given(update)  # type: ignore[return-value]
+
+
+def _summed_grams(parts: list[Gradients]) -> list[Tensor]:
+    from ..backends.sharded import grams_of  # its collectives are not in every build of torch
+
+    return grams_of(parts)
 
 
 def _by_models(
