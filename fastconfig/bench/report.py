@@ -23,7 +23,8 @@ NARROW = 150  # columns of a terminal: below, the table has the figures that say
 BRIEF = (
     "median µs: of one call. over floor: that time over the time to read the gradients (twice for an "
     "update) and to write the answer. plain torch, torchjd, conflictfree: how many times faster this "
-    "package is; * where the other's own result is off by more than rounding, † where its order is random. --json has all figures."
+    "package is; * where the other's own result is off by more than rounding, † where its order is random. "
+    "--json has all figures."
 )
 
 
