@@ -16,7 +16,7 @@ _REDUCTIONS = ("mean", "sum")
 
 
 class _Projection:
-    """What both have in common; a subclass says how coefficients follow from the Gram matrix."""
+    """Base of both classes; a subclass computes coefficients from the Gram matrix."""
 
     _keywords: tuple[str, ...] = ()  # of project_conflicting and pc_backward
 
@@ -32,14 +32,16 @@ class _Projection:
 
         Args:
             tape: a persistent tape that has watched the losses.
-            losses: m losses, in any iterable or by ``tf.stack``; one with several elements is summed, as
-                ``tape.gradient`` does, and a number such as 0.0 is a loss without gradients. Of a tensor (m,)
-                that was made otherwise, a graph counts a variable as connected to all losses if it is to one.
-            variables: of which the gradients are taken.
+            losses: m losses in any iterable, or a tensor (m,) made by ``tf.stack``. A loss of several
+                elements is summed, as in ``tape.gradient``; a number such as 0.0 has no gradients. For a
+                tensor (m,) made in another way, a graph counts a variable as connected to all losses if it is
+                to one.
+            variables: the variables to differentiate by.
 
         Returns:
-            m gradients (N,), zeros where a variable is unconnected to the loss, in the widest dtype of the
-            variables; the variables' shapes; m masks (N,) of the same dtype, 1 where there was a gradient.
+            m gradients (N,), with zeros where the loss does not depend on a variable, in the widest dtype of
+            the variables; the variables' shapes; m masks (N,) of the same dtype, 1 where there was a
+            gradient.
 
         Raises:
             TypeError: if ``losses`` or ``variables`` is nothing of the kind.
@@ -82,7 +84,7 @@ class _Projection:
             (N,) in the dtype of the gradients.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is wanted.
+            TypeError, ValueError: for a wrong argument, which the message names.
         """
         grads = _vectors("grads", grads)
         m = len(grads)
@@ -105,14 +107,14 @@ class _Projection:
         variables: Iterable[tf.Variable],
         **given: Any,
     ) -> list[tf.Tensor]:
-        """Take the losses' gradients and merge them.
+        """Compute the gradient of every loss and merge them.
 
         Args:
             tape, losses, variables: as for :meth:`pack_grad`.
 
         Returns:
-            The merged gradient in the shapes and dtypes of the variables, zeros for a variable that no loss
-            is connected to; for ``optimizer.apply_gradients(zip(grads, variables))``.
+            The merged gradient in the shapes and dtypes of the variables, with zeros for a variable that no
+            loss depends on; for ``optimizer.apply_gradients(zip(grads, variables))``.
 
         Raises:
             TypeError, ValueError: as :meth:`pack_grad`.
@@ -159,13 +161,13 @@ class _Projection:
 
 
 class PPCGrad(_Projection):
-    """PCGrad with all projections taken against the original gradients, so without an order.
+    """PCGrad with every projection taken against the original gradients, so that order does not matter.
 
     g_i - sum over j with g_i . g_j < 0 of (g_i . g_j / |g_j|^2) g_j, merged over i. A zero gradient conflicts
     with nothing; NaN or Inf in any gradient gives an all-NaN result.
 
     Args:
-        reduction: "mean" or "sum" over the tasks, of elements that all of them have.
+        reduction: "mean" or "sum" over the tasks, for elements that all tasks have.
 
     Raises:
         ValueError: for another reduction.
@@ -178,9 +180,9 @@ class PPCGrad(_Projection):
 class PCGrad(_Projection):
     """PCGrad (Yu et al. 2020, arXiv:2001.06782, algorithm 1).
 
-    Each task's gradient in turn, over the others in random order, loses its component along every original
-    gradient that it, as projected so far, conflicts with. A zero gradient conflicts with nothing; NaN or Inf
-    in any gradient gives an all-NaN result.
+    Take each task's gradient and go through the others in random order. Where it conflicts with another
+    original gradient, remove its component along that one. A zero gradient conflicts with nothing; a NaN or
+    Inf in any gradient makes the whole result NaN.
 
     ``project_conflicting`` and ``pc_backward`` also take ``order``, (m, m) integers: row i lists the tasks in
     the order in which gradient i is projected against them (i itself is skipped); it overrides ``shuffle``.
@@ -191,7 +193,7 @@ class PCGrad(_Projection):
     are to use it.
 
     Args:
-        reduction: "mean" or "sum" over the tasks, of elements that all of them have.
+        reduction: "mean" or "sum" over the tasks, for elements that all tasks have.
         seed: of a random order of the object's own.
         shuffle: False takes the others in the order 0..m-1 instead.
 
