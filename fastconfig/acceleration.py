@@ -87,6 +87,12 @@ def accelerate(package: str = "conflictfree") -> Acceleration:
     Raises:
         ValueError: for another package.
         ModuleNotFoundError: if it is not installed.
+
+    Examples:
+        >>> with fastconfig.accelerate() as acceleration:
+        ...     from conflictfree.grad_operator import ConFIG_update
+        >>> ConFIG_update.__module__
+        'fastconfig.config_update'
     """
     if package not in _PAIRS:
         raise ValueError(f"package: got {package!r}, want one of {', '.join(map(repr, _PAIRS))}")

@@ -59,6 +59,10 @@ def ConFIG_update_double(
 
     Raises:
         TypeError, ValueError: for a wrong argument, which the message names.
+
+    Examples:
+        >>> fastconfig.ConFIG_update_double(torch.tensor([1.1, 0.0]), torch.tensor([0.0, 2.3]))
+        tensor([1.7000, 1.7000])
     """
     pair: Any = [grad_1, grad_2]
     grads = Gradients(grad_1, "grad_1") if grad_2 is None else Gradients(pair, ("grad_1", "grad_2"))
@@ -105,8 +109,12 @@ def ConFIG_update(
         CollectiveError: if a rank died or hangs.
 
     Examples:
-        >>> grads = [get_gradient_vector(network) for ...]  # after each loss's backward()
-        >>> apply_gradient_vector(network, ConFIG_update(grads))
+        >>> grads = []
+        >>> for loss_fn in loss_fns:
+        ...     network.zero_grad()
+        ...     loss_fn(network, batch).backward()
+        ...     grads.append(fastconfig.get_gradient_vector(network))
+        >>> fastconfig.apply_gradient_vector(network, fastconfig.ConFIG_update(grads))
     """
     if torch.compiler.is_compiling():
         from .graph import can_compile, compiled_config, outside_the_graph

@@ -50,6 +50,11 @@ class ConFIGOperator(GradientOperator):
 
     Raises:
         TypeError, ValueError: for a wrong argument, such as a class in place of a model.
+
+    Examples:
+        >>> operator = fastconfig.ConFIGOperator(length_model=fastconfig.TrackMinimum())
+        >>> operator.calculate_gradient(torch.tensor([[1.1, 0.0], [0.0, 2.3]]))
+        tensor([1.1000, 1.1000])
     """
 
     rcond: float | None = None  # also of conflictfree's objects, unpickled

@@ -38,7 +38,16 @@ __all__ = [
 
 
 class LengthModel(Shown):
-    """Base class of length models. A subclass overrides :meth:`get_length` or :meth:`rescale_length`."""
+    """Base class of length models. A subclass overrides :meth:`get_length` or :meth:`rescale_length`.
+
+    Examples:
+        >>> class AlwaysOne(fastconfig.LengthModel):
+        ...     def get_length(self, *given, **named):
+        ...         return 1.0
+        >>> update = fastconfig.ConFIG_update(torch.randn(3, 10), length_model=AlwaysOne())
+        >>> bool(abs(update.norm() - 1) < 1e-5)
+        True
+    """
 
     def __init__(self) -> None:
         pass
@@ -138,7 +147,13 @@ class _Projected(LengthModel):
 
 
 class ProjectionLength(_Projected):
-    r"""The sum of the projections of the gradients on the update, |g_c| = sum_i |g_i| cos(g_i, g_c)."""
+    r"""The sum of the projections of the gradients on the update, |g_c| = sum_i |g_i| cos(g_i, g_c).
+
+    Examples:
+        >>> rows = torch.tensor([[1.1, 0.0], [0.0, 2.3]])
+        >>> fastconfig.ConFIG_update(rows, length_model=fastconfig.ProjectionLength())
+        tensor([1.7000, 1.7000])
+    """
 
     _length = "projection"
 
@@ -172,31 +187,61 @@ class _FlexibleTrackProjectionLength(_Projected):
 
 
 class TrackMinimum(_FlexibleTrackProjectionLength):
-    """Tracks the length of the shortest non-zero gradient: |g_c| = sum_i |g_min| cos(g_i, g_c)."""
+    """Tracks the length of the shortest non-zero gradient: |g_c| = sum_i |g_min| cos(g_i, g_c).
+
+    Examples:
+        >>> rows = torch.tensor([[1.1, 0.0], [0.0, 2.3]])
+        >>> fastconfig.ConFIG_update(rows, length_model=fastconfig.TrackMinimum())
+        tensor([1.1000, 1.1000])
+    """
 
     _length = "minimum"
 
 
 class TrackMaximum(_FlexibleTrackProjectionLength):
-    """Tracks the length of the longest gradient: |g_c| = sum_i |g_max| cos(g_i, g_c)."""
+    """Tracks the length of the longest gradient: |g_c| = sum_i |g_max| cos(g_i, g_c).
+
+    Examples:
+        >>> rows = torch.tensor([[1.1, 0.0], [0.0, 2.3]])
+        >>> fastconfig.ConFIG_update(rows, length_model=fastconfig.TrackMaximum())
+        tensor([2.3000, 2.3000])
+    """
 
     _length = "maximum"
 
 
 class TrackHarmonicAverage(_FlexibleTrackProjectionLength):
-    """Tracks the harmonic mean of the lengths, m / sum_i (1 / |g_i|); long gradients count little."""
+    """Tracks the harmonic mean of the lengths, m / sum_i (1 / |g_i|); long gradients count little.
+
+    Examples:
+        >>> rows = torch.tensor([[1.1, 0.0], [0.0, 2.3]])
+        >>> fastconfig.ConFIG_update(rows, length_model=fastconfig.TrackHarmonicAverage())
+        tensor([1.4882, 1.4882])
+    """
 
     _length = "harmonic"
 
 
 class TrackArithmeticAverage(_FlexibleTrackProjectionLength):
-    """Tracks the mean length of the non-zero gradients."""
+    """Tracks the mean length of the non-zero gradients.
+
+    Examples:
+        >>> rows = torch.tensor([[1.1, 0.0], [0.0, 2.3]])
+        >>> fastconfig.ConFIG_update(rows, length_model=fastconfig.TrackArithmeticAverage())
+        tensor([1.7000, 1.7000])
+    """
 
     _length = "arithmetic"
 
 
 class TrackGeometricAverage(_FlexibleTrackProjectionLength):
-    """Tracks the geometric mean of the lengths of the non-zero gradients; long gradients count little."""
+    """Tracks the geometric mean of the lengths of the non-zero gradients; long gradients count little.
+
+    Examples:
+        >>> rows = torch.tensor([[1.1, 0.0], [0.0, 2.3]])
+        >>> fastconfig.ConFIG_update(rows, length_model=fastconfig.TrackGeometricAverage())
+        tensor([1.5906, 1.5906])
+    """
 
     _length = "geometric"
 
@@ -209,6 +254,11 @@ class TrackSpecific(_FlexibleTrackProjectionLength):
 
     Raises:
         TypeError: if track_id is no integer.
+
+    Examples:
+        >>> rows = torch.tensor([[1.1, 0.0], [0.0, 2.3]])
+        >>> fastconfig.ConFIG_update(rows, length_model=fastconfig.TrackSpecific(1))
+        tensor([2.3000, 2.3000])
     """
 
     _length = "specific"

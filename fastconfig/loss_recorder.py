@@ -38,6 +38,10 @@ class LossRecorder(Shown):
 
     Raises:
         TypeError, ValueError: if num_losses is no integer, or below 1.
+
+    Examples:
+        >>> fastconfig.LossRecorder(2)
+        LossRecorder(2)
     """
 
     def __init__(self, num_losses: int) -> None:
@@ -142,6 +146,13 @@ class LatestLossRecorder(LossRecorder):
 
     Raises:
         TypeError, ValueError: if num_losses is no integer, or below 1.
+
+    Examples:
+        >>> recorder = fastconfig.LatestLossRecorder(2)
+        >>> recorder.record_loss([0, 1], [1.0, 2.0])
+        [1.0, 2.0]
+        >>> recorder.record_loss(1, 3.0)
+        [1.0, 3.0]
     """
 
     def record_loss(self, losses_indexes: Any, losses: Any) -> list[Any]:
@@ -165,6 +176,11 @@ class MomentumLossRecorder(LossRecorder):
     Raises:
         TypeError, ValueError: for another number of betas, or a beta outside of [0, 1); if num_losses is no
             integer, or below 1.
+
+    Examples:
+        >>> recorder = fastconfig.MomentumLossRecorder(2, betas=0.9)
+        >>> recorder.record_loss([0, 1], [1.0, 2.0])
+        [1.0, 2.0]
     """
 
     def __init__(self, num_losses: int, betas: float | Sequence[float] = 0.9) -> None:

@@ -157,6 +157,11 @@ class SeparateMomentumOperator(Resumable):
     vectors: the momenta, their second moments, and the rescaled momenta.
 
     Args, errors: as :class:`MomentumOperator`.
+
+    Examples:
+        >>> operator = fastconfig.SeparateMomentumOperator(2)
+        >>> for step in range(4):  # one gradient a step, by turns
+        ...     update = operator.calculate_gradient(step % 2, torch.randn(10))
     """
 
     def _other_vectors(self) -> list[str]:

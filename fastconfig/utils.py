@@ -65,6 +65,9 @@ def get_gradient_vector(
         RuntimeError: with "raise" if a gradient is missing; with "skip" if all are.
         TypeError: if it is no torch.nn.Module.
         ValueError: for another mode.
+
+    Examples:
+        >>> vector = fastconfig.get_gradient_vector(network)
     """
     _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
     parameters = parameters_of(checked_network(network))
@@ -106,6 +109,9 @@ def apply_gradient_vector(
     Raises:
         TypeError: if an argument is no torch.nn.Module, or no tensor.
         ValueError: for another mode, or if the vector's length does not fit; nothing is written then.
+
+    Examples:
+        >>> fastconfig.apply_gradient_vector(network, fastconfig.get_gradient_vector(network))
     """
     _check_mode("none_grad_mode", none_grad_mode, ("zero", "skip"))
     _check_mode("zero_grad_mode", zero_grad_mode, ("skip", "pad_zero", "padding", "pad_value"))

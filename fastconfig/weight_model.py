@@ -22,6 +22,13 @@ class WeightModel(Shown):
 
     A subclass overrides :meth:`get_weights`, which gets the gradients as one (m, N) tensor. It may take a
     ``device`` argument.
+
+    Examples:
+        >>> class Twice(fastconfig.WeightModel):
+        ...     def get_weights(self, gradients, losses=None, device=None):
+        ...         return torch.tensor([2.0, 1.0])
+        >>> fastconfig.ConFIG_update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), weight_model=Twice())
+        tensor([1.2000, 0.6000])
     """
 
     def __init__(self) -> None:
@@ -44,7 +51,12 @@ class WeightModel(Shown):
 
 
 class EqualWeight(WeightModel):
-    """The same weight for every gradient: the update has equal cosines with all (Liu et al. 2024)."""
+    """The same weight for every gradient: the update has equal cosines with all (Liu et al. 2024).
+
+    Examples:
+        >>> fastconfig.EqualWeight().get_weights(torch.ones(3, 10))
+        tensor([1., 1., 1.])
+    """
 
     def get_weights(  # type: ignore[override]  # conflictfree's signature
         self,

@@ -187,7 +187,12 @@ def short_step(state: Plain, indexes: Any, grads: Any, rule: Rule, ring: int = 0
 
 
 def last_backend() -> str | None:
-    """Name of the backend that served the last call in this process, of whichever thread; None before any."""
+    """Name of the backend that served the last call in this process, of whichever thread; None before any.
+
+    Examples:
+        >>> update = fastconfig.ConFIG_update(torch.randn(3, 10))
+        >>> name = fastconfig.last_backend()
+    """
     return None if registry.last is None else registry.last.name
 
 
@@ -232,6 +237,9 @@ def explain(device: str | torch.device) -> list[tuple[str, str | None]]:
     Raises:
         TypeError, ValueError: for what is no device, or none that this machine has.
         ValueError: if FASTCONFIG_BACKEND names no backend.
+
+    Examples:
+        >>> name, why_not = fastconfig.explain("cpu")[0]
     """
     device = _device(device)
     asked = _block.get() or registry.requested or _of_the_variable()
@@ -279,6 +287,12 @@ class use_backend:  # reads as a statement: use_backend("pytorch")
     Raises:
         ValueError: for an unknown name.
         BackendUnavailable: if it cannot run here, with the reason.
+
+    Examples:
+        >>> with fastconfig.use_backend("pytorch"):
+        ...     update = fastconfig.ConFIG_update(torch.randn(3, 10))
+        ...     print(fastconfig.last_backend())
+        pytorch
     """
 
     def __init__(self, name: str) -> None:

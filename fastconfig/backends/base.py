@@ -164,4 +164,11 @@ def device_cutoff(rule: Rule, dtype: torch.dtype, float64: bool) -> float:
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend asked for by name cannot run; the message says why."""
+    """A backend asked for by name cannot run; the message says why.
+
+    Examples:
+        >>> try:
+        ...     fastconfig.use_backend("cuda")
+        ... except fastconfig.BackendUnavailable as error:
+        ...     reason = str(error)
+    """

@@ -233,6 +233,11 @@ class AlignedMTLOperator(PreferenceOperator):
 
     Raises:
         TypeError, ValueError: for another ``pref_vector``, ``scale_mode`` or ``rcond``.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.AlignedMTLOperator().calculate_gradient(grads)
+        tensor([0.2840, 0.4734])
     """
 
     _kind = AlignedMTL

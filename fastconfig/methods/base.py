@@ -48,6 +48,13 @@ class Rule(Shown):
         parameters: up to four numbers of the method's own, for compiled code.
         weights, length, track_id, order, state, mean: the other settings that compiled code knows of; of no
             concern to other methods.
+
+    Examples:
+        >>> class Half(fastconfig.Rule):
+        ...     def unit_coefficients(self, cosines, norms, losses, rcond):
+        ...         return norms / 2
+        >>> fastconfig.GramOperator(Half()).calculate_gradient(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        tensor([0.5000, 1.0000])
     """
 
     native: ClassVar[str | None] = None

@@ -263,6 +263,11 @@ class CAGradOperator(GramOperator):
 
     Raises:
         TypeError, ValueError: for a ``c`` that is no number, or negative, and the like.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.CAGradOperator(c=0.4).calculate_gradient(grads)
+        tensor([0.4256, 0.6384])
     """
 
     _rule = CAGrad()

@@ -61,6 +61,11 @@ class ConstantOperator(GramOperator):
 
     Raises:
         TypeError, ValueError: for what are none; and where there is another number of gradients.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.ConstantOperator([0.25, 0.75]).calculate_gradient(grads)
+        tensor([-0.1250,  0.7500])
     """
 
     def __init__(self, weights: Any, process_group: ProcessGroup | None = None) -> None:

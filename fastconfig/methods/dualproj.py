@@ -59,6 +59,11 @@ class DualProjOperator(PreferenceOperator):
 
     Raises:
         TypeError, ValueError: for another ``pref_vector`` or ``rcond``.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.DualProjOperator().calculate_gradient(grads)
+        tensor([0.2500, 0.5000])
     """
 
     _kind = DualProj

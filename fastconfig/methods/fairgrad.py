@@ -92,6 +92,11 @@ class FairGradOperator(GramOperator):
 
     Raises:
         TypeError, ValueError: for an ``alpha`` that is no number, or negative.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.FairGradOperator(alpha=1.0).calculate_gradient(grads)
+        tensor([0.7435, 1.2030])
     """
 
     _rule = FairGrad()

@@ -126,6 +126,11 @@ class GradVacOperator(StatefulOperator, DrawingOperator):
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
+
+    Examples:
+        >>> operator = fastconfig.GradVacOperator(beta=0.5)
+        >>> for _ in range(3):  # the targets move with every step
+        ...     update = operator.calculate_gradient(torch.randn(2, 10))
     """
 
     _rule: GradVac

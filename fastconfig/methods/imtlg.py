@@ -43,6 +43,11 @@ class IMTLGOperator(GramOperator):
 
     Args:
         rcond, process_group: as in :func:`ConFIG_update`.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.IMTLGOperator().calculate_gradient(grads)
+        tensor([0.2918, 0.4721])
     """
 
     _rule = IMTLG()

@@ -76,6 +76,11 @@ class KrumOperator(GramOperator):
 
     Raises:
         TypeError, ValueError: as for :class:`Krum`.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.1, 0.0], [-9.0, 9.0]])
+        >>> fastconfig.KrumOperator(n_byzantine=1, n_selected=2).calculate_gradient(grads)
+        tensor([1.0000, 0.0500])
     """
 
     def __init__(

@@ -61,7 +61,8 @@ class LogLossesOperator(GramOperator):
         TypeError: for what is no rule.
 
     Examples:
-        >>> operator = LogLossesOperator(IMTLG())
+        >>> from fastconfig.methods import IMTLG
+        >>> operator = fastconfig.LogLossesOperator(IMTLG())
         >>> fastconfig.backward(losses, network, operator)
     """
 

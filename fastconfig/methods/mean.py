@@ -35,6 +35,11 @@ class MeanOperator(GramOperator):
 
     Args:
         process_group: as in :func:`fastconfig.ConFIG_update`.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.MeanOperator().calculate_gradient(grads)
+        tensor([0.2500, 0.5000])
     """
 
     def __init__(self, process_group: ProcessGroup | None = None) -> None:

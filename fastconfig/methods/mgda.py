@@ -84,6 +84,11 @@ class MGDAOperator(GramOperator):
 
     Args:
         rcond, process_group: as in :func:`ConFIG_update`; rcond is 1e-13 by default.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.MGDAOperator().calculate_gradient(grads)
+        tensor([0.3077, 0.4615])
     """
 
     _rule = MGDA()

@@ -103,6 +103,11 @@ class NashMTLOperator(GramOperator):
 
     Raises:
         TypeError, ValueError: for a ``max_norm`` that is no number, or negative, and the like.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.NashMTLOperator().calculate_gradient(grads)
+        tensor([0.5257, 0.8507])
     """
 
     _rule = NashMTL()

@@ -46,6 +46,13 @@ class GradientOperator(Grouped):
             module together; a dict has the parameters of each group, or names of parameters or modules; a
             function gives the group of a parameter's name. Each parameter belongs to exactly one.
         monitor: a :class:`fastconfig.monitor.Monitor` that is told of every step, or None.
+
+    Examples:
+        >>> class Largest(fastconfig.GradientOperator):
+        ...     def calculate_gradient(self, grads, losses=None):
+        ...         return grads[grads.norm(dim=1).argmax()]
+        >>> Largest().calculate_gradient(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        tensor([0., 2.])
     """
 
     monitor: Any = None

@@ -135,6 +135,11 @@ class PCDOperator(StatefulOperator):
 
     Raises:
         TypeError, ValueError: as for :class:`PCD`.
+
+    Examples:
+        >>> operator = fastconfig.PCDOperator(tau=0.02)
+        >>> for _ in range(3):
+        ...     update = operator.calculate_gradient(torch.randn(2, 10))
     """
 
     _rule: PCD

@@ -73,6 +73,11 @@ class PCGradOperator(DrawingOperator):
 
     Raises:
         TypeError, ValueError: for another reduction, and what is no flag or generator.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.PCGradOperator().calculate_gradient(grads)
+        tensor([0.8000, 1.4000])
     """
 
     _rule, shuffle = PCGrad(), False  # also of conflictfree's objects, unpickled

@@ -49,6 +49,11 @@ class PPCGradOperator(GramOperator):
 
     Raises:
         ValueError: for another reduction.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.PPCGradOperator().calculate_gradient(grads)
+        tensor([0.8000, 1.4000])
     """
 
     def __init__(self, *, reduction: str = "sum", process_group: ProcessGroup | None = None) -> None:

@@ -51,6 +51,10 @@ class RandomOperator(DrawingOperator):
         generator: source of the numbers, on the CPU; by default torch's own, or for gradients spread over
             processes one that the operator starts from 0, because all ranks must draw alike.
         process_group: as in :func:`fastconfig.ConFIG_update`.
+
+    Examples:
+        >>> operator = fastconfig.RandomOperator(generator=torch.Generator().manual_seed(0))
+        >>> update = operator.calculate_gradient(torch.randn(3, 10))
     """
 
     def __init__(

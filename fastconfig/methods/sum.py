@@ -23,6 +23,11 @@ class SumOperator(GramOperator):
 
     Args:
         process_group: as in :func:`fastconfig.ConFIG_update`.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.SumOperator().calculate_gradient(grads)
+        tensor([0.5000, 1.0000])
     """
 
     def __init__(self, process_group: ProcessGroup | None = None) -> None:

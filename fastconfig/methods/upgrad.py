@@ -74,6 +74,11 @@ class UPGradOperator(PreferenceOperator):
 
     Raises:
         TypeError, ValueError: for another ``pref_vector`` or ``rcond``.
+
+    Examples:
+        >>> grads = torch.tensor([[1.0, 0.0], [-0.5, 1.0]])
+        >>> fastconfig.UPGradOperator().calculate_gradient(grads)
+        tensor([0.4000, 0.7000])
     """
 
     _kind = UPGrad

@@ -53,6 +53,10 @@ class MomentumOperator(Grouped):
 
     Raises:
         TypeError, ValueError: for a wrong argument, which the message names.
+
+    Examples:
+        >>> fastconfig.MomentumOperator(3)
+        MomentumOperator(num_vectors=3)
     """
 
     _groups: Any = None

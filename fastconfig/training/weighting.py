@@ -75,6 +75,10 @@ def weights(
         TypeError, ValueError: for a wrong argument, which the message names; also for an operator that has
             momentum or needs the gradients themselves.
         CollectiveError: if a rank died or hangs.
+
+    Examples:
+        >>> w = fastconfig.weights(losses, network)
+        >>> sum(w_i * loss for w_i, loss in zip(w, losses)).backward()
     """
     if torch.compiler.is_compiling():
         from ..graph import outside_the_graph
