@@ -21,7 +21,7 @@ class Rule:
     def address(self) -> int: ...
 
 METHODS: tuple[str, ...]
-HEAVY: frozenset[str]  # those that iterate
+HEAVY: frozenset[str]  # those that have a launch of their own on a GPU
 coefficients_address: int
 
 def coefficients(gram: int, c: int, batch: int, m: int, rule: Rule, rcond: float) -> None: ...

@@ -11,7 +11,7 @@ import pytest
 import torch
 from inputs import orthonormal, relative_error, scaled
 from pairs import some
-from schedules import SHAPES, errors, joined, per_parameter
+from schedules import ELEMENTS, errors, joined, per_parameter
 from test_aligned import by_singular_vectors
 from torch import Tensor
 
@@ -19,12 +19,16 @@ import fastconfig
 from fastconfig import (
     AlignedMTLOperator,
     CAGradOperator,
+    ConstantOperator,
     DualProjOperator,
     FairGradOperator,
     GradVacOperator,
+    MeanOperator,
     MGDAOperator,
     NashMTLOperator,
     PseudoMomentumOperator,
+    RandomOperator,
+    SumOperator,
     UPGradOperator,
     backends,
     use_backend,
@@ -147,6 +151,42 @@ def test_a_broken_gradient_breaks_the_update(method: str, m: int) -> None:
         assert merged(method, rows).isnan().all()
 
 
+WEIGHING: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor]]] = {
+    "mean": (MeanOperator, RULES["mean"].oracle),
+    "sum": (SumOperator, RULES["sum"].oracle),
+    "constant": (lambda: ConstantOperator([2, 0, -1]), lambda rows: 2 * rows[0].double() - rows[2].double()),
+    "random": (
+        lambda: RandomOperator(generator=torch.Generator().manual_seed(3)),
+        lambda rows: RULES["random"].oracle(rows, torch.Generator().manual_seed(3)),
+    ),
+}
+
+
+@pytest.mark.parametrize("method", WEIGHING)
+def test_weights_that_hang_on_nothing(method: str) -> None:
+    """Also where a weight is zero, NaN or Inf in any gradient breaks all of the update."""
+    make, exact = WEIGHING[method]
+    rows = conflicting(3, 131)
+    rows[2] = 0
+    momentum = PseudoMomentumOperator(3, gradient_operator=make(), dtype=torch.float64)
+    for given in (rows, list(rows), per_parameter(conflicting(3, ELEMENTS))):
+        update = make().calculate_gradient(on_device(given))
+        if isinstance(update, Tensor):
+            assert relative_error(update.cpu(), exact(rows)) <= 1e-12
+        else:
+            flat_rows = torch.stack([torch.cat([piece.flatten() for piece in row]) for row in given])
+            assert relative_error(joined(update).cpu(), exact(flat_rows)) <= 1e-12
+    assert momentum.calculate_gradient([0, 1, 2], rows.to(DEVICE)).isfinite().all()
+    for value in (torch.nan, torch.inf):
+        broken = rows.clone()
+        broken[1, 5] = value
+        assert make().calculate_gradient(list(broken.to(DEVICE))).isnan().all()
+
+
+def on_device(given: Any) -> Any:
+    return given.to(DEVICE) if isinstance(given, Tensor) else [on_device(each) for each in given]
+
+
 @every
 def test_norms_apart_by_1e15(method: str) -> None:
     """Between unit gradients nothing is far apart; the equations of Nash-MTL and FairGrad hold there."""
@@ -187,8 +227,7 @@ def test_batches_of_many() -> None:
 
 @every
 def test_per_parameter(method: str) -> None:
-    n = sum(torch.Size(shape).numel() for shape in SHAPES)
-    rows = conflicting(3, n)
+    rows = conflicting(3, ELEMENTS)
     pieces = per_parameter(rows.to(DEVICE))
     update = OPERATORS[method]().calculate_gradient(pieces)
     assert relative_error(joined(update).cpu(), oracle(method, rows)) <= 1e-9

@@ -58,6 +58,7 @@ class Rule(Shown):
     """
 
     native: ClassVar[str | None] = None
+    weighs: ClassVar[bool] = False  # whether the weights hang on nothing: G only tells of NaN and Inf
     rank_dtype: ClassVar[torch.dtype | None] = None  # whose cut-off is taken for gradients of any dtype
     parameters: tuple[float, ...] = ()
     oracle: ClassVar[Callable[..., Tensor]]  # the paper's formula on full rows (m, N), never through G
@@ -265,7 +266,8 @@ def plain_coefficients(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Ten
     """
     from .. import _C
 
-    if gram.device.type not in ("cpu", "meta") and rule.native in _C.HEAVY and not capturing(gram.device):
+    iterates = rule.native in _C.HEAVY and not rule.weighs
+    if iterates and gram.device.type not in ("cpu", "meta") and not capturing(gram.device):
         return by_host(rule, gram, dtype)
     return rule.coefficients(gram, dtype, losses)
 

@@ -25,6 +25,8 @@ class Constant(Rule):
         TypeError, ValueError: for what are none.
     """
 
+    weighs = True
+
     def __init__(self, weights: Any = None) -> None:
         super().__init__()
         if weights is not None:
@@ -52,6 +54,25 @@ class Constant(Rule):
         return torch.as_tensor(weights, dtype=torch.float64, device=full.device) @ full
 
 
+class Placed(Constant):
+    """The same for compiled code, which asks nothing.
+
+    Args:
+        weights: (m,) or (B, m) float64 where the Gram matrix is; None is ones.
+    """
+
+    native = "constant"
+
+    def __init__(self, weights: Tensor | None) -> None:
+        super().__init__()
+        self.weights = None if weights is None else weights.contiguous()
+
+    def unit_coefficients(
+        self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
+    ) -> Tensor:
+        return norms if self.weights is None else self.weights * norms
+
+
 class ConstantOperator(GramOperator):
     """A weighted sum of the gradients.
 
@@ -70,3 +91,19 @@ class ConstantOperator(GramOperator):
 
     def __init__(self, weights: Any, process_group: ProcessGroup | None = None) -> None:
         super().__init__(Constant(weights), process_group)
+        self._by_device: dict[torch.device, Rule] = {}
+
+    @property
+    def fixed_rule(self) -> Rule | None:
+        """None: the weights are for a number of gradients."""
+        return None
+
+    def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
+        """The rule with its weights on a device."""
+        weights = self._rule.weights
+        if weights is not None and len(weights) != norms[-1]:
+            raise ValueError(f"weights: got {len(weights)} of them for {norms[-1]} gradients")
+        if device not in self._by_device:
+            kept = None if weights is None else weights.to(device, copy=True)  # compiled code has its address
+            self._by_device[device] = Placed(kept)
+        return self._by_device[device]

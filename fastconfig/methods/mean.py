@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class Mean(Rule):
     """(1/m) sum_i g_i; zero gradients count in m."""
 
+    native = "mean"
+    weighs = True
+
     def __init__(self) -> None:
         super().__init__()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..numbers import sent
 from .base import Rule
+from .constant import Placed
 from .stateful import DrawingOperator
 
 if TYPE_CHECKING:
@@ -69,4 +70,4 @@ class RandomOperator(DrawingOperator):
 
     def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
         """The rule of the next call."""
-        return Random(self.source(spread))
+        return Placed(sent(drawn(norms, self.source(spread)), device))

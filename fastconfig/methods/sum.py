@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class Sum(Constant):
     """sum_i g_i."""
 
+    native = "constant"  # without weights
+
     def __init__(self) -> None:
         super().__init__()
 
