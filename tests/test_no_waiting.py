@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastconfig.methods import METHODS, RULES, AlignedMTL, GradVac, UPGrad, newton
-from fastconfig.methods.base import Rule, by_host
+from fastconfig.methods.base import Rule, by_host, load_solvers
 
 #: a look at a value; an index of unknown size; and what CUDA does by libraries that no graph captures
 REFUSED = {
@@ -72,6 +72,7 @@ def test_such_a_look_is_refused() -> None:
 @pytest.mark.parametrize("m", [3, 9])
 def test_on_the_host_with_what_a_rule_holds(m: int) -> None:
     """Weights, an order and a state that goes on, as where they lie on a device."""
+    load_solvers(torch.device("cpu"))
     rows = conflicting(m, 50).double()
     gram = rows @ rows.T
     weights = torch.rand(m, dtype=torch.float64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from ..checks import abstract, as_tensor, got
 from ..numbers import DTYPES, capturing, cutoff
 from ..showing import Shown
 from ..transforms import refuse_transforms
+from .solvers import cholesky_solved
 
 LENGTHS = (  # in the order of enum Length in csrc/problem.hpp
     "projection",
@@ -275,6 +276,8 @@ def plain_coefficients(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Ten
 @torch.no_grad()
 def by_host(rule: Rule, gram: Tensor, dtype: torch.dtype) -> Tensor:
     """:func:`native_coefficients` of a Gram matrix and a rule on a device, whose state goes on there."""
+    if gram.device.type == "cuda":
+        load_solvers(gram.device)
     host = copy(rule)
     for name in ("weights", "order", "state"):
         if (value := getattr(rule, name)) is not None:
@@ -283,6 +286,14 @@ def by_host(rule: Rule, gram: Tensor, dtype: torch.dtype) -> Tensor:
     if rule.state is not None and host.state is not None:
         rule.state.copy_(host.state)
     return c
+
+
+@cache
+def load_solvers(device: torch.device) -> None:
+    """Once: a CUDA graph that records the torch operations later could not load the libraries that these call."""
+    unit = torch.eye(2, dtype=torch.float64, device=device)
+    for problems in (unit, unit.expand(2, 2, 2) @ unit):
+        cholesky_solved(torch.linalg.cholesky_ex(problems)[0], problems)
 
 
 @torch.no_grad()
