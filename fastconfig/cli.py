@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The command line: ``fastconfig info``, ``demo``, ``bench``, ``warmup`` and ``run``."""
+"""The command line: ``fastconfig info``, ``demo``, ``bench``, ``plot``, ``warmup`` and ``run``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_info(commands.add_parser("info", help="versions, devices, and which backend serves them"))
     add_demo(commands.add_parser("demo", help="train on Burgers' equation and draw the result"))
     add_bench(commands.add_parser("bench", help="time every operation beside a memory floor and the peers"))
+    add_plot(commands.add_parser("plot", help="draw what a monitor has saved of a run"))
     add_warmup(commands.add_parser("warmup", help="compile what the first calls would, and keep it"))
     add_run(commands.add_parser("run", help="run a script that uses conflictfree, on this package"))
     complete(parser)
@@ -109,6 +110,22 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(serve=bench, fail=parser.error)
 
 
+def add_plot(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Draws the cosines, lengths and coefficients of a run that Monitor.save wrote, finished or running, "
+        "and prints what they mean."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN.npz", help="what Monitor.save wrote")
+    parser.add_argument(
+        "--html", action="store_true", help="a page with picture and tables instead of a picture"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=".png, .pdf, .svg or .html (default: beside RUN.npz)"
+    )
+    parser.add_argument("--group", metavar="NAME", help="of a run with groups of parameters, which one")
+    parser.set_defaults(serve=plot, fail=parser.error)
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Runs a script or a module as python does, with conflictfree's functions and classes replaced by "
@@ -167,6 +184,13 @@ def demo(options: argparse.Namespace) -> int:
 def bench(options: argparse.Namespace) -> int:
     """``fastconfig bench``."""
     from .bench.command import run
+
+    return run(options)
+
+
+def plot(options: argparse.Namespace) -> int:
+    """``fastconfig plot``."""
+    from .monitor.command import run
 
     return run(options)
 

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from pairs import some
+from pairs import slow, some
+
+from fastconfig.monitor import Monitor
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TOGETHER = {"pinn.py"}  # a network that starts near zero has hardly any residual yet
@@ -23,6 +25,36 @@ SCRIPTS: dict[str, tuple[list[str], str | None]] = {
     "multi_task_images.py": (["--steps", "60"], None),
     "amp_accumulation.py": (["--steps", "150"], None),
 }
+
+
+@slow
+def test_a_monitor_in_lightning_and_tensorboard(tmp_path: Path) -> None:
+    """What TensorBoard reads is what the monitor has saved."""
+    for package in ("lightning", "tensorboard"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    command = [
+        sys.executable,
+        str(EXAMPLES / "lightning_monitor.py"),
+        "--steps",
+        "30",
+        "--out",
+        str(tmp_path),
+    ]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert "sine, cosine" in run.stdout
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out.tfevents.*")).parent)).Reload()
+    kept = Monitor.load(tmp_path / "run.npz").history()
+    for tag, values in (
+        ("gradients/cosine/sine,cosine", kept["cosines"][:, 0]),
+        ("gradients/norm/sine", kept["norms"][:, 0]),
+        ("gradients/loss/cosine", kept["losses"][:, 1]),
+    ):
+        found = [event.value for event in events.Scalars(tag)]
+        assert found == pytest.approx(values[9::10].tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", some([*SCRIPTS], quick=["pinn.py", "multi_task_images.py"]))

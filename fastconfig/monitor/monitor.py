@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..checks import as_tensor, whole
+from ..checks import got, whole
 from . import figures
+from .given import at_least_1, checked_names, in_groups, numbers_of, tensor_of
 from .ring import DeviceRing, FloatArray, HostRing, split, width
+
+if TYPE_CHECKING:
+    from .loggers import Logger
+    from .summary import Summary
 
 _VERSION = 1  # of the files
 
@@ -45,12 +49,13 @@ class Monitor:
     """
 
     def __init__(self, names: Iterable[str] | None = None, *, every: int = 1, keep: int = 100_000) -> None:
-        self.names = None if names is None else _names(names)
-        self.every, self.keep = _at_least_1("every", every), _at_least_1("keep", keep)
+        self.names = None if names is None else checked_names(names)
+        self.every, self.keep = at_least_1("every", every), at_least_1("keep", keep)
         self._step = 0
         self._host: HostRing | None = None
         self._device: DeviceRing | None = None
         self.groups: dict[str, Monitor] = {}
+        self._sent: dict[int, tuple[Any, int]] = {}
         #: of the ring that compiled code writes to; 0 where steps come by :meth:`record` alone
         self.address = 0
 
@@ -92,7 +97,7 @@ class Monitor:
             if self._device is not None:
                 self._leave_device()
             self.address = host.address
-            host.record(gram.detach(), c.detach(), _numbers(losses, host.m))
+            host.record(gram.detach(), c.detach(), numbers_of(losses, host.m))
             return
         device = self._device
         if device is None or device.device != gram.device:
@@ -100,7 +105,7 @@ class Monitor:
                 self._leave_device()
             device = self._device = DeviceRing(host.m, self.every, self.keep, gram.device, host.step)
             self.address = 0
-        device.record(gram, c, None if losses is None else _on(losses, host.m, gram.device))
+        device.record(gram, c, None if losses is None else tensor_of(losses, host.m, gram.device))
         device.fetch_block(host)
 
     def group(self, name: str) -> Monitor:
@@ -141,7 +146,7 @@ class Monitor:
         """The losses of the step that compiled code has just kept; operators call this."""
         host = self._host
         assert host is not None
-        numbers = _numbers(losses, host.m)
+        numbers = numbers_of(losses, host.m)
         if numbers is not None:
             host.add_losses(host.step - 1, numbers)
 
@@ -197,8 +202,57 @@ class Monitor:
             found = self._flat(self._host.rows(self._host.stored - 1))[0]
         return found | in_groups({name: monitor.last() for name, monitor in self.groups.items()})
 
+    def summary(self) -> Summary:
+        """Which pairs conflict and how often, whose gradient dominates, and what that means; ``print`` it."""
+        from .summary import summarize
+
+        self.fetch()
+        whole = None if self.groups and self._host is None else self.history()
+        return summarize(whole, self._labels(), {name: m.summary() for name, m in self.groups.items()})
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw all figures over the steps.
+
+        Args:
+            path: the file to write; ``.png``, ``.pdf``, ``.svg``, or ``.html`` for a page with the summary.
+
+        Raises:
+            ValueError: before the first step is kept.
+            ModuleNotFoundError: without matplotlib.
+        """
+        from .picture import plot
+
+        plot(self.history(), self._labels(), Path(path))
+
+    def log(self, logger: Logger) -> int:
+        """Hand the kept steps to a logger that it has not got yet; see :mod:`fastconfig.monitor.loggers`.
+
+        Returns:
+            How many steps were handed over.
+        """
+        if isinstance(logger, type) or not callable(getattr(logger, "log", None)):
+            raise TypeError(f"logger: got {got(logger)}, want one with log(step, figures)")
+        new = self._new(logger)
+        for step in sorted(new):
+            logger.log(step, new[step])
+        return len(new)
+
+    def _new(self, logger: Any) -> dict[int, dict[str, float]]:
+        """The figures by step that a logger has not got yet; it counts as having them."""
+        self.fetch()
+        found: dict[int, dict[str, float]] = {}
+        if (host := self._host) is not None:
+            _, since = self._sent.get(id(logger), (logger, 0))
+            self._sent[id(logger)] = logger, host.stored
+            for figures_of in self._flat(host.rows(since)):
+                found[int(figures_of.pop("step"))] = figures_of
+        for name, monitor in self.groups.items():
+            for step, of_group in monitor._new(logger).items():
+                found.setdefault(step, {}).update(in_groups({name: of_group}))
+        return found
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is kept to a NumPy ``.npz`` file, whole at any time, for :meth:`load`.
+        """Write all that is kept to a NumPy ``.npz`` file, whole at any time, for :meth:`load` and ``plot``.
 
         Raises:
             OSError: if it cannot be written; what was there stays.
@@ -311,57 +365,3 @@ class Monitor:
 
     def __repr__(self) -> str:
         return f"Monitor({list(self._labels())}, every={self.every}, keep={self.keep})"
-
-
-def in_groups(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Figures of groups of parameters by names that begin with the group's."""
-    return {
-        key if key == "step" else f"{group}/{key}": value
-        for group, found in figures.items()
-        for key, value in found.items()
-    }
-
-
-def _names(names: Iterable[str]) -> tuple[str, ...]:
-    wanted = "want one different name a loss, such as ['residual', 'boundary']"
-    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
-        raise TypeError(f"names: got {names!r}, {wanted}")
-    listed = tuple(names)
-    if not all(isinstance(name, str) for name in listed):
-        raise TypeError(f"names: got {listed!r}, {wanted}")
-    if not listed or len(set(listed)) < len(listed):
-        raise ValueError(f"names: got {list(listed)!r}, {wanted}")
-    return listed
-
-
-def _at_least_1(argument: str, value: int) -> int:
-    if whole(argument, value) < 1:
-        raise ValueError(f"{argument}: got {value}, want at least 1")
-    return int(value)
-
-
-def _listed(losses: Any, m: int) -> Tensor | list[Any]:
-    found = losses.detach().reshape(-1) if isinstance(losses, Tensor) else list(losses)
-    if len(found) != m:
-        raise ValueError(f"losses: got {len(found)}, want {m}, one a gradient")
-    return found
-
-
-def _numbers(losses: Any, m: int) -> list[float] | None:
-    return None if losses is None else [_number(loss) for loss in _listed(losses, m)]
-
-
-def _number(loss: Any) -> float:
-    return float(loss.detach() if isinstance(loss, Tensor) else loss)
-
-
-def _on(losses: Any, m: int, device: torch.device) -> Tensor:
-    """(m,) float64 on a device, for which nothing waits if they are there already."""
-    found = _listed(losses, m)
-    if isinstance(found, Tensor):
-        return found.to(device, torch.float64)
-    tensors = [
-        as_tensor(f"losses[{i}]", x, "a number", torch.float64).detach().reshape(()).to(device, torch.float64)
-        for i, x in enumerate(found)
-    ]
-    return torch.stack(tensors)
