@@ -20,7 +20,6 @@ from ..checks import abstract, as_tensor, got
 from ..numbers import DTYPES, capturing, cutoff
 from ..showing import Shown
 from ..transforms import refuse_transforms
-from .solvers import cholesky_solved
 
 LENGTHS = (  # in the order of enum Length in csrc/problem.hpp
     "projection",
@@ -290,10 +289,10 @@ def by_host(rule: Rule, gram: Tensor, dtype: torch.dtype) -> Tensor:
 
 @cache
 def load_solvers(device: torch.device) -> None:
-    """Once: a CUDA graph that records the torch operations later could not load the libraries that these call."""
+    """Once: a CUDA graph that records the torch operations later could not load their libraries."""
     unit = torch.eye(2, dtype=torch.float64, device=device)
     for problems in (unit, unit.expand(2, 2, 2) @ unit):
-        cholesky_solved(torch.linalg.cholesky_ex(problems)[0], problems)
+        torch.linalg.solve_triangular(torch.linalg.cholesky_ex(problems)[0], problems, upper=False)
 
 
 @torch.no_grad()
