@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "methods.md"
 HEADS = ("method", "the update", "no conflict", "rescaling a loss", "between calls")
 PROBLEMS, LIMIT = 200, 1e-6  # of each size; a cosine below -LIMIT is a conflict
+WITH_STATE = 20
 
 # what the update is, and the paper
 WORDS = {
@@ -109,7 +110,10 @@ def problems(m: int) -> tuple[Tensor, Tensor]:
 
 
 def merged(kind: str, m: int, factor: float = 1) -> Tensor:
-    """Updates (PROBLEMS, m), each of an operator that has seen one call before; the first loss scaled."""
+    """Updates (k, m) of the first k problems, each of an operator that has seen one call before.
+
+    The first loss is scaled. Operators with a state take no batches, and fewer problems.
+    """
     scale = torch.tensor([factor] + [1.0] * (m - 1), dtype=torch.float64)[:, None]
     before, now = (scale * batch for batch in problems(m))
     with torch.random.fork_rng(devices=[]):
@@ -117,7 +121,7 @@ def merged(kind: str, m: int, factor: float = 1) -> Tensor:
         if not isinstance(operator_of(kind, m), StatefulOperator):
             return operator_of(kind, m).calculate_gradient(now)  # type: ignore[no-any-return]
         updates = []
-        for pair in zip(before, now, strict=True):
+        for pair in list(zip(before, now, strict=True))[:WITH_STATE]:
             operator = operator_of(kind, m)
             updates.append([operator.calculate_gradient(rows) for rows in pair][-1])
         return torch.stack(updates)
@@ -125,7 +129,8 @@ def merged(kind: str, m: int, factor: float = 1) -> Tensor:
 
 def conflicts(kind: str, m: int) -> bool:
     """Whether an update ever has a negative cosine with a gradient."""
-    cosines = torch.cosine_similarity(merged(kind, m)[:, None], problems(m)[1], -1)
+    updates = merged(kind, m)
+    cosines = torch.cosine_similarity(updates[:, None], problems(m)[1][: len(updates)], -1)
     return bool(cosines.min() < -LIMIT)
 
 
