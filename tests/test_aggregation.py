@@ -191,6 +191,18 @@ def test_nash_keeps_its_weights_and_cuts_the_length() -> None:
         free(rows[0][:2])
     with pytest.raises(ValueError, match="update_weights_every: got 0"):
         aggregation.NashMTL(3, update_weights_every=0)
+    with pytest.raises(ValueError, match="optim_niter: got 0, want at least 1"):
+        kept.optim_niter = 0  # though it has no effect, as in TorchJD
+
+
+def test_settings_are_those_of_all_its_modules() -> None:
+    aggregator = aggregation.NashMTL(3)
+    aggregator.weighting.max_norm, aggregator.n_tasks = 1e-3, 2
+    for module in (aggregator, aggregator.weighting, aggregator.gramian_weighting):
+        assert (module.n_tasks, module.max_norm, module.update_weights_every) == (2, 1e-3, 1)
+    assert float(aggregator(conflicting(2, 20)).norm()) == pytest.approx(1e-3)
+    with pytest.raises(AttributeError):
+        aggregator.weighting.beta  # type: ignore[attr-defined]
 
 
 def test_hooks() -> None:

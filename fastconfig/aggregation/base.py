@@ -82,12 +82,36 @@ class StatefulWeighting(Weighting):
         self.operator.load_state_dict(state)  # type: ignore[attr-defined]
 
 
-class _OfGradients(nn.Module):
+class _OfWeighting(nn.Module):
+    """A module that shows the settings of a weighting as its own attributes, and changes them there."""
+
+    def _settled(self) -> Weighting | None:
+        """The weighting; None before there is one."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        weighting = self._settled()
+        if weighting is not None and name in weighting._settings:
+            return weighting._settings[name]
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        weighting = self._settled()
+        if weighting is not None and name in weighting._settings:
+            setattr(weighting, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class _OfGradients(_OfWeighting):
     """The weights as a function of the gradients; a module, so that forward hooks work as in TorchJD."""
 
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
         self._inner = [weighting]  # not a part of this module: the aggregator has it
+
+    def _settled(self) -> Weighting | None:
+        return next(iter(vars(self).get("_inner", ())), None)
 
     def forward(self, matrix: GradientsLike, /) -> Tensor:
         rows = Gradients(matrix)
@@ -99,7 +123,7 @@ class _OfGradients(nn.Module):
         return torch.where(weights == self._exact.to(weights.dtype), self._exact, weights.double())
 
 
-class Aggregator(GramOperator, nn.Module):
+class Aggregator(GramOperator, _OfWeighting):
     """Base class of aggregators: m gradients -> their update; TorchJD's name for an operator.
 
     Call it with a Jacobian (m, N), or with gradients in any form of :func:`fastconfig.ConFIG_update`. It is
@@ -140,18 +164,8 @@ class Aggregator(GramOperator, nn.Module):
             return ops.combine(matrix, self.weighting.unrounded(self.weighting(matrix)))
         return self.calculate_gradient(matrix)
 
-    def __getattr__(self, name: str) -> Any:
-        weighting = vars(self).get("_modules", {}).get("gramian_weighting")
-        if weighting is not None and name in weighting._settings:
-            return weighting._settings[name]
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        weighting = vars(self).get("_modules", {}).get("gramian_weighting")
-        if weighting is not None and name in weighting._settings:
-            setattr(weighting, name, value)
-        else:
-            super().__setattr__(name, value)
+    def _settled(self) -> Weighting | None:
+        return vars(self).get("_modules", {}).get("gramian_weighting")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({_shown(self.gramian_weighting._settings)})"

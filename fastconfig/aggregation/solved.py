@@ -8,6 +8,7 @@ import torch
 
 from .. import methods
 from ..checks import whole
+from ..methods.operator import GramOperator
 from .base import GramianWeightedAggregator, StatefulAggregator, StatefulWeighting, Weighting
 
 
@@ -180,6 +181,11 @@ class NashMTLWeighting(StatefulWeighting):
             update_weights_every=update_weights_every,
             optim_niter=optim_niter,
         )
+
+    def _made(self, settings: dict[str, Any]) -> GramOperator:
+        if whole("optim_niter", settings["optim_niter"]) < 1:
+            raise ValueError(f"optim_niter: got {settings['optim_niter']}, want at least 1")
+        return super()._made(settings)
 
 
 class NashMTL(StatefulAggregator):
