@@ -17,10 +17,10 @@ _KEPT_BITS = 76  # of a row and of a product, counted from the largest elements
 
 
 def gram(rows: Tensor) -> Tensor:
-    """G = A A^T to the last bits of float64, whatever multiplies the matrices and in whatever order.
+    """G = A A^T to the last bits of float64, independent of the BLAS and of its order of summation.
 
-    A row is cut into slices of so few bits, counted from its largest element, that all products and sums of
-    two slices are exact in float64 (Ozaki et al. 2012, "Error-free transformations of matrix
+    Each row is split into slices of so few bits, counted from its largest element, that all products and
+    sums of two slices are exact in float64 (Ozaki et al. 2012, "Error-free transformations of matrix
     multiplication", doi:10.1007/s11075-011-9478-1).
 
     Args:

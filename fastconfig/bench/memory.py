@@ -93,7 +93,7 @@ def _calls(request: dict[str, Any], device: torch.device) -> Callable[[Setting, 
 
 
 def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Median over a few calls of the peak beyond what was there before and the result; None if unknown."""
+    """Median over a few calls of the peak memory, beyond what was in use and the result; None if unknown."""
     measure = device_bytes if device.type == "cuda" else host_bytes
     found: list[int] = []
     began = time.perf_counter()
@@ -106,7 +106,7 @@ def extra_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
 
 
 def device_bytes(call: Callable[[], Any]) -> int:
-    """The same of the current CUDA device's memory, as PyTorch allocates it."""
+    """That peak in the memory of the current CUDA device, as PyTorch allocates it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -116,7 +116,7 @@ def device_bytes(call: Callable[[], Any]) -> int:
 
 
 def host_bytes(call: Callable[[], Any]) -> int | None:
-    """Peak of one call beyond what was there before and its result; None where the system does not tell."""
+    """Peak of one call beyond what was in use and its result; None if the system does not tell."""
     gc.collect()
     if not sys.platform.startswith("linux"):
         return None

@@ -61,7 +61,7 @@ class Options:
 
 
 def settings(options: Options) -> list[Setting]:
-    """All combinations of what was named, with defaults for the rest; small ones first."""
+    """All combinations of the named values, with defaults for the rest; small ones first."""
     ms = options.m or (QUICK_M if options.quick else FULL_M)
     ns = options.n or (QUICK_N if options.quick else FULL_N)
     dtypes, forms = options.dtype or ("float32",), options.form or ("vectors",)

@@ -82,7 +82,7 @@ class Clock(Protocol):
         """Seconds a call, ``in_a_row`` times."""
 
     def release(self) -> None:
-        """Free what was kept for the samples."""
+        """Free the memory kept for the samples."""
 
 
 class HostClock:

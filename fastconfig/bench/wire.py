@@ -101,7 +101,7 @@ def replicas(problem: Problem, by_gloo: bool = False) -> Counter[str]:
 
 
 def replicas_of_peers(problem: Problem) -> Counter[str]:
-    """Payload of one all-reduce a loss, as DistributedDataParallel does in every backward pass."""
+    """Payload of one all-reduce for each loss, as in DistributedDataParallel's backward passes."""
     return Counter({"all-reduce": problem.losses * problem.elements * problem.itemsize})
 
 
@@ -116,7 +116,7 @@ def shards(problem: Problem) -> Counter[str]:
 
 
 def shards_of_peers(problem: Problem) -> Counter[str]:
-    """The same with a merge that needs whole gradients: all of them are gathered on every rank."""
+    """Payload with a merge that needs whole gradients: every rank gathers all of them."""
     payload = shards(problem)
     payload["all-gather"] += problem.losses * problem.padded
     del payload["all-reduce"]

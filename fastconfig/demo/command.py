@@ -153,7 +153,7 @@ def brief(result: dict[str, Any]) -> list[str]:
 
 
 def operator_table(numbers: dict[str, Any]) -> Table:
-    """The same gradients given to each implementation of ConFIG's update."""
+    """Give the same gradients to each implementation of ConFIG's update."""
     operators = numbers["operators"]
     summaries = operators.values()
     compared = numbers["operators"]["fastconfig"]["compared_steps"]

@@ -110,7 +110,7 @@ class Operator:
 
 
 class Trainer:
-    """One network, its optimizer, and what was recorded of its training.
+    """One network, its optimizer, and the record of its training.
 
     Args:
         settings: of the run.

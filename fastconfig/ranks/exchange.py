@@ -135,7 +135,7 @@ class Exchange:
         return rows
 
     def _by_parameter(self, parts: list[Tensor]) -> list[Tensor | None]:
-        """Parts of the flat vectors, a piece a parameter; None where this rank has none."""
+        """Parts of the flat vectors, one piece for each parameter; None where this rank has none."""
         found: list[Tensor | None] = [None] * len(self.parameters)
         for flat, part in zip(self._flats, parts, strict=True):
             for p, piece in flat.own_pieces(part):
