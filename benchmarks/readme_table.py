@@ -189,8 +189,10 @@ def summary(paths: list[Path]) -> str:
                 continue
             if setting["n"] not in SUMMARY_SIZES[kind]:
                 continue
-            ours = next(r for r in of_setting["results"] if r["operation"] == "ConFIG_update")
-            theirs = {p["name"]: p for p in of_setting["peers"] if p["operation"] == "ConFIG_update"}
+            found = (r for r in of_setting["results"] if r["operation"] == "ConFIG_update" and r["right"])
+            ours = next(found, None)
+            peers = of_setting.get("peers", ())
+            theirs = {p["name"]: p for p in peers if p["operation"] == "ConFIG_update"}
             entries = [ours, *(theirs.get(name) for name in SHOWN)]
             cells = ["CPU" if kind == "cpu" else card(numbers), f"{setting['n']:,}"]
             cells += ["–" if e is None else duration(e.get("eager_us", e["median_us"])) for e in entries]
