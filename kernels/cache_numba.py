@@ -33,16 +33,20 @@ _told = {""}
 
 
 def folder() -> Path:
-    """Where compiled code is kept."""
+    """Where compiled code is kept.
+
+    Raises:
+        OSError: for a user without a home folder, such as an unknown one in a container.
+    """
     if config.CACHE_DIR:
         return Path(config.CACHE_DIR)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fastconfig"
+    name = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
+    usual = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    try:
+        base = Path(os.environ.get(name) or Path.home() / usual)
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+    return base / "fastconfig"
 
 
 @cache
@@ -125,10 +129,14 @@ def compiled(function: Any, kind: int | None = None) -> int:
     body.__module__ = __name__
     signature = types.void(*[_TYPES[parameter.annotation] for parameter in parameters])
     made = CFunc(body, (signature.args, signature.return_type), {}, {})
-    made._cache = _Cache(body)
-    if kind is not None:
-        operation = source.__module__.rpartition(".")[2].removesuffix("_numba")
-        made._cache.what = f"the {operation} of {variant} on the CPU"
+    try:
+        made._cache = _Cache(body)
+    except OSError as error:
+        _log.info("compiled code cannot be kept: %s", error)
+    else:
+        if kind is not None:
+            operation = source.__module__.rpartition(".")[2].removesuffix("_numba")
+            made._cache.what = f"the {operation} of {variant} on the CPU"
     made.compile()
     address: Any = made.address
     return int(address)

@@ -158,3 +158,14 @@ def test_an_entry_point_is_called_by_its_address() -> None:
     memory = np.zeros(1, np.int64)
     call(memory.ctypes.data, 12, 18)
     assert memory[0] == 6
+
+
+def test_a_user_without_a_home_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cache_numba.config, "CACHE_DIR", "")
+    monkeypatch.setattr(cache_numba.Path, "home", homeless)
+    assert cache_numba.compiled(gcd_into)

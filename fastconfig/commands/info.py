@@ -46,9 +46,10 @@ def gather() -> dict[str, Any]:
 def _folder() -> str | None:
     try:
         from ..kernels.cache_numba import folder
-    except ImportError:  # without Numba
+
+        return str(folder())
+    except (ImportError, OSError):  # without Numba, or a home
         return None
-    return str(folder())
 
 
 def show(as_json: bool) -> None:

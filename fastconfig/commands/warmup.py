@@ -17,7 +17,7 @@ def warm_up(dtypes: tuple[str, ...]) -> int:
     Several processes may do so at once, on different processors, too: each file holds the code for one.
 
     Returns:
-        0, or 1 if a dtype cannot be served here.
+        0, or 1 if a dtype cannot be served here, or nothing be kept.
     """
     code = 0
     for dtype in dtypes:
@@ -35,5 +35,9 @@ def warm_up(dtypes: tuple[str, ...]) -> int:
     if code == 0:
         from ..kernels.cache_numba import folder
 
-        print(f"kept in {folder()}")
+        try:
+            print(f"kept in {folder()}")
+        except OSError as error:
+            print(f"kept nowhere, set NUMBA_CACHE_DIR: {error}")
+            code = 1
     return code
