@@ -21,7 +21,7 @@ def warm_up(dtypes: tuple[str, ...]) -> int:
     """
     code = 0
     for dtype in dtypes:
-        rows = [torch.ones(8, dtype=getattr(torch, dtype)) for _ in range(2)]
+        rows = [torch.ones(8, dtype=getattr(torch, dtype), device="cpu") for _ in range(2)]
         start = time.perf_counter()
         try:
             with use_backend("numba"):
