@@ -15,9 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .. import environment
+from ..monitor import pairs
 from .burgers import LOSS_NAMES
 from .figure import draw
-from .training import TORCH_THREADS, Result, Settings, train
+from .training import CONFIG, TORCH_THREADS, Result, Settings, train
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,11 +66,11 @@ def train_with_progress(settings: Settings, console: Console) -> Result:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
-        task = progress.add_task("Burgers", total=settings.steps, loss="")
+        task = progress.add_task("Burgers", total=settings.steps, figures="")
         shown = 0.0
 
         def report(done: int, result: Result) -> None:
@@ -77,11 +78,20 @@ def train_with_progress(settings: Settings, console: Console) -> Result:
             if done < settings.steps and time.perf_counter() - shown < REFRESH_SECONDS:
                 return
             shown = time.perf_counter()
-            sums = {name: sum(trainer.losses[-1]) for name, trainer in result.trainers.items()}
-            text = ", ".join(f"{name} {value:.1e}" for name, value in sums.items())
-            progress.update(task, completed=done, loss=text)
+            progress.update(task, completed=done, figures=live(result))
 
         return train(settings, report)
+
+
+def live(result: Result) -> str:
+    """ConFIG's loss, and the cosines of each pair of its gradients by the first letters of the losses."""
+    config = result.trainers[CONFIG]
+    last = config.monitor.last()
+    cosines = [
+        f"{LOSS_NAMES[i][0]}{LOSS_NAMES[j][0]} {last[f'cosine/{LOSS_NAMES[i]},{LOSS_NAMES[j]}']:+.2f}"
+        for i, j in pairs(len(LOSS_NAMES))
+    ]
+    return f"loss {sum(config.losses[-1]):.1e}, cosines {' '.join(cosines)}"
 
 
 def collect(result: Result, command: str) -> dict[str, Any]:

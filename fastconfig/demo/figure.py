@@ -23,7 +23,9 @@ WIDTHS = (1.8, 1.8, 1.8)
 # ConFIG's cosines coincide: the lines get thinner from one loss to the next, so that all are seen.
 NESTED_WIDTHS = (5.5, 3.2, 1.2)
 SHARED: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": (0, 1, -1, 1)}
+DASHES = ("-", "--", "-.")  # in grey as well
 BINS = 100
+COSINE_BINS = 30  # the plain sum's swing from step to step
 SMALLEST_ERROR = 1e-4
 STYLE: dict[Any, Any] = {
     "font.size": 13,
@@ -109,6 +111,8 @@ def draw_errors(figure: Figure, axes: AxesRow, result: Result) -> None:
         total = result.summary(name)["relative_l2_error"]
         label(ax, f"{name}: absolute error", f"{100 * total:.1f} % relative L2 error")
         ax.set(xlabel="t", xticks=(0, 0.5, 1), yticks=(-1, 0, 1))
+    if result.settings.compare:  # it is the first panel of its row
+        axes[0].set_ylabel("x", labelpad=-6)
     figure.colorbar(image, ax=axes.tolist(), pad=0.02, aspect=30)
 
 
@@ -127,29 +131,34 @@ def draw_losses(axes: AxesRow, result: Result) -> None:
 def draw_cosines(axes: AxesRow, result: Result, names: list[str]) -> None:
     """Cosine of the update with each loss's gradient; below zero the update harms that loss."""
     for ax, name in zip(axes, names, strict=True):
-        record = np.array(result.trainers[name].cosines)
-        if not len(record):  # momentum has one gradient a step
+        history = result.trainers[name].monitor.history()
+        record = history["update_cosines"]
+        if not len(record):  # not every loss of M-ConFIG has had its turn
             ax.set_axis_off()
             continue
-        widths = NESTED_WIDTHS if name == CONFIG else WIDTHS
-        bands(ax, np.array(result.measured_steps) + 1, record, widths)
+        widths = NESTED_WIDTHS if name in (CONFIG, MOMENTUM) else WIDTHS
+        bands(ax, history["step"] + 1, record, widths, COSINE_BINS)
         ax.axhline(0, color="black", linewidth=1)
         ax.set(ylim=(-1, 1), yticks=(-1, -0.5, 0, 0.5, 1))
-        share = result.summary(name)["share_of_measured_steps_with_a_negative_cosine"]
-        label(ax, f"{name}: cosines", f"against a gradient in {100 * share:.0f} % of steps")
+        share = (record < 0).any(axis=1).mean()
+        against = "momentum" if name == MOMENTUM else "gradient"
+        label(ax, f"{name}: cosines", f"against a {against} in {100 * share:.0f} % of steps")
     axes[0].set_ylabel("cosine (update, gradient)")
 
 
-def bands(ax: Axes, steps: npt.NDArray[Any], record: FloatArray, widths: tuple[float, ...]) -> None:
+def bands(
+    ax: Axes, steps: npt.NDArray[Any], record: FloatArray, widths: tuple[float, ...], bins: int = BINS
+) -> None:
     """For each loss the median and, paler, the range from the 10th to the 90th percentile."""
-    parts = np.array_split(np.arange(len(steps)), min(BINS, len(steps)))
+    parts = np.array_split(np.arange(len(steps)), min(bins, len(steps)))
     centres = [steps[part].mean() for part in parts]
     ranges = np.array([np.percentile(record[part], (10, 50, 90), axis=0) for part in parts])
+    dashes = ("-", "-", "-") if widths is NESTED_WIDTHS else DASHES
     for column, name in enumerate(LOSS_NAMES):
         low, middle, high = ranges[:, :, column].T
         colour = COLOURS[column]
         ax.fill_between(centres, low, high, color=colour, alpha=0.2, linewidth=0)
-        ax.plot(centres, middle, color=colour, linewidth=widths[column], label=name)
+        ax.plot(centres, middle, color=colour, linewidth=widths[column], linestyle=dashes[column], label=name)
     ax.set_xlabel("step")
     ax.grid(alpha=0.25)
 

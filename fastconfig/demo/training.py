@@ -20,8 +20,9 @@ from torch import Tensor
 
 from .. import methods, reference
 from ..environment import find_device
-from ..grad_operator import ConFIG_update
+from ..grad_operator import ConFIG_update, ConFIGOperator
 from ..momentum_operator import PseudoMomentumOperator
+from ..monitor import Monitor
 from ..utils import apply_gradient_vector, get_gradient_vector
 from .burgers import (
     LOSS_NAMES,
@@ -135,7 +136,7 @@ class Trainer:
         self.device = device
         self.losses: list[list[float]] = []
         self.known: list[Tensor] = []  # of each loss the last one, where a step has one
-        self.cosines: list[list[float]] = []
+        self.monitor = Monitor(LOSS_NAMES)
         self.step_seconds: list[float] = []
         self.operator_seconds: list[float] = []
 
@@ -153,12 +154,6 @@ class Trainer:
             value.backward()
             vectors.append(get_gradient_vector(self.network))
         return vectors
-
-    def record_cosines(self, update: Tensor, grads: Sequence[Tensor]) -> None:
-        """Cosine of the update with each gradient, in float64."""
-        rows = torch.stack(list(grads)).double()
-        along = rows @ update.double() / (rows.norm(dim=1) * update.double().norm())
-        self.cosines.append(along.tolist())
 
     def finish(self, values: Sequence[Tensor], start: float) -> None:
         """The optimizer's step with the gradients now in the network; closes the time of the step."""
@@ -214,7 +209,6 @@ class Result:
     settings: Settings
     trainers: dict[str, Trainer]
     operators: dict[str, Operator]
-    measured_steps: list[int]
     t: FloatArray
     x: FloatArray
     exact: FloatArray
@@ -232,8 +226,9 @@ class Result:
             "final_losses": dict(zip(LOSS_NAMES, self.final_losses[name], strict=True)),
             "median_step_ms": step_ms,
         }
-        if trainer.cosines:
-            figures["share_of_measured_steps_with_a_negative_cosine"] = conflict_share(trainer.cosines)
+        if name != MOMENTUM:  # which has one gradient a step
+            cosines = trainer.monitor.history()["update_cosines"]
+            figures["share_of_measured_steps_with_a_negative_cosine"] = float((cosines < 0).any(1).mean())
         if trainer.operator_seconds:
             operator_ms = median_ms(means_of(trainer.operator_seconds, trainer.turns))
             figures["median_operator_ms"] = operator_ms
@@ -251,17 +246,12 @@ def means_of(values: Sequence[float], count: int) -> list[float]:
     return [float(np.mean(part)) for part in np.array_split(np.array(values[: whole * count]), whole)]
 
 
-def conflict_share(cosines: Sequence[Sequence[float]]) -> float:
-    """Share of the rows in which the update points against at least one gradient."""
-    return float(np.mean(np.array(cosines).min(axis=1) < 0))
-
-
-def merge_of(method: str, seed: int) -> Callable[[list[Tensor]], Any]:
+def operator_of(method: str, seed: int) -> Any:
     """A new operator of a method, which draws from a generator of its own where it draws."""
     kind = getattr(methods, f"{COMPARED[method]}Operator")
     if "generator" not in inspect.signature(kind).parameters:
-        return kind().calculate_gradient
-    return kind(generator=torch.Generator("cpu").manual_seed(seed)).calculate_gradient
+        return kind()
+    return kind(generator=torch.Generator("cpu").manual_seed(seed))
 
 
 def peer_operator() -> Callable[[list[Tensor]], Tensor] | None:
@@ -316,18 +306,22 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
     exact = exact_solution(t[:, None], x[None, :])
     trainers = {CONFIG: config, PLAIN_SUM: plain}
     momentum = PseudoMomentumOperator(len(LOSS_NAMES), beta_2=settings.beta2)
-    compared = {COMPARED[name]: merge_of(name, settings.seed) for name in settings.compare}
+    compared = {COMPARED[name]: operator_of(name, settings.seed) for name in settings.compare}
     trainers |= {name: Trainer(settings, device) for name in compared}
     if settings.momentum:
         trainers[MOMENTUM] = Trainer(settings, device, adam=False, turns=len(LOSS_NAMES))
-    result = Result(settings, trainers, operators, [], t, x, exact, {}, {}, 0)
+    merging, summing = ConFIGOperator(), methods.SumOperator()
+    told = {CONFIG: merging, PLAIN_SUM: summing, MOMENTUM: momentum, **compared}
+    for name, trainer in trainers.items():
+        told[name].monitor = trainer.monitor
+    result = Result(settings, trainers, operators, t, x, exact, {}, {}, 0)
 
     # Kernels that are compiled or loaded on first use must not count as a step.
     first = losses(config.network, sampler.draw())
     grads = config.gradients(first)
     ConFIG_update(grads)
     for name in settings.compare:
-        merge_of(name, settings.seed)(grads)
+        operator_of(name, settings.seed).calculate_gradient(grads)
     if settings.momentum:
         trainers[MOMENTUM].known = [value.detach() for value in first]
         PseudoMomentumOperator(len(grads)).calculate_gradient(range(len(grads)), grads)
@@ -337,19 +331,15 @@ def train(settings: Settings, report: Callable[[int, Result], None] | None = Non
         points = sampler.draw()
         measured = step % settings.measure_every == 0
         if measured:
-            result.measured_steps.append(step)
-            grads = plain.gradients(losses(plain.network, points))
-            plain.record_cosines(torch.stack(grads).sum(dim=0), grads)
+            plain.monitor.step = step
+            summing.calculate_gradient(plain.gradients(losses(plain.network, points)))
         step_plain_sum(plain, points)
-        for name, merge in compared.items():
-            grads, update = step_merged(trainers[name], points, merge)
-            if measured:
-                trainers[name].record_cosines(update, grads)
-        grads, update = step_merged(config, points, ConFIG_update)
+        for name, operator in compared.items():
+            step_merged(trainers[name], points, operator.calculate_gradient)
+        grads, update = step_merged(config, points, merging.calculate_gradient)
         if settings.momentum:
             step_momentum(trainers[MOMENTUM], points, momentum, step % len(LOSS_NAMES))
         if measured:
-            config.record_cosines(update, grads)
             exact_update = reference.config(torch.stack(grads))
             operators["fastconfig"].add(update, exact_update, config.operator_seconds[-1])
             if peer:
