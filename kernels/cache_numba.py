@@ -13,7 +13,6 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import llvmlite
@@ -122,7 +121,7 @@ def compiled(function: Any, kind: int | None = None) -> int:
     parameters = parameters[: len(parameters) - len(bound)]
     names = ", ".join(parameter.name for parameter in parameters)
     code = compile(f"lambda {names}: entry_point({names})", __file__, "eval")
-    body = FunctionType(code.co_consts[0], {"entry_point": typed(source, bound), "__name__": __name__})
+    body = eval(code, {"entry_point": typed(source, bound), "__name__": __name__})
     variant = "any" if kind is None else KINDS[kind]
     body.__name__ = source.__name__
     body.__qualname__ = f"{source.__name__}-{variant}"
