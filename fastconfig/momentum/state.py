@@ -60,10 +60,8 @@ class Momenta:
         """The step for the gradients of :meth:`take`; for operators with "second" and "fake"."""
         if self._lent is not None:
             self._look_where_they_lie()
-        known, self._gram = (
-            self._gram,
-            None,
-        )  # the caller changes the momenta, and must provide their new products
+        # the caller changes the momenta, and must provide their new products
+        known, self._gram = self._gram, None
         second, fake = self.flat("second"), self.flat("fake")
         return Step(self.gradients, second, fake, tuple(chosen), grads, dtype, self.clock, self.kept, known)
 

@@ -103,8 +103,8 @@ FAULTS = (
     Fault(
         "gram-kept-too-long",
         _MOMENTA,
-        "known, self._gram = self._gram, None  #",
-        "known = self._gram  #",
+        "known, self._gram = self._gram, None",
+        "known = self._gram",
         "products of momenta that another operator has moved are taken for known",
         ("test_momentum.py::test_the_operator_may_change_between_steps",),
     ),
