@@ -330,9 +330,12 @@ MAKERS = {
 }
 
 
-def cards() -> list[Path]:
-    """The JSON files of ``make gpu``."""
-    return sorted(RESULTS.glob("gpu-*.json"))
+def cards(place: Place | None = None) -> list[Path]:
+    """The JSON files of ``make gpu``; for a table of training steps, of the runs that took some."""
+    found = sorted(RESULTS.glob("gpu-*.json"))
+    if place is not GPU_TRAINING:
+        return found
+    return [path for path in found if "training" in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def main() -> int:
@@ -343,9 +346,10 @@ def main() -> int:
             return 1
         (ROOT / place.document).write_text(generated(place, path), encoding="utf-8")
         print(f"{place.document}: table from {path.name}")
-    for place in GPUS if cards() else ():
-        (ROOT / place.document).write_text(generated(place, *cards()), encoding="utf-8")
-        print(f"{place.document}: tables from {', '.join(path.name for path in cards())}")
+    for place in GPUS:
+        if paths := cards(place):
+            (ROOT / place.document).write_text(generated(place, *paths), encoding="utf-8")
+            print(f"{place.document}: tables from {', '.join(path.name for path in paths)}")
     (ROOT / SUMMARY).write_text(summarised(), encoding="utf-8")
     print(f"{SUMMARY}: summary")
     return 0

@@ -39,7 +39,7 @@ def dtype_names(dtypes: tuple[torch.dtype, ...] = DTYPES) -> str:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """What was drawn on the CPU, on a device that is not waited for.
+    """A tensor of the CPU on a device that is not waited for.
 
     While a stream captures, torch refuses: the graph's replays would all have these numbers.
     """

@@ -174,7 +174,9 @@ def test_the_state_is_that_of_plain_pytorch(dtype: torch.dtype, float64: bool) -
             assert state["counts"] == wanted["counts"]
             for name in ("momenta", "second", "fake"):
                 for ours, theirs in zip(flat(state[name]), flat(wanted[name]), strict=True):
-                    eps = 40 * torch.finfo(dtype).eps if float64 or name == "momenta" else 1e-3
+                    # second: an error of u is 10 times as large in the gradient it stands for
+                    few = 400 if name == "second" else 40
+                    eps = few * torch.finfo(dtype).eps if float64 or name == "momenta" else 1e-3
                     assert (ours - theirs).norm() <= eps * theirs.norm() + 1e-30, name
             for i in set(range(m)) - set(indexes):
                 assert all(map(torch.equal, flat(state["momenta"][i]), before[i]))

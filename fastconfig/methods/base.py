@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checks import abstract, as_tensor, got
-from ..numbers import DTYPES, capturing, cutoff
+from ..numbers import DTYPES, capturing, cutoff, sent
 from ..showing import Shown
 from ..transforms import refuse_transforms
 
@@ -147,10 +147,11 @@ class Rule(Shown):
         """A tensor of the rule's own on a device: sent there once, not in every call, which would wait."""
         if setting.device == device:
             return setting
-        kept: dict[Any, Tensor] = vars(self).setdefault("_placed", {})
-        if (id(setting), device) not in kept:
-            kept[id(setting), device] = setting.to(device)
-        return kept[id(setting), device]
+        kept: dict[Any, tuple[Tensor, Tensor]] = vars(self).setdefault("_placed", {})
+        key = id(setting), device
+        if key not in kept:
+            kept[key] = setting, sent(setting, device)  # with the setting, so that no other gets its id
+        return kept[key][1]
 
     def at_cutoff(self, rcond: float) -> Rule:
         """The same rule with another cut-off."""
