@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import equiangular, low_rank, relative_error, scaled
+from inputs import equiangular, low_rank, orthonormal, relative_error, scaled
 from pairs import some
 from schedules import assert_served
 from torch import Tensor
@@ -97,6 +97,16 @@ def test_dependent_gradients(mode: str, m: int, n: int, rank: int, decades: floa
 
 
 @every
+def test_what_is_a_thousand_times_the_difference_of_two_longer_ones(mode: str) -> None:
+    """Rounding to float32 gives it a part of its own, a thousand times as long as rounding."""
+    u, v = orthonormal(2, 40)
+    rows = torch.stack([u, u + 1e-3 * v, 1e-4 * v]).float()
+    exact = AlignedMTL.oracle(rows, scale_mode=mode)
+    for update in updates(mode, rows):  # which has that part, of 1e-4 of the gradient
+        assert relative_error(update, exact) <= 1e-3
+
+
+@every
 def test_duplicates_opposed_and_zero_gradients(mode: str) -> None:
     rows = torch.randn(3, 20, dtype=torch.float64)
     rows = torch.cat([rows, rows[:2], -1e-4 * rows[:1], torch.zeros_like(rows[:1])])
@@ -118,6 +128,26 @@ def test_components_of_one_length(mode: str) -> None:
     assert (lengths / lengths.mean() - 1).abs().max() <= 1e-10
     units = parts / lengths[:, None]
     assert (units @ units.T - torch.eye(4)).abs().max() <= 1e-10
+
+
+def test_components_of_many_problems() -> None:
+    """Whichever sweep is the last: B G B = s I, up to rounding of G."""
+    rows = torch.randn(300, 4, 12, dtype=torch.float64)
+    gram, eye = rows @ rows.mT, torch.eye(4, dtype=torch.float64)
+    each, weights = gram.repeat_interleave(4, 0), eye.repeat(300, 1)
+    plain = AlignedMTL(weights).coefficients(each, torch.float64)
+    for c in (plain, ops.coefficients(each, "aligned", weights=weights)):
+        squared = c.view(gram.shape) @ gram @ c.view(gram.shape).mT
+        errors = squared / squared.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] - eye
+        assert (errors.abs().amax((-2, -1)) <= 1e-14 * torch.linalg.cond(gram)).all()
+
+
+@every
+def test_orthogonal_gradients_of_the_very_same_length(mode: str) -> None:
+    """Their mean, whichever of the lengths is the common one."""
+    for m in (1, 2, 3, 4):
+        for c in coefficients(mode, 3 * torch.eye(m, m + 2, dtype=torch.float64)):
+            torch.testing.assert_close(c, torch.full_like(c, 1 / m), rtol=1e-14, atol=0)
 
 
 @every

@@ -149,6 +149,18 @@ def test_the_papers_equation(case: str, m: int, decades: float) -> None:
         assert (exponents.abs() <= 1e-9 + 1e-15 * cancelled).all()
 
 
+@pytest.mark.parametrize(("case", "alpha"), [("nash-long", 1.0), ("fair-1", 1.0), ("fair-2", 2.0)])
+def test_all_digits_of_many_problems(case: str, alpha: float) -> None:
+    """Whichever step is the last: G c = c^(-1 / alpha) up to rounding of the sums."""
+    method, given_settings = CASES[case]
+    rows = torch.randn(300, 4, 12, dtype=torch.float64)
+    gram = rows @ rows.mT
+    rule = make_rule(method, 4, CPU, **given_settings)
+    for c in (rule.coefficients(gram, gram.dtype), ops.coefficients(gram, method, **given_settings)):
+        gains, parts = (torch.einsum("bij,bj->bi", g, c) for g in (gram, gram.abs()))
+        assert ((gains.log() + c.log() / alpha).abs() <= 1e-13 * parts / gains).all()
+
+
 @pytest.mark.parametrize("c", [0.2, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("decades", [0, 2, 6])
 @pytest.mark.parametrize(("m", "n"), [(1, 5), (2, 2), (3, 9), (5, 20)])

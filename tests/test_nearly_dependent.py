@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from inputs import relative_error
+from torch import Tensor
 
 from fastconfig import ops, reference
-from fastconfig.methods import RULES
+from fastconfig.methods import RULES, solvers
 
 # all but the sixth lie in a space of four dimensions, up to rounding
 ROWS = [
@@ -31,6 +32,22 @@ def test_order_does_not_matter(method: str) -> None:
         gram = reference.gram(rows[order])
         for c in (rule().coefficients(gram, rows.dtype), ops.coefficients(gram, method, dtype=rows.dtype)):
             assert relative_error(c @ rows[order].double(), exact) <= 1e-9
+
+
+@pytest.mark.parametrize("method", ["upgrad", "dualproj"])
+def test_by_the_best_of_all_sets(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on devices."""
+
+    def best(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor:
+        noise = max(rcond / 256, 2 * torch.finfo(torch.float64).eps)
+        return solvers._best_of_all(matrix, q, size, noise, torch.eye(7, dtype=torch.float64))
+
+    monkeypatch.setattr(solvers, "nonnegative", best)
+    rows = torch.tensor(ROWS, dtype=torch.float32)
+    exact = RULES[method].oracle(rows)
+    for order in (torch.arange(7), *(torch.randperm(7) for _ in range(5))):
+        c = RULES[method]().coefficients(reference.gram(rows[order]), rows.dtype)
+        assert relative_error(c @ rows[order].double(), exact) <= 1e-9
 
 
 @pytest.mark.parametrize("method", ["upgrad", "dualproj"])

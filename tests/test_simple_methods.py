@@ -162,6 +162,16 @@ def test_gradvac_reaches_its_targets() -> None:
     assert float(targets[0, 1]) == pytest.approx(0.2 - 1.5 / 14**0.5)  # half-way to the cosine found
 
 
+def test_gradvac_with_a_target_of_one_takes_a_bounded_part() -> None:
+    """1 - t^2 counts as rcond, so that unit gradients at a cosine of 0.6 take 0.8 / 0.01 - 0.6."""
+    gram = torch.tensor([[1.0, 0.6], [0.6, 1.0]], dtype=torch.float64)
+    wanted = torch.tensor([1.0, 80.4], dtype=torch.float64)
+    for find in (native_coefficients, lambda gram, rule, dtype: rule.coefficients(gram, dtype)):
+        targets = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+        c = find(gram, GradVac(targets=targets, rcond=1e-4), torch.float64)
+        torch.testing.assert_close(c, wanted, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("rows", [[[1.0, 2.0]] * 3, [[1.0, 2.0], [-2.0, -4.0], [1.0, 2.0]]])
 def test_gradvac_of_dependent_gradients_stays_finite(rows: list[list[float]]) -> None:
     operator = GradVacOperator(1.0, shuffle=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import coefficients, kernels, merging, momentum, tensors, training
+from . import coefficients, kernels, merging, momentum, solvers, tensors, training
 from .fault import Fault
 
 __all__ = ["ALL", "Fault"]
@@ -13,5 +13,6 @@ ALL: tuple[Fault, ...] = (
     *kernels.FAULTS,
     *merging.FAULTS,
     *momentum.FAULTS,
+    *solvers.FAULTS,
     *training.FAULTS,
 )

@@ -13,6 +13,14 @@ _LOADED = ("test_loaded_states.py", "test_momentum_state.py")
 
 FAULTS = (
     Fault(
+        "clock-counts-when-asked",
+        _MOMENTA,
+        "            if self.clock.on_host:\n",
+        "            if self.clock.counted_steps() is None:\n",
+        "asking whether a device counts makes it count a step before its kernel does",
+        ("test_cuda_momentum.py::test_layouts",),
+    ),
+    Fault(
         "load-momenta-shared",
         _MOMENTA,
         'self.rows = [_copies(local_state(row)[0]) for row in state["momenta"]]',

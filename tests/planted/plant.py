@@ -77,7 +77,7 @@ class Copy:
 
         (self.folder / "objects" / into).mkdir(parents=True, exist_ok=True)
         include = [f"-I{path}" for path in ("csrc", pybind11.get_include(), sysconfig.get_path("include"))]
-        flags = ["-O1", "-DNDEBUG", "-std=c++17", "-fPIC", "-fvisibility=hidden", *include]
+        flags = ["-O1", "-DNDEBUG", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-MMD", *include]
 
         def one(source: Path) -> tuple[str, Path]:
             target = self.folder / "objects" / into / f"{source.stem}.o"
@@ -94,9 +94,10 @@ class Copy:
 
     def _build(self, changed: str) -> None:
         """``fastconfig._C`` after a change of one file of csrc/."""
-        sources = [self.folder / "csrc" / f"{name}.cpp" for name in NATIVE]
-        if changed.endswith(".cpp"):
-            sources = [source for source in sources if source.name == Path(changed).name]
+        objects = self.folder / "objects" / "clean"
+        read = {name: (objects / f"{name}.d").read_text().split() for name in NATIVE}  # files that each reads
+        names = [name for name in NATIVE if any(file.endswith(changed) for file in read[name])]
+        sources = [self.folder / "csrc" / f"{name}.cpp" for name in names]
         self._link(self._objects | self._compiled(sources, "changed"))
 
     def plant(self, fault: Fault) -> None:
