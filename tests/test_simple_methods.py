@@ -102,7 +102,7 @@ def coefficients(rule: Rule, rows: Tensor, dtype: torch.dtype = torch.float64) -
 @pytest.mark.parametrize("m", [3, 5, 9, 33])
 def test_krum_selects_what_the_paper_selects(m: int) -> None:
     for f, count in ((0, 1), (min(2, m - 3), 2), (m - 3, m)):
-        for decades in (0.0, 6.0):
+        for decades in (0.0,) * (200 if m == 3 else 1) + (6.0,):  # the two closest of three have equal scores
             rows = scaled(torch.randn(m, 20, dtype=torch.float64), decades)
             exact = Krum.oracle(rows, f, count)
             assert relative_error(coefficients(Krum(f, count), rows) @ rows, exact) <= 1e-12

@@ -48,7 +48,8 @@ class Krum(Rule):
         size = norms.amax(-1, keepdim=True)
         scaled = torch.where(size > 0, norms / size, 0)  # squares of 1e-30 are gone, of the scaled ones are 0
         rows, columns = scaled.unsqueeze(-1), scaled.unsqueeze(-2)
-        squared = (rows - columns).square() + 2 * rows * columns * (1 - cosines).clamp(min=0)
+        apart = (2 - (cosines + cosines.mT)).clamp(min=0)  # the same bits both ways: scores may be equal
+        squared = (rows - columns).square() + rows * columns * apart
         squared.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
         closest = squared.sort(-1).values[..., : m - self.n_byzantine - 2]
         chosen = closest.sum(-1).argsort(dim=-1, stable=True)[..., : self.n_selected]
