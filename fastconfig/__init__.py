@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from .utils import apply_gradient_vector, get_gradient_vector
     from .weight_model import EqualWeight, WeightModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "acceleration": ("accelerate",),

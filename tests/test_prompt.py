@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from processes import python
@@ -46,3 +48,12 @@ def test_objects_print_as_the_call_that_makes_them() -> None:
         except (TypeError, ValueError):
             continue  # has arguments that it needs
         assert " object at 0x" not in repr(shown), kind
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    root = Path(__file__).parents[1]
+    if not (root / "CITATION.cff").exists():
+        pytest.skip("the tests lie outside of the checkout")
+    version = fastconfig.__version__
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{version}] - " in (root / "CHANGELOG.md").read_text(encoding="utf-8")
