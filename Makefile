@@ -17,7 +17,7 @@ PY := $(VENV)/bin/python
 DOCS := $(VENV)-docs
 PIP := $(PY) -m pip install -qq --disable-pip-version-check -c constraints.txt
 READY := $(VENV)/.ready
-SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/* kernels/*.cu kernels/*.cuh)
+SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard csrc/* kernels/cuda/*.cu kernels/cuda/*.cuh)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test test-all lint format docs clean gpu gpu-wheel

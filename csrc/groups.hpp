@@ -20,7 +20,7 @@ struct Groups {
   };
 
   Run run;
-  std::vector<int64_t> table;  // kernels/gram_numba.py
+  std::vector<int64_t> table;  // kernels/numba/gram.py
   std::vector<Group> groups;   // the largest first
   int64_t m, size, team, gram_body, combine_body;
   double rcond;

@@ -22,7 +22,7 @@ struct Device {
   bool float64 = false;      // float64 at a usable rate: products and, from 7 gradients on, tensor cores
 };
 
-// Whether kernels that were compiled for a capability (10 * major + minor) take products in float64: kernels/vectors.cuh.
+// Whether kernels that were compiled for a capability (10 * major + minor) take products in float64: kernels/cuda/vectors.cuh.
 FASTCONFIG_HD constexpr bool computes_float64(int compiled) { return compiled == 80 || compiled == 90 || compiled == 100; }
 
 // Shapes of all launches of one call, and what scratch memory they need.

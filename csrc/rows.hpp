@@ -73,13 +73,13 @@ struct Kernels {
   }
 };
 
-// The kernels' own signature (run of kernels/update_numba.py).
+// The kernels' own signature (run of kernels/numba/update.py).
 using Run = void (*)(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, double, int64_t,
                      int64_t, int64_t, int64_t, int64_t);
 
-constexpr int64_t kUpdate = 3;  // GRAM + COMBINE of kernels/update_numba.py
+constexpr int64_t kUpdate = 3;  // GRAM + COMBINE of kernels/numba/update.py
 
-// Append the table entry of a column (kernels/gram_numba.py); a column without tensors, or elements, has none.
+// Append the table entry of a column (kernels/numba/gram.py); a column without tensors, or elements, has none.
 inline bool append_entry(std::vector<int64_t>& table, PyObject* rows, Py_ssize_t p, bool vectors, PyObject* out) {
   const Py_ssize_t m = PyList_GET_SIZE(rows);
   const size_t entry = table.size();

@@ -12,7 +12,7 @@
 namespace fastconfig {
 namespace {
 
-constexpr int64_t kStep = 7;  // ACCUMULATE + GRAM + RESCALE of kernels/momentum_numba.py
+constexpr int64_t kStep = 7;  // ACCUMULATE + GRAM + RESCALE of kernels/numba/momentum.py
 
 Kernels kept_kernels[2][4] = {};  // by the kinds of the state and of the gradients
 
@@ -70,7 +70,7 @@ class Clock {
     return true;
   }
 
-  // What kernels/moments_numba.py reads, as Clock.values() has it.
+  // What kernels/numba/moments.py reads, as Clock.values() has it.
   std::vector<double> numbers(double rcond) const {
     const double beta_1 = PyFloat_AS_DOUBLE(beta_1_.get()), beta_2 = PyFloat_AS_DOUBLE(beta_2_.get());
     const auto decayed = [](double beta, int64_t t) { return 1 - std::pow(beta, static_cast<double>(t)); };
@@ -95,7 +95,7 @@ class Clock {
   std::vector<int64_t> counts_;
 };
 
-// What correct_and_solve of kernels/momentum_numba.py makes of the products of m momenta, once more: the Gram matrix of the
+// What correct_and_solve of kernels/numba/momentum.py makes of the products of m momenta, once more: the Gram matrix of the
 // corrected ones and its coefficients, in a monitor's ring.
 void keep(double* room, const double* products, int64_t m, const std::vector<double>& numbers, int64_t rule) {
   const double *decayed = numbers.data() + 5, rcond = numbers[4];
@@ -129,7 +129,7 @@ PyObject* short_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (!rows) return nullptr;
   if (PyList_GET_SIZE(rows.get()) != k) Py_RETURN_NONE;
 
-  std::vector<int64_t> coming(2 + 2 * k, 1), held(m + 2);  // kernels/momentum_numba.py
+  std::vector<int64_t> coming(2 + 2 * k, 1), held(m + 2);  // kernels/numba/momentum.py
   Common given, state;
   Column gradient, momentum;
   dlpack::Tensor products{};
@@ -158,7 +158,7 @@ PyObject* short_step(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   dlpack::Tensor result{};
   const Reference out(new_like(kernels.empty_like, gradient.first, result));
   if (!out || !clock.tick(chosen)) return nullptr;
-  std::vector<int64_t> table(2 + 2 * m, 1);  // kernels/gram_numba.py
+  std::vector<int64_t> table(2 + 2 * m, 1);  // kernels/numba/gram.py
   table[0] = n;
   table[1] = integer(data(result));
   std::copy(held.begin(), held.end() - 2, table.begin() + 2);

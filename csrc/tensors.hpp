@@ -28,7 +28,7 @@ class Reference {
   PyObject* object_;
 };
 
-// The order of fastconfig.numbers.DTYPES, and of the kinds in kernels/ir_numba.py.
+// The order of fastconfig.numbers.DTYPES, and of the kinds in kernels/numba/ir.py.
 inline int kind_of(const dlpack::DataType& dtype) {
   if (dtype.lanes != 1) return -1;
   if (dtype.code == dlpack::kBfloat && dtype.bits == 16) return 2;

@@ -86,7 +86,7 @@ PyObject* attach(PyObject*, PyObject* capsule) {
 constexpr int kIntegers = 13;
 
 // run(run, steps, table, problems, segments, m, gram, c, rule, size, threads, team, gram_body, combine_body,
-// rcond), all integers but the last: the kernels' own signature (kernels/update_numba.py), without the GIL.
+// rcond), all integers but the last: the kernels' own signature (kernels/numba/update.py), without the GIL.
 PyObject* run(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   int64_t v[kIntegers + 1];
   if (count != kIntegers + 2) {
@@ -185,7 +185,7 @@ void update(const Kernels& kernels, const Stage& stage, const std::vector<int64_
   Py_END_ALLOW_THREADS
 }
 
-// Appends the table entry of a column (kernels/gram_numba.py) of contiguous tensors.
+// Appends the table entry of a column (kernels/numba/gram.py) of contiguous tensors.
 void add_entry(std::vector<int64_t>& table, int64_t size, int64_t target, const std::vector<int64_t>& addresses) {
   table.insert(table.end(), {size, target});
   table.insert(table.end(), addresses.begin(), addresses.end());
@@ -269,7 +269,7 @@ PyObject* short_update(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
   if (!rows) return nullptr;
   const auto m = static_cast<int64_t>(PyList_GET_SIZE(rows.get()));
   if (!ring.takes(m)) Py_RETURN_NONE;
-  std::vector<int64_t> table(2 + 2 * m, 1);  // kernels/gram_numba.py
+  std::vector<int64_t> table(2 + 2 * m, 1);  // kernels/numba/gram.py
   Common common;
   Column column;
   const bool fits = read_column(rows.get(), 0, true, arguments[1], common, column, table.data() + 2);

@@ -1,1 +1,1 @@
-"""Device code: one operation side by side in each language."""
+"""Device code, a folder for each language; the same operations have the same names."""

@@ -24,9 +24,12 @@ from triton.compiler import ASTSource
 
 from fastconfig.backends.triton_gpu import TritonBackend
 from fastconfig.backends.triton_launch import options
-from fastconfig.kernels import coefficients_triton as small
-from fastconfig.kernels import combine_triton, gram_triton, partials_triton, rows_triton
-from fastconfig.kernels import shapes_triton as shapes
+from fastconfig.kernels.triton import coefficients as small
+from fastconfig.kernels.triton import combine as combine_triton
+from fastconfig.kernels.triton import gram as gram_triton
+from fastconfig.kernels.triton import partials as partials_triton
+from fastconfig.kernels.triton import rows as rows_triton
+from fastconfig.kernels.triton import shapes as shapes
 
 POINTERS = {"float32": "*fp32", "float64": "*fp64", "bfloat16": "*bf16", "float16": "*fp16"}
 ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}

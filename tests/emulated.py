@@ -21,8 +21,8 @@ from fastconfig import backends
 NAME = "fastconfig._cuda"
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-SOURCES = (*sorted((ROOT / "kernels").glob("*.cu")), *sorted((ROOT / "csrc").glob("cuda*.cpp")))
-INCLUDED = (HERE / "emulator", ROOT / "csrc", ROOT / "kernels")
+SOURCES = (*sorted((ROOT / "kernels/cuda").glob("*.cu")), *sorted((ROOT / "csrc").glob("cuda*.cpp")))
+INCLUDED = (HERE / "emulator", ROOT / "csrc", ROOT / "kernels/cuda")
 FLAGS = ("-std=c++17", "-Og", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas")
 
 

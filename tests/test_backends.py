@@ -255,7 +255,7 @@ features["avx512f"] = False
 llvm.get_host_cpu_features = lambda: features
 import torch
 from fastconfig import ConFIG_update, reference
-from fastconfig.kernels import ir_numba
+from fastconfig.kernels.numba import ir as ir_numba
 for m in (2, 3, 5, 9):
     rows = torch.randn(m, 10007)
     exact = reference.config(rows)

@@ -125,7 +125,7 @@ def test_quantiles_are_of_the_samples() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_floor_reads_and_writes_everything(threads: int) -> None:
-    stream = pytest.importorskip("fastconfig.kernels.stream_numba")
+    stream = pytest.importorskip("fastconfig.kernels.numba.stream")
     from fastconfig.backends.team import team_address
 
     words = torch.randint(-(2**62), 2**62, (stream.CHUNK // 8 * 2 + 8 * 13,))

@@ -171,8 +171,8 @@ def a_wheel(folder: Path, tag: str) -> Path:
                 archive.write(path, f"fastconfig/{path.relative_to(package)}")
         native = importlib.import_module("fastconfig._C").__file__
         archive.write(native, f"fastconfig/{Path(native).name}") if Path(native).parent != package else None
-        for path in (ROOT / "kernels").glob("*.py"):
-            archive.write(path, f"fastconfig/kernels/{path.name}")
+        for path in (ROOT / "kernels").rglob("*.py"):
+            archive.write(path, f"fastconfig/kernels/{path.relative_to(ROOT / 'kernels')}")
         archive.writestr(
             f"{info}/METADATA",
             f"Metadata-Version: 2.1\nName: fastconfig\nVersion: {fastconfig.__version__}\n",

@@ -1,4 +1,4 @@
-"""How kernels/*_numba.py become machine code: their Python is translated, and the result kept on disk."""
+"""How kernels/numba become machine code: their Python is translated, and the result kept on disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 
 import fastconfig
 
-typed_numba = pytest.importorskip("fastconfig.kernels.typed_numba")
-from fastconfig.kernels import cache_numba  # noqa: E402
-from fastconfig.kernels.typed_numba import Const, typed  # noqa: E402
-from fastconfig.kernels.vectors_numba import peek_int, poke_int  # noqa: E402
+typed_numba = pytest.importorskip("fastconfig.kernels.numba.typed")
+from fastconfig.kernels.numba import cache as cache_numba  # noqa: E402
+from fastconfig.kernels.numba.typed import Const, typed  # noqa: E402
+from fastconfig.kernels.numba.vectors import peek_int, poke_int  # noqa: E402
 
 SIZES = (4, 8, 2)
 

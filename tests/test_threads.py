@@ -64,7 +64,7 @@ def test_small_inputs_stay_on_one_thread() -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_every_chunk_is_taken_once_whoever_comes(backwards: bool) -> None:
     """Each thread begins with its own share, and takes what threads that are late or missing have left."""
-    update_numba = pytest.importorskip("fastconfig.kernels.update_numba")
+    update_numba = pytest.importorskip("fastconfig.kernels.numba.update")
     from numba import njit
 
     take_chunk = update_numba.take_chunk
@@ -96,7 +96,7 @@ def test_a_share_whose_last_chunk_another_thread_takes_meanwhile(
     backwards: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look at the counter and the atomic addition; step by step, in Python."""
-    update_numba = pytest.importorskip("fastconfig.kernels.update_numba")
+    update_numba = pytest.importorskip("fastconfig.kernels.numba.update")
     chunks, shares = 6, 2
     words = {update_numba.CHUNKS: chunks, update_numba.SHARED: shares}
     words |= {update_numba.TAKEN: 2, update_numba.TAKEN + 1: 0}
@@ -118,7 +118,7 @@ def test_a_share_whose_last_chunk_another_thread_takes_meanwhile(
 
 def test_the_counter_that_threads_share_is_atomic() -> None:
     """As it is compiled: a race that shows it may take a million calls."""
-    calls_numba = pytest.importorskip("fastconfig.kernels.calls_numba")
+    calls_numba = pytest.importorskip("fastconfig.kernels.numba.calls")
     from numba import njit
 
     fetch_add = calls_numba.fetch_add
@@ -136,11 +136,11 @@ def test_the_counter_that_threads_share_is_atomic() -> None:
 
 def test_what_threads_run_is_found_on_disk_again(tmp_path: Path) -> None:
     """Numba caches nothing that keeps an address of this process, and says so."""
-    pytest.importorskip("fastconfig.kernels.update_numba")
+    pytest.importorskip("fastconfig.kernels.numba.update")
     code = """
 import warnings
 warnings.simplefilter("error")
-from fastconfig.kernels import update_numba
+from fastconfig.kernels.numba import update as update_numba
 update_numba.bodies(0)
 """
     run = python(code, NUMBA_CACHE_DIR=str(tmp_path))

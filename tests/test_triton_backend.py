@@ -18,8 +18,11 @@ from triton.errors import TritonError
 from fastconfig import ConFIG_update, backends, reference, use_backend
 from fastconfig.backends import triton_gpu, triton_launch
 from fastconfig.backends.base import BackendUnavailable
-from fastconfig.kernels import coefficients_triton, combine_triton, gram_triton, partials_triton
-from fastconfig.kernels.shapes_triton import MOST, SMALL, float64_is_usable, shape
+from fastconfig.kernels.triton import coefficients as coefficients_triton
+from fastconfig.kernels.triton import combine as combine_triton
+from fastconfig.kernels.triton import gram as gram_triton
+from fastconfig.kernels.triton import partials as partials_triton
+from fastconfig.kernels.triton.shapes import MOST, SMALL, float64_is_usable, shape
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 # as in test_gpu_kernels.py

@@ -14,7 +14,7 @@ from pairs import slow
 
 pytest.importorskip("triton")
 
-from fastconfig.kernels.rows_triton import DENSE, TABLE
+from fastconfig.kernels.triton.rows import DENSE, TABLE
 
 HOT = ("gram_small", "gram_tiles", "combine")  # kernels that read gradients
 PARTS = ("float32", "float64", "bfloat16", "float16", "shared")

@@ -13,7 +13,7 @@ from fastconfig.gradients import Gradients
 
 triton = pytest.importorskip("triton")
 tl = triton.language
-_rows = importlib.import_module("fastconfig.kernels.rows_triton")
+_rows = importlib.import_module("fastconfig.kernels.triton.rows")
 columns_left, length_at = _rows.columns_left, _rows.length_at
 
 

@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS, SUFFIXES = ("fastconfig", "kernels", "csrc"), {".py", ".cu", ".cuh", ".cpp", ".hpp"}
+FOLDERS, SUFFIXES = ("fastconfig", "kernels", "csrc"), {".py", ".cu", ".cuh", ".cpp", ".hpp", ".def"}
 ARCHITECTURE = "90-real"  # H100 and H200
 PEERS = ("conflictfree", "torchjd")
 COMMIT = "commit.txt"

@@ -1,4 +1,4 @@
-"""CUDA: the compiled kernels of kernels/*.cu, one C++ call an update; no host synchronisation, no copies."""
+"""CUDA: the compiled kernels of kernels/cuda, one C++ call an update; no host synchronisation, no copies."""
 
 from __future__ import annotations
 

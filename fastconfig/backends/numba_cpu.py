@@ -1,4 +1,4 @@
-"""CPU: the kernels of kernels/*_numba.py over a table of addresses; no gradient is copied."""
+"""CPU: the kernels of kernels/numba over a table of addresses; no gradient is copied."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from .. import _C
 from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..gradients.results import KEPT_FROM
-from ..kernels import ir_numba
-from ..kernels.update_numba import COMBINE, GRAM, bodies, run_address
+from ..kernels.numba import ir as ir_numba
+from ..kernels.numba.update import COMBINE, GRAM, bodies, run_address
 from ..methods.base import Rule, native_coefficients
 from ..numbers import KINDS
 from .numba_momentum import NumbaMomentum
@@ -100,7 +100,7 @@ def _entries(dtype: torch.dtype) -> tuple[int, int, int, int, int]:
 def _run(
     steps: int, grads: Gradients, out: Update | None, gram: int, c: int, rule: Rule | None = None
 ) -> None:
-    """``steps`` of update_numba.py; ``gram`` and ``c`` are addresses of float64 memory, or 0 if plain."""
+    """``steps`` of kernels/numba/update.py; ``gram``, ``c``: addresses of float64 memory, or 0 if plain."""
     dtype, m = grads.dtype, grads.m
     run, team, gram_body, combine_body, size = _entries(dtype)
     threads = threads_for(m * grads.n * size)
@@ -114,7 +114,7 @@ def _run(
 
 
 def _table(grads: Gradients, out: Update | None) -> tuple[array[int], int, int]:
-    """What gram_numba.py describes, problems, segments. ``grads`` keeps its addresses alive."""
+    """What kernels/numba/gram.py describes, problems, segments. ``grads`` keeps its addresses alive."""
     rows = grads.rows
     if not isinstance(rows, Tensor):
         return array("q", [word for entry in entries(grads, out) for word in entry]), 1, len(grads.segments)

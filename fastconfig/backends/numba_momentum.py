@@ -1,4 +1,4 @@
-"""A momentum step on the CPU by kernels/momentum_numba.py, in one call."""
+"""A momentum step on the CPU by kernels/numba/momentum.py, in one call."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from .. import _C
 from ..gradients import TYPES, Gradients, Update
 from ..gradients.results import KEPT_FROM
-from ..kernels import ir_numba
-from ..kernels.momentum_numba import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
+from ..kernels.numba import ir as ir_numba
+from ..kernels.numba.momentum import ACCUMULATE, GRAM, RESCALE, bodies, momentum_address
 from ..methods.base import Rule
 from ..momentum.step import Plain, Step
 from ..numbers import KINDS
@@ -60,7 +60,7 @@ def _converts(step: Step) -> bool:
 
 
 def _run(steps: int, step: Step, rows: Gradients, out: Update | None, rule: Rule | None = None) -> None:
-    """``steps`` of momentum_numba.py, with ``rows`` in the table."""
+    """``steps`` of kernels/numba/momentum.py, with ``rows`` in the table."""
     dtype, m = rows.dtype, rows.m
     run, team, coefficients, accumulate_body, rescale_body = _entries(dtype, step.dtype)
     table = _rows(step, rows, out)
@@ -113,7 +113,7 @@ def _entries(dtype: torch.dtype, given: torch.dtype) -> tuple[Any, int, int, int
 
 
 def _rows(step: Step, rows: Gradients, out: Update | None) -> array[int]:
-    """The table of gram_numba.py; the momenta's is kept, and only told where the result goes."""
+    """The table of kernels/numba/gram.py; the momenta's is kept, and only told where the result goes."""
     if rows is not step.momenta:
         return _words(rows, out)
     table: array[int] | None = step.kept.get("numba")
@@ -131,7 +131,7 @@ def _words(rows: Gradients, out: Update | None) -> array[int]:
 
 
 def _coming(step: Step) -> array[int]:
-    """What momentum_numba.py describes; ``step`` keeps its addresses alive."""
+    """What kernels/numba/momentum.py describes; ``step`` keeps its addresses alive."""
     words: list[int] = []
     for fake, second, given in zip(step.fake, step.second, step.grads, strict=True):
         words += fake.data_ptr(), second.data_ptr()

@@ -1,4 +1,4 @@
-"""GPU: the kernels of kernels/*_triton.py; no host synchronisation, no gradient is copied."""
+"""GPU: the kernels of kernels/triton; no host synchronisation, no gradient is copied."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from triton.errors import TritonError
 
 from .. import backends
 from ..gradients import Gradients, Update
-from ..kernels.coefficients_triton import METHODS
-from ..kernels.shapes_triton import MOST, SMALL
+from ..kernels.triton.coefficients import METHODS
+from ..kernels.triton.shapes import MOST, SMALL
 from ..methods.base import Rule
 from ..momentum.step import Step
 from .base import Backend, BackendUnavailable, device_cutoff

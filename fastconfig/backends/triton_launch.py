@@ -12,9 +12,12 @@ import triton
 from torch import Tensor
 
 from ..gradients import Gradients, Update
-from ..kernels import coefficients_triton, combine_triton, gram_triton, partials_triton
-from ..kernels.rows_triton import DENSE, SCATTERED, STRIDED, TABLE, write_words
-from ..kernels.shapes_triton import (
+from ..kernels.triton import coefficients as coefficients_triton
+from ..kernels.triton import combine as combine_triton
+from ..kernels.triton import gram as gram_triton
+from ..kernels.triton import partials as partials_triton
+from ..kernels.triton.rows import DENSE, SCATTERED, STRIDED, TABLE, write_words
+from ..kernels.triton.shapes import (
     COMBINE_REGISTERS,
     SMALL,
     Shape,
@@ -222,7 +225,7 @@ def _is_dense(rows: Tensor, strides: tuple[int, ...]) -> bool:
 
 
 def _words(told: Iterator[list[int]], width: int) -> tuple[list[int], int, int]:
-    """The table of rows_triton.py, its segments, and the mode."""
+    """The table of kernels/triton/rows.py, its segments, and the mode."""
     ends: list[int] = []
     words: list[int] = []
     end, low, aligned = 0, 0, True

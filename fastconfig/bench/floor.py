@@ -134,7 +134,7 @@ def write_ways(*out: Tensor) -> dict[str, Callable[[], Any]]:
 
 def _compiled(kind: str, tensors: list[Tensor]) -> dict[str, Callable[[], Any]]:
     try:
-        from ..kernels import stream_numba
+        from ..kernels.numba import stream as stream_numba
     except ImportError:
         return {}
     run, body = stream_numba.run, stream_numba.body(kind)

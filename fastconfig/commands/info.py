@@ -45,7 +45,7 @@ def gather() -> dict[str, Any]:
 
 def _folder() -> str | None:
     try:
-        from ..kernels.cache_numba import folder
+        from ..kernels.numba.cache import folder
 
         return str(folder())
     except (ImportError, OSError):  # without Numba, or a home

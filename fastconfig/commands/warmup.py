@@ -33,7 +33,7 @@ def warm_up(dtypes: tuple[str, ...]) -> int:
         else:
             print(f"{dtype}: ready after {time.perf_counter() - start:.1f} s")
     if code == 0:
-        from ..kernels.cache_numba import folder
+        from ..kernels.numba.cache import folder
 
         try:
             print(f"kept in {folder()}")

@@ -78,7 +78,7 @@ void check_packing() {
   }
 }
 
-// What a thread of kernels/gram.cu, gram_tiles.cu and combine.cu does with a piece: visit(column, count), with a count
+// What a thread of kernels/cuda/gram.cu, gram_tiles.cu and combine.cu does with a piece: visit(column, count), with a count
 // of 1 or of a whole vector. A warp of gram_tiles is kLanes threads here.
 const auto kGram = [](const Piece& piece, int V, int U, int64_t threads, int thread, auto visit) {
   int64_t column = piece.columns_begin(V) + thread;

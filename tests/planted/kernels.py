@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from .fault import Fault
 
-_UPDATE = "kernels/update_numba.py"
-_COMBINE = "kernels/combine_numba.py"
-_GRAM = "kernels/gram_numba.py"
-_MOMENTUM = "kernels/momentum_numba.py"
+_UPDATE = "kernels/numba/update.py"
+_COMBINE = "kernels/numba/combine.py"
+_GRAM = "kernels/numba/gram.py"
+_MOMENTUM = "kernels/numba/momentum.py"
 _GPU = "test_gpu_kernels.py"
 _TAKEN_AGAIN = "test_products_that_float32_cannot_hold_are_taken_again"
 
@@ -23,7 +23,7 @@ FAULTS = (
     ),
     Fault(
         "counter-not-atomic",
-        "kernels/calls_numba.py",
+        "kernels/numba/calls.py",
         'return builder.atomic_rmw("add", pointer(builder, arguments[0], I64), arguments[1], "seq_cst")',
         "before = builder.load(pointer(builder, arguments[0], I64))\n"
         "        builder.store(builder.add(before, arguments[1]), pointer(builder, arguments[0], I64))\n"
@@ -137,7 +137,7 @@ FAULTS = (
     ),
     Fault(
         "bfloat16-truncated",
-        "kernels/ir_numba.py",
+        "kernels/numba/ir.py",
         "builder.add(builder.add(bits, constant(0x7FFF)), odd)",
         "bits",
         "results in bfloat16 are cut off, not rounded",
@@ -145,7 +145,7 @@ FAULTS = (
     ),
     Fault(
         "bfloat16-nan",
-        "kernels/ir_numba.py",
+        "kernels/numba/ir.py",
         "value = builder.select(nan, constant(0x7FC0), rounded)",
         "value = rounded",
         "NaN may become a number in bfloat16",
@@ -154,7 +154,7 @@ FAULTS = (
     ),
     Fault(
         "momentum-beta",
-        "kernels/moments_numba.py",
+        "kernels/numba/moments.py",
         "new = narrow(splat(builder, builder.fsub(one, number(BETA_2))))",
         "new = narrow(splat(builder, builder.fsub(one, number(BETA_1))))",
         "the second moment moves by beta_1",
@@ -203,7 +203,7 @@ FAULTS = (
     # Triton, interpreted
     Fault(
         "triton-cutoff-once",
-        "kernels/coefficients_triton.py",
+        "kernels/triton/coefficients.py",
         "pivoted_cholesky(cosines, 2 * rcond, m, MP)",
         "pivoted_cholesky(cosines, rcond, m, MP)",
         "the rank is cut at rcond instead of 2 rcond on Schur diagonals",
@@ -211,7 +211,7 @@ FAULTS = (
     ),
     Fault(
         "triton-support-cutoff",
-        "kernels/coefficients_triton.py",
+        "kernels/triton/coefficients.py",
         "supported > rcond * rcond * tl.sum(w * w, axis=0)",
         "supported > rcond * tl.sum(w * w, axis=0)",
         "weights count as unsupported by the range of C below rcond instead of rcond^2",
@@ -219,7 +219,7 @@ FAULTS = (
     ),
     Fault(
         "triton-pcgrad-itself",
-        "kernels/coefficients_triton.py",
+        "kernels/triton/coefficients.py",
         "along = tl.where(itself | (along > 0), 0.0, along)",
         "along = tl.where(itself, 0.0, along)",
         "PCGrad projects where gradients agree",
@@ -227,7 +227,7 @@ FAULTS = (
     ),
     Fault(
         "triton-infinite",
-        "kernels/coefficients_triton.py",
+        "kernels/triton/coefficients.py",
         "finite = (diagonal == diagonal) & (diagonal < _INFINITY)",
         "finite = diagonal == diagonal",
         "Inf in a gradient is not taken for broken",
@@ -235,7 +235,7 @@ FAULTS = (
     ),
     Fault(
         "triton-rest",
-        "kernels/rows_triton.py",
+        "kernels/triton/rows.py",
         "    return (columns < left) & (columns >= left // V * V)",
         "    return (columns < left - 1) & (columns >= left // V * V)",
         "the last column is neither read nor written where it fills no vector",
@@ -243,7 +243,7 @@ FAULTS = (
     ),
     Fault(
         "triton-missing",
-        "kernels/rows_triton.py",
+        "kernels/triton/rows.py",
         "return pointer, step, tl.where(present, n, 0)",
         "return pointer, step, tl.where(present, n, 1)",
         "a missing gradient is read",
@@ -251,7 +251,7 @@ FAULTS = (
     ),
     Fault(
         "triton-stretch",
-        "kernels/rows_triton.py",
+        "kernels/triton/rows.py",
         "first = program * each + tl.minimum(program, rest)",
         "first = program * each",
         "programs behind the first read chunks that another one reads too",
@@ -260,7 +260,7 @@ FAULTS = (
     # CUDA, emulated
     Fault(
         "cuda-vectors-begin",
-        "kernels/combine.cuh",
+        "kernels/cuda/combine.cuh",
         "clipped(place - begin + 1)",
         "clipped(place - begin)",
         "the first vector of a piece is not written",
@@ -268,7 +268,7 @@ FAULTS = (
     ),
     Fault(
         "cuda-batch-row",
-        "kernels/vectors.cuh",
+        "kernels/cuda/vectors.cuh",
         "reinterpret_cast<const char*>(address + problem * table.batch_step)",
         "reinterpret_cast<const char*>(address)",
         "all problems of a batch read the first one's rows",
@@ -276,7 +276,7 @@ FAULTS = (
     ),
     Fault(
         "cuda-unsafe-products",
-        "kernels/products.cuh",
+        "kernels/cuda/products.cuh",
         "safe = safe && s[k] <= 1e37f && (s[k] >= 1e-28f || present[i] == 0);",
         "safe = safe && s[k] <= 1e37f;",
         "float32 products of very small rows are lost on a device without float64",
@@ -284,7 +284,7 @@ FAULTS = (
     ),
     Fault(
         "cuda-stage-barrier",
-        "kernels/stage.cuh",
+        "kernels/cuda/stage.cuh",
         "      if (t < m) memory.c[t] /= corrections[t];\n    }\n  }\n  __syncthreads();\n",
         "      if (t < m) memory.c[t] /= corrections[t];\n    }\n  }\n",
         "warps may read coefficients that the first warp has not written yet",
@@ -292,7 +292,7 @@ FAULTS = (
     ),
     Fault(
         "cuda-combine-barrier",
-        "kernels/combine.cu",
+        "kernels/cuda/combine.cu",
         "  __syncthreads();\n  combine_share<T, kGroup, false>(",
         "  combine_share<T, kGroup, false>(",
         "warps may read coefficients that others have not copied yet",
@@ -300,7 +300,7 @@ FAULTS = (
     ),
     Fault(
         "cuda-momentum-average",
-        "kernels/momentum.cuh",
+        "kernels/cuda/momentum.cuh",
         "weight(static_cast<Wide<T>>(beta < 0.5 ? beta : 1 - beta))",
         "weight(static_cast<Wide<T>>(1 - beta))",
         "a moving average with beta below a half has the wrong weight",

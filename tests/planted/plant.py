@@ -168,7 +168,7 @@ class Copy:
 
 def found_by(copy: Copy, fault: Fault, all_tests: bool) -> str:
     """The first test that finds a fault, or SURVIVED."""
-    cache = fault.name if fault.file.endswith("_numba.py") else "clean"
+    cache = fault.name if fault.file.startswith("kernels/numba/") else "clean"
     copy.plant(fault)
     try:
         found = copy.first_failure([f"tests/{test}" for test in fault.tests], cache)

@@ -2,7 +2,7 @@
 
 LLVM's own vectoriser keeps to 256 bits on AVX-512 machines unless told otherwise process-wide, and its
 loop forms do not survive sixteen float64 sums over converted bfloat16; these few do. Rows are contiguous
-here, and counts are multiples of ``LANES``: the callers pack what is not (see gram_numba.py).
+here, and counts are multiples of ``LANES``: the callers pack what is not (see gram.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .ir_numba import (
+from .ir import (
     DIRECT,
     DOUBLE,
     F64,

@@ -6,7 +6,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .ir_numba import DOUBLE, I32, I64, pointer
+from .ir import DOUBLE, I32, I64, pointer
 
 
 @intrinsic

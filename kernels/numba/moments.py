@@ -1,4 +1,4 @@
-"""Explicit vectors of a momentum step, as those of vectors_numba.py: moving average, and second moment.
+"""Explicit vectors of a momentum step, as those of vectors.py: moving average, and second moment.
 
 Averages and combinations are float64, rounded once where they are written. The second moment of a float32
 state is float32 throughout: its root and quotient take several times less, and roundings do not add up.
@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .ir_numba import (
+from .ir import (
     DOUBLE,
     F32,
     I64,
@@ -33,7 +33,7 @@ from .ir_numba import (
     switch,
     unsupported,
 )
-from .vectors_numba import combination
+from .vectors import combination
 
 EPSILON = 1e-8  # that of fastconfig/momentum/step.py
 MISSING = -1  # the kind of a gradient that there is not

@@ -1,4 +1,4 @@
-"""Builders of LLVM IR for the vectors of vectors_numba.py: load, store, loop, switch, on raw addresses."""
+"""Builders of LLVM IR for the vectors of vectors.py: load, store, loop, switch, on raw addresses."""
 
 from __future__ import annotations
 

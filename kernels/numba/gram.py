@@ -10,10 +10,10 @@ missing gradient), m steps in elements.
 
 from __future__ import annotations
 
-from .calls_numba import allocate, release
-from .ir_numba import DIRECT, GROUP, ITEMSIZE, LANES, LINE, PREFETCHED
-from .typed_numba import Const, typed
-from .vectors_numba import (
+from .calls import allocate, release
+from .ir import DIRECT, GROUP, ITEMSIZE, LANES, LINE, PREFETCHED
+from .typed import Const, typed
+from .vectors import (
     copy_element,
     diagonal,
     horizontal,

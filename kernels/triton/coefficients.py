@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .partials_triton import chosen, sum_partials
+from .partials import chosen, sum_partials
 
 METHODS = ("config", "pcgrad", "ppcgrad", "imtlg")
 _CONFIG, _PCGRAD, _PPCGRAD, _IMTLG = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)

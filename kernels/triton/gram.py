@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .partials_triton import is_unsafe, of_problem, size_of_set
-from .rows_triton import SCATTERED, STRIDED, TABLE, load_columns, locate, origin_of, row_of, stretch
+from .partials import is_unsafe, of_problem, size_of_set
+from .rows import SCATTERED, STRIDED, TABLE, load_columns, locate, origin_of, row_of, stretch
 
 _STRIDED = tl.constexpr(STRIDED)
 _TABLE = tl.constexpr(TABLE)

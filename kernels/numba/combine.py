@@ -1,17 +1,17 @@
 """out = sum_i c_i g_i on a CPU in one read and one write: float64 sums, rounded once.
 
-Bytes: (m + 1) N b. The table is that of gram_numba.py.
+Bytes: (m + 1) N b. The table is that of gram.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .calls_numba import allocate, release
-from .gram_numba import is_contiguous, pack_rows, present_rows, row_address
-from .ir_numba import ITEMSIZE, LANES
-from .typed_numba import Const, typed
-from .vectors_numba import (
+from .calls import allocate, release
+from .gram import is_contiguous, pack_rows, present_rows, row_address
+from .ir import ITEMSIZE, LANES
+from .typed import Const, typed
+from .vectors import (
     copy_element,
     fence,
     peek_double,

@@ -11,12 +11,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .cache_numba import compiled
-from .calls_numba import fetch_add
-from .ir_numba import I32, I64, call, loop, offset, pointer
-from .typed_numba import typed
-from .update_numba import CHUNKS, STREAM, STREAMED, WORDS, own_share, run_pass, take_chunk
-from .vectors_numba import peek_int
+from .cache import compiled
+from .calls import fetch_add
+from .ir import I32, I64, call, loop, offset, pointer
+from .typed import typed
+from .update import CHUNKS, STREAM, STREAMED, WORDS, own_share, run_pass, take_chunk
+from .vectors import peek_int
 
 WIDE = 64  # bytes of a vector
 UNROLL = 8  # vectors a step
@@ -25,7 +25,7 @@ CHUNK = (
 )  # bytes that a thread takes at a time; small ones balance the threads, large ones cost no atomics
 WIDEST = ir.VectorType(I64, WIDE // 8)
 
-# words of a job behind those of update_numba.py; then address and bytes of every chunk
+# words of a job behind those of update.py; then address and bytes of every chunk
 SINK, FIRST = range(WORDS, WORDS + 2)
 
 

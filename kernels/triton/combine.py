@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows_triton import length_at, load_columns, locate, origin_of, result_of, row_of, store_columns, stretch
+from .rows import length_at, load_columns, locate, origin_of, result_of, row_of, store_columns, stretch
 
 
 @triton.jit

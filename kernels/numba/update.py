@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from .cache_numba import compiled
-from .calls_numba import (
+from .cache import compiled
+from .calls import (
     allocate,
     call_body,
     call_coefficients,
@@ -19,10 +19,10 @@ from .calls_numba import (
     fetch_add,
     release,
 )
-from .combine_numba import combine_columns
-from .gram_numba import entry_words, gram_columns, triangle_size
-from .typed_numba import Const, typed
-from .vectors_numba import peek_double, peek_int, poke_double, poke_int
+from .combine import combine_columns
+from .gram import entry_words, gram_columns, triangle_size
+from .typed import Const, typed
+from .vectors import peek_double, peek_int, poke_double, poke_int
 
 SHORTEST, ALIGN = 1 << 15, 256  # elements of a chunk: about that many at least; its columns: a multiple of
 NARROWEST = 1 << 12  # columns of a chunk, about: what its sums cost is then little beside its products

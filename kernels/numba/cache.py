@@ -22,8 +22,8 @@ from numba import types
 from numba.core import caching, config
 from numba.core.ccallback import CFunc
 
-from .ir_numba import LANES
-from .typed_numba import typed
+from .ir import LANES
+from .typed import typed
 
 KINDS = ("float32", "float64", "bfloat16", "float16")
 _TYPES = {"int": types.int64, "float": types.float64}
@@ -59,7 +59,7 @@ def _variant() -> str:
     features = config.CPU_FEATURES or llvm.get_host_cpu_features().flatten()
     machine = (numba.__version__, llvmlite.__version__, cpu, features, LANES, config.OPT)
     digest = hashlib.sha256(repr(machine).encode())
-    for path in sorted(Path(__file__).parent.glob("*_numba.py")):
+    for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

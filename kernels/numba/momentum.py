@@ -2,11 +2,11 @@
 
 Bytes, in vectors of N elements of the state: the first pass reads m momenta and k gradients and writes k
 momenta; the second reads m momenta and both other vectors, and writes these two and the update. The chunks
-are those of update_numba.py; within one, a block of the chosen momenta is still in the L2 cache when its
+are those of update.py; within one, a block of the chosen momenta is still in the L2 cache when its
 products are taken. With many momenta of which few are chosen, only the products of these are taken, k m
 instead of m (m + 1) / 2: all others are those of the step before.
 
-Beside the table of gram_numba.py, with the momenta as rows, per segment, int64 words: the addresses of fake
+Beside the table of gram.py, with the momenta as rows, per segment, int64 words: the addresses of fake
 and second, k gradient addresses (0 is a missing gradient), k steps in elements.
 """
 
@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from functools import cache
 
-from .cache_numba import compiled
-from .calls_numba import allocate, call_coefficients, release
-from .combine_numba import present_weights
-from .gram_numba import entry_words, gram_columns, line_columns, pack, row_address, triangle_size
-from .ir_numba import DIRECT, ITEMSIZE, LANES
-from .moments_numba import BETA_1, DECAYED, MISSING, RCOND, moving_average, second_moment
-from .typed_numba import Const, typed
-from .update_numba import (
+from .cache import compiled
+from .calls import allocate, call_coefficients, release
+from .combine import present_weights
+from .gram import entry_words, gram_columns, line_columns, pack, row_address, triangle_size
+from .ir import DIRECT, ITEMSIZE, LANES
+from .moments import BETA_1, DECAYED, MISSING, RCOND, moving_average, second_moment
+from .typed import Const, typed
+from .update import (
     FAR,
     PARTIALS,
     STREAMED,
@@ -36,7 +36,7 @@ from .update_numba import (
     run_chunks,
     run_pass,
 )
-from .vectors_numba import (
+from .vectors import (
     copy_element,
     fence,
     peek_double,
@@ -49,7 +49,7 @@ ACCUMULATE, GRAM, RESCALE = 1, 2, 4  # steps that a call asks for
 BLOCK = 1 << 14  # columns whose products are taken while the chosen momenta are in the cache
 PACKED = 512  # columns of a strided gradient that are packed at a time
 
-# words of a job behind those of update_numba.py
+# words of a job behind those of update.py
 COMING, CHOSEN, COUNT, GIVEN, NUMBERS, LINES, ALL_WORDS = range(WORDS, WORDS + 7)
 
 
@@ -251,7 +251,7 @@ def momentum(call: int) -> None:
     STEPS: ACCUMULATE updates the momenta, with GRAM their products too; RESCALE writes the results that the
     table ROWS names, from coefficients that follow from the products, or from the first row as it is.
     GRADIENT_KIND is that of gradients and results, ITEM_BYTES of an element of the state, FACTORS see
-    moments_numba.py. PRODUCTS (m, m) takes the Gram matrix of the momenta; KNOWN says whether it has that of
+    moments.py. PRODUCTS (m, m) takes the Gram matrix of the momenta; KNOWN says whether it has that of
     before the step. COEFFICIENTS is fastconfig_coefficients of csrc, for TEAM see run_pass.
     """
     steps, m = peek_int(call + 8 * STEPS), peek_int(call + 8 * ROW_COUNT)

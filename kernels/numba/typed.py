@@ -25,7 +25,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .ir_numba import DOUBLE, I1, I64, convert, materialise
+from .ir import DOUBLE, I1, I64, convert, materialise
 
 Const = Any  # of a parameter: known at compile time, where the caller knows it
 _RESULTS = {"int": (I64, types.int64), "float": (DOUBLE, types.float64), "bool": (I1, types.boolean)}
