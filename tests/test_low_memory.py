@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -90,6 +91,15 @@ def test_the_merged_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert max(counts) <= max(n // 3, *(par.numel() for par in parameters))
 
 
+@pytest.fixture
+def _kept_buffers() -> Iterator[None]:
+    """Compiled graphs may be gone through several times."""
+    with torch._functorch.config.patch(donated_buffer=False):  # type: ignore[attr-defined]
+        torch.compiler.reset()
+        yield
+
+
+@pytest.mark.usefixtures("_kept_buffers")
 def test_compiled_parts_and_accumulation() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     compiled: Any = torch.compile(net, backend="aot_eager")
