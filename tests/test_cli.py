@@ -212,7 +212,7 @@ def test_a_demo_that_is_interrupted_at_once(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("measured", [0, 1])
+@pytest.mark.parametrize("measured", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_interrupted_bench_keeps_its_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, measured: int
 ) -> None:

@@ -44,8 +44,11 @@ def check_cases(parts: tuple[str, ...], ranks: int, backend: str = "gloo", **env
 @pytest.mark.parametrize("ranks", some([2, 4], quick=[2]))
 @pytest.mark.parametrize(
     "parts",
-    [("shards", "dtensors", "monitor"), ("fsdp", "ddp", "disguises", "groups", "weights", "wire")],
-    ids=" ".join,
+    [
+        pytest.param(("shards", "dtensors", "monitor"), id="shards"),
+        pytest.param(("fsdp", "ddp", "disguises", "wire"), id="replicas"),
+        pytest.param(("groups", "weights"), marks=slow, id="groups"),
+    ],
 )
 def test_ranks(parts: tuple[str, ...], ranks: int) -> None:
     check_cases(parts, ranks)
@@ -80,6 +83,8 @@ def test_the_example_resumes_on_other_ranks(tmp_path: Path) -> None:
     assert losses(4, 30, 60, "resumed") == pytest.approx(through, rel=1e-8)
 
 
-@pytest.mark.parametrize("way", ["plain", "ddp", pytest.param("fsdp", marks=[needs_fsdp, slow])])
+@pytest.mark.parametrize(
+    "way", ["plain", pytest.param("ddp", marks=slow), pytest.param("fsdp", marks=[needs_fsdp, slow])]
+)
 def test_a_lost_rank_is_an_error_of_the_others(way: str) -> None:
     run("distributed_killed.py", way)

@@ -120,6 +120,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG_CACHE_HOME is Linux's")
 def test_code_is_kept_in_the_users_folder_by_processes_that_fill_it_at_once(tmp_path: Path) -> None:
     said = [finish(process) for process in [start(tmp_path) for _ in range(2)]]

@@ -12,8 +12,8 @@ _PCGRAD = "fastconfig/pcgrad.py"
 _UTILS = "fastconfig/utils.py"
 _EXCHANGE = "fastconfig/ranks/exchange.py"
 _COLLECTIVES = "fastconfig/ranks/collectives.py"
-_RANKS = ("test_distributed.py::test_ranks[fsdp ddp disguises wire-2]",)
-_SHARDS = ("test_distributed.py::test_ranks[shards dtensors-2]",)
+_RANKS = ("test_distributed.py::test_ranks[replicas-2]",)
+_SHARDS = ("test_distributed.py::test_ranks[shards-2]",)
 
 FAULTS = (
     Fault(
@@ -315,7 +315,7 @@ FAULTS = (
         "torch.mul(real, 1 / self._ranks, out=target.view(real.shape))",
         "torch.mul(real, 0.5, out=target.view(real.shape))",
         "gradients of any number of ranks are halved",
-        ("test_distributed.py::test_ranks[fsdp ddp disguises wire-4]",),
+        ("test_distributed.py::test_ranks[replicas-4]",),
     ),
     Fault(
         "flags-of-this-rank",
