@@ -28,12 +28,11 @@ from .loss_recorder import LatestLossRecorder, LossRecorder, MomentumLossRecorde
 from .merging import losses_of, merge, ring_of
 from .methods.groups import Group
 from .methods.operator import fixed_rule_of, needed_rule, rule_of
-from .methods.watched import watched
 from .methods.within import within
 from .momentum.adoption import is_theirs
 from .momentum.base import CONFIG as CONFIG
 from .momentum.base import MomentumOperator, Resumable
-from .momentum.precision import at_precision, merged_by
+from .momentum.precision import merged_by
 from .momentum.step import EPSILON, Step
 from .utils import *  # noqa: F403
 from .utils import __all__ as _utils_all
@@ -88,8 +87,7 @@ class PseudoMomentumOperator(Resumable):
         update = self._short_step(indexes, grads) if losses is None else None
         if update is not None:
             return update
-        groups = self._grouped(indexes, grads, losses)
-        chosen, rows, flat, losses = self._take(indexes, grads, losses)
+        chosen, rows, flat, losses, groups = self._take(indexes, grads, losses)
         state, dtype = self._momenta, rows.dtype
         momenta = state.gradients
         step = state.step(flat, chosen, dtype)
@@ -106,7 +104,7 @@ class PseudoMomentumOperator(Resumable):
             momenta.check_whole()
         out = state.new_update(dtype)
         if rule is not None:
-            rule = watched(at_precision(rule, dtype, momenta.dtype), self.monitor, losses)
+            rule = self._prepared(rule, dtype, momenta, losses)
             backend.momentum_update(step, rule, out, losses_of(rule, losses, momenta))
             state.keep(step)
             return momenta.as_given(out)
@@ -130,7 +128,7 @@ class PseudoMomentumOperator(Resumable):
             own = Step(part, second, fake, step.chosen, grads, step.dtype, step.clock, {})
             with within(one.name):
                 rule = needed_rule(self.gradient_operator, part, losses)
-                rule = watched(at_precision(rule, step.dtype, part.dtype), self.monitor, losses)
+                rule = self._prepared(rule, step.dtype, part, losses)
                 backend, pieces = choose(part), [out[p] for p in one.places]
                 update = backend.momentum_update if at_once else backend.merge_and_rescale
                 update(own, rule, pieces, losses_of(rule, losses, part))
@@ -181,8 +179,7 @@ class SeparateMomentumOperator(Resumable):
             from .graph import outside_the_graph
 
             return outside_the_graph(self.calculate_gradient, indexes, grads, losses)
-        groups = self._grouped(indexes, grads, losses)
-        chosen, rows, flat, losses = self._take(indexes, grads, losses)
+        chosen, rows, flat, losses, groups = self._take(indexes, grads, losses)
         state = self._momenta
         first = state.clock.decayed(rows.device)
         second = state.clock.decayed_second(rows.device)
@@ -225,15 +222,15 @@ class SeparateMomentumOperator(Resumable):
         out: Any = self._momenta.new_update(rescaled.dtype)
         for one, part, _ in self._momenta.parts(groups, rescaled):
             with within(one.name):
-                rule = at_precision(needed_rule(self.gradient_operator, part, losses), given, part.dtype)
-                rule = watched(rule, self.monitor, losses)
+                rule = needed_rule(self.gradient_operator, part, losses)
+                rule = self._prepared(rule, given, part, losses)
                 merge(part, rule, [out[p] for p in one.places], losses_of(rule, losses, part))
         return rescaled.as_given(out)
 
     def _merge(self, rescaled: Gradients, given: torch.dtype, losses: list[Any] | None) -> Update:
         rule = rule_of(self.gradient_operator, rescaled, losses)
         if rule is not None:
-            rule = watched(at_precision(rule, given, rescaled.dtype), self.monitor, losses)
+            rule = self._prepared(rule, given, rescaled, losses)
             return merge(rescaled, rule, losses=losses_of(rule, losses, rescaled))
         merged = merged_by(self.gradient_operator, rescaled.stacked(), given, losses, self.monitor)
         return rescaled.restored(merged)

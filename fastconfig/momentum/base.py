@@ -14,15 +14,17 @@ from ..grad_operator import ConFIGOperator, GradientOperator
 from ..gradients import Gradients, Update
 from ..gradients.shards import Grouped, Shards, reshard
 from ..loss_recorder import LossRecorder
+from ..methods.base import Rule
 from ..methods.groups import Group, GroupsLike, among, checked_groups, groups_of, partition
 from ..methods.operator import check_grouped
-from ..methods.watched import check_monitor
+from ..methods.watched import check_monitor, watched
 from ..network import checked_network, parameters_of
 from ..ranks.replicas import learned
 from ..utils import write_gradient
 from .adoption import Adopting, is_theirs
 from .clock import Clock
 from .indexes import as_rows, index_list, is_one
+from .precision import at_precision
 from .state import Momenta
 
 if TYPE_CHECKING:
@@ -172,15 +174,14 @@ class MomentumOperator(Grouped):
         chosen, rows = self._checked(indexes, grads, losses)
         return chosen, list(rows.rows), self._recorded(chosen, losses)
 
-    def _grouped(self, indexes: Any, grads: Any, losses: Any) -> list[Group] | None:
-        """The groups of the parameters that the gradients are of, if there are some; nothing is changed.
+    def _grouped(self, rows: Gradients) -> list[Group] | None:
+        """The groups of the parameters that gradients belong to; None without groups.
 
         Raises:
-            TypeError, ValueError: as a step, and where the groups need what is not given.
+            TypeError, ValueError: where the groups need what is not given.
         """
         if self.groups is None:
             return None
-        _, rows = self._checked(indexes, grads, losses)
         if rows.form != "parameters":
             raise ValueError("grads: got vectors for an operator with groups, want per-parameter tensors")
         check_grouped(self.gradient_operator)
@@ -293,14 +294,19 @@ class Resumable(Adopting, MomentumOperator):
 
     def _take(
         self, indexes: Any, grads: Any, losses: Any
-    ) -> tuple[list[int], Gradients, list[list[Tensor | None]], list[Any] | None]:
-        """Prepare a step: indexes, gradients, their flat segments, and all losses."""
+    ) -> tuple[list[int], Gradients, list[list[Tensor | None]], list[Any] | None, list[Group] | None]:
+        """Prepare a step: indexes, gradients, their flat segments, all losses, and the groups if any."""
         if is_theirs(vars(self)):
             self._adopt()
         if self.monitor is not None:
             check_monitor(self.monitor)
             self.monitor.check(self.num_vectors)
         chosen, rows = self._checked(indexes, grads, losses)
+        groups = self._grouped(rows)
         self._momenta.check(rows)
         losses = self._recorded(chosen, losses)
-        return chosen, rows, self._momenta.take(rows, chosen), losses
+        return chosen, rows, self._momenta.take(rows, chosen), losses, groups
+
+    def _prepared(self, rule: Rule, given: torch.dtype, grads: Gradients, losses: Any) -> Rule:
+        """The rule for momenta of gradients of dtype ``given``; it tells the monitor."""
+        return watched(at_precision(rule, given, grads.dtype), self.monitor, losses)
