@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import as_tensor
 from .base import Rule
-from .operator import GramOperator
+from .operator import WeighingOperator
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -58,22 +58,23 @@ class Placed(Constant):
     """The same for compiled code, which asks nothing.
 
     Args:
-        weights: (m,) or (B, m) float64 where the Gram matrix is; None is ones.
+        weights: (m,) or (B, m) float64 where the Gram matrix is.
     """
 
     native = "constant"
 
-    def __init__(self, weights: Tensor | None) -> None:
+    def __init__(self, weights: Tensor) -> None:
         super().__init__()
-        self.weights = None if weights is None else weights.contiguous()
+        self.weights = weights.contiguous()
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
     ) -> Tensor:
-        return norms if self.weights is None else self.weights * norms
+        assert self.weights is not None
+        return self.weights * norms
 
 
-class ConstantOperator(GramOperator):
+class ConstantOperator(WeighingOperator):
     """A weighted sum of the gradients.
 
     Args:
@@ -91,7 +92,6 @@ class ConstantOperator(GramOperator):
 
     def __init__(self, weights: Any, process_group: ProcessGroup | None = None) -> None:
         super().__init__(Constant(weights), process_group)
-        self._by_device: dict[torch.device, Rule] = {}
 
     @property
     def fixed_rule(self) -> Rule | None:
@@ -103,7 +103,4 @@ class ConstantOperator(GramOperator):
         weights = self._rule.weights
         if weights is not None and len(weights) != norms[-1]:
             raise ValueError(f"weights: got {len(weights)} of them for {norms[-1]} gradients")
-        if device not in self._by_device:
-            kept = None if weights is None else weights.to(device, copy=True)  # compiled code has its address
-            self._by_device[device] = Placed(kept)
-        return self._by_device[device]
+        return self._rule if weights is None else self.weighing(weights, device, Placed)

@@ -12,7 +12,7 @@ from ..checks import abstract, check_gram, check_group, check_losses, losses_bes
 from ..gradients import Gradients, GradientsLike, Update
 from ..gradients.shards import Grouped
 from ..merging import losses_of, merge, short_merge
-from ..numbers import float64_device
+from ..numbers import float64_device, sent
 from ..utils import write_gradient
 from .base import Rule, as_rule, coefficients_of
 from .groups import GroupsLike, by_groups, by_network, checked_groups
@@ -228,6 +228,17 @@ class GramOperator(GradientOperator):
             check_losses(losses, rows.m)
         rule = watched(self.rule_for(rows), self.monitor, losses)
         return merge(rows, rule, losses=losses_of(rule, losses, rows))
+
+
+class WeighingOperator(GramOperator):
+    """Base of operators whose rule has weights of so many gradients; a rule for each device."""
+
+    def weighing(self, weights: Tensor, device: torch.device, make: Callable[[Tensor], Rule]) -> Rule:
+        """The rule that ``make`` gives for a copy of the weights, whose address compiled code keeps."""
+        made: dict[torch.device, Rule] = vars(self).setdefault("_weighted", {})
+        if device not in made:
+            made[device] = make(sent(weights.clone(), device))
+        return made[device]
 
 
 def is_ours(operator: GradientOperator) -> bool:

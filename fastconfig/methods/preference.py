@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import as_tensor, check_rcond
 from .base import Rule
-from .operator import GramOperator
+from .operator import WeighingOperator
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,7 +37,7 @@ def preferences(weights: Tensor | None, rows: Tensor) -> Tensor:
     return rows.new_full((m,), 1 / m, dtype=torch.float64) if weights is None else weights.double()
 
 
-class PreferenceOperator(GramOperator):
+class PreferenceOperator(WeighingOperator):
     """Base of operators of a rule that takes ``weights``, with which it weighs the gradients.
 
     Args:
@@ -64,7 +64,6 @@ class PreferenceOperator(GramOperator):
         super().__init__(self._kind(rcond=check_rcond(rcond), **own), process_group)
         self._own = own
         self.pref_vector = None if pref_vector is None else as_preferences(pref_vector)
-        self._weighing: dict[torch.device, Rule] = {}
 
     @property
     def fixed_rule(self) -> Rule | None:
@@ -79,11 +78,9 @@ class PreferenceOperator(GramOperator):
             raise ValueError(
                 f"pref_vector: got {len(self.pref_vector)} numbers, want {norms[-1]}, one a gradient"
             )
-        if device not in self._weighing:
-            taken: Any = self._kind
-            weights = self.pref_vector.to(device, copy=True)  # compiled code keeps its address
-            self._weighing[device] = taken(weights=weights, rcond=self._rule.rcond, **self._own)
-        return self._weighing[device]
+        taken: Any = self._kind
+        more = {"rcond": self._rule.rcond, **self._own}
+        return self.weighing(self.pref_vector, device, lambda weights: taken(weights=weights, **more))
 
 
 def as_preferences(pref_vector: Any) -> Tensor:

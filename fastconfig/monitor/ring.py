@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..numbers import capturing, sent
+
 FloatArray = npt.NDArray[np.float64]
 
 _DEVICE_BYTES = 8 << 20  # of a ring on a device
@@ -101,7 +103,7 @@ class DeviceRing:
     """
 
     def __init__(self, m: int, every: int, keep: int, device: torch.device, step: int) -> None:
-        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if capturing(device):
             raise RuntimeError(
                 "monitor: got its first step in the capture of a CUDA graph, want one step before it"
             )
@@ -109,7 +111,7 @@ class DeviceRing:
         self.slots = max(min(keep, _DEVICE_BYTES // (8 * width(m))), _LEAST)
         # the last row takes what is not kept
         self.values = torch.zeros(self.slots + 1, width(m), dtype=torch.float64, device=device)
-        self.counters = torch.tensor([step, 0], dtype=torch.int64, device="cpu").to(device)
+        self.counters = sent(torch.tensor([step, 0], dtype=torch.int64, device="cpu"), device)
         self._read = 0  # rows that the host has
         self._calls = 0  # that the host has seen since the last copy
         self._copy: Any = None
@@ -142,8 +144,7 @@ class DeviceRing:
     def fetch_block(self, host: HostRing) -> None:
         """What a call does now and then: take up what was copied, and copy anew; no wait in either."""
         self._calls += 1
-        capturing = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if 2 * self._calls >= self.slots * self.every and not capturing:
+        if 2 * self._calls >= self.slots * self.every and not capturing(self.device):
             self._take_up(host)  # that was copied half a ring ago
             self._copy, self._calls = self._copied(), 0
 
