@@ -149,9 +149,10 @@ def choose(grads: Gradients) -> Backend:
 
 
 def short_update(grads: GradientsLike, rule: Rule, ring: int = 0) -> Update | None:
-    """The update by a backend that serves already, if it has a shorter way for these; None otherwise.
+    """Merge short gradients in one call of a backend that has served such gradients; None if not applicable.
 
-    Loads nothing: None also as long as no backend has served gradients of their kind.
+    Loads nothing. The two functions below repeat the loop: called through a helper, an update of three short
+    vectors takes 6 % longer.
 
     Args:
         ring: address of the words of a monitor's ring, which takes the step; 0 for none.
@@ -167,7 +168,7 @@ def short_update(grads: GradientsLike, rule: Rule, ring: int = 0) -> Update | No
 def merge_into(
     rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule, ring: int = 0
 ) -> list[Tensor] | None:
-    """The same of gradients of parameters, to their ``.grad``; what was written to, or None."""
+    """Merge short per-parameter gradients into ``.grad``; the tensors written, or None if not applicable."""
     if rule.native is not None:
         for backend in _serving_already():
             if (written := backend.merge_into(rows, parameters, rule, ring)) is not None:
@@ -177,7 +178,7 @@ def merge_into(
 
 
 def short_step(state: Plain, indexes: Any, grads: Any, rule: Rule, ring: int = 0) -> Tensor | None:
-    """The same of a momentum step; the update, or None and the state as before."""
+    """Take a momentum step in one call; None if not applicable, and the state is unchanged."""
     if rule.native is not None:
         for backend in _serving_already():
             if (update := backend.short_step(state, indexes, grads, rule, ring)) is not None:

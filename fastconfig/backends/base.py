@@ -67,7 +67,7 @@ class Backend(ABC):
         return False
 
     def short_update(self, grads: GradientsLike, rule: Rule, ring: int = 0) -> Update | None:
-        """The update of gradients as given, if there is a shorter way for these; or None.
+        """Merge short gradients in one call; None if not applicable.
 
         Args:
             ring: address of the words of a monitor's ring, which takes the step; 0 for none.
@@ -77,15 +77,15 @@ class Backend(ABC):
     def merge_into(
         self, rows: list[Sequence[Tensor | None]], parameters: list[Tensor], rule: Rule, ring: int = 0
     ) -> list[Tensor] | None:
-        """Write the update to the parameters' ``.grad``, if there is a shorter way for these gradients.
+        """Merge short per-parameter gradients straight into ``.grad``.
 
         Returns:
-            What was written to: the ``.grad`` of those that any row has a gradient of; or None.
+            The tensors written, one for each parameter that any loss reaches; None if not applicable.
         """
         return None
 
     def short_step(self, state: Plain, indexes: Any, grads: Any, rule: Rule, ring: int = 0) -> Tensor | None:
-        """A whole step by indexes and gradients as given, if there is a shorter way for these; or None."""
+        """Take a whole momentum step in one call; None if not applicable."""
         return None
 
     @torch.no_grad()
@@ -113,7 +113,7 @@ class Backend(ABC):
 
     @torch.no_grad()
     def merge_and_rescale(self, step: Step, rule: Rule, out: Update, losses: Tensor | None = None) -> None:
-        """What :meth:`momentum_update` does after :meth:`accumulate`."""
+        """Merge the momenta and rescale the result: the part of a step after :meth:`accumulate`."""
         momenta = step.momenta
         corrections = 1 / step.clock.decayed(step.device)[:-2]
         gram = self.gram(momenta) * corrections * corrections[:, None]

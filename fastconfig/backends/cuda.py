@@ -194,7 +194,7 @@ class CudaBackend(Backend):
                 launch(stream, scratch.data_ptr(), missing)
 
     def _source(self, grads: Gradients, out: Update | None) -> Any:
-        """What _cuda.run reads the rows from."""
+        """The rows in a form that _cuda.run reads."""
         rows = grads.rows
         if self._reads_tensors and (grads.plain or isinstance(rows, Tensor)):
             return rows
@@ -238,12 +238,12 @@ class CudaBackend(Backend):
 
 @lru_cache(maxsize=64)
 def _cutoffs(rule: Rule) -> tuple[float, ...]:
-    """Of each dtype on a device that computes float64 at a usable rate, then on others."""
+    """The rank cut-off for each dtype: on devices with fast float64, then on the others."""
     return tuple(float(device_cutoff(rule, dtype, float64)) for float64 in (True, False) for dtype in DTYPES)
 
 
 def _state_words(step: Step) -> array[int]:
-    """Of every segment its length and the addresses of its state, as csrc/cuda_momentum.cpp packs them."""
+    """Each segment's length and the addresses of its state, in the order of csrc/cuda_momentum.cpp."""
     words = step.kept.get("cuda")
     if words is None:
         words = step.kept["cuda"] = array("q")
@@ -255,6 +255,6 @@ def _state_words(step: Step) -> array[int]:
 
 
 def _addresses(update: Update) -> list[int]:
-    """Of every segment."""
+    """The address of each segment."""
     tensors = [update] if isinstance(update, Tensor) else update
     return [tensor.data_ptr() for tensor in tensors if tensor is not None]

@@ -88,7 +88,7 @@ def _combine(grads: Gradients, blocks: Iterable[_Block], c: Tensor, out: Update)
 
 
 def _elements(grads: Gradients) -> int:
-    """Of the rows of a block: on a CPU they stay in cache."""
+    """Elements of each row in a block, which stays in the cache on a CPU."""
     return 1 << (19 if float64_device(grads.device).type == "cpu" else 22)
 
 

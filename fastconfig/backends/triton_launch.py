@@ -115,7 +115,7 @@ class Call:
         )
 
     def _where(self, target: Tensor) -> tuple[object, ...]:
-        """What every kernel is told of the rows, with its own result in between."""
+        """The arguments that describe the rows to a kernel, around its own result."""
         table = target if self.table is None else self.table
         return (self.base, table, target, self.grads.n, self.chunks, self.segments, *self.steps)
 

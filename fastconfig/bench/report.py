@@ -138,7 +138,7 @@ def result_table(title: str, rows: list[list[str]]) -> Table:
 
 
 def narrow_table(title: str, rows: list[list[str]]) -> Table:
-    """What fits in 80 columns of :func:`cells`."""
+    """As many :func:`cells` as fit into 80 columns."""
     heads = ("m", "N", "median\nµs", "over\nfloor", "plain\ntorch", "torch-\njd", "conflict-\nfree")
     table = Table(
         title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False

@@ -19,7 +19,7 @@ VARIABLE = "FASTCONFIG_BACKEND"
 
 
 def gather() -> dict[str, Any]:
-    """What ``fastconfig info`` tells, as JSON has it."""
+    """The contents of ``fastconfig info`` as JSON."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     served: dict[str, Any] = {}
     for device_type in ("cpu", "cuda") if count else ("cpu",):

@@ -11,7 +11,7 @@ _current: ContextVar[str | None] = ContextVar("fastconfig.group", default=None)
 
 @contextmanager
 def within(name: str) -> Iterator[None]:
-    """Within it, operators with a state use that of a group, and monitors are told of it."""
+    """Merge a group in this block: operators use its state, and monitors its name."""
     token = _current.set(name)
     try:
         yield
@@ -20,11 +20,11 @@ def within(name: str) -> Iterator[None]:
 
 
 def group_name() -> str | None:
-    """Of the group that the call around is within; None if there is one Gram matrix for all parameters."""
+    """The name of the group that is being merged; None if all parameters are merged together."""
     return _current.get()
 
 
 def state_name(name: str) -> str:
-    """What a part of the state is called: in a group, after it."""
+    """The name of a part of the state; within a group, the group's name comes first."""
     group = _current.get()
     return name if group is None else f"groups.{group}.{name}"

@@ -190,7 +190,7 @@ class Momenta:
         self._forget()
 
     def _move(self, device: torch.device) -> None:
-        """To the gradients' device and the state's dtype, after the state was made or loaded."""
+        """Move a new or loaded state to the gradients' device, in its own dtype."""
         self._to_move = False
         self.device = device
         rows = (*self.rows, *self.others.values())
@@ -237,7 +237,7 @@ class Momenta:
     def parts(
         self, groups: Iterable[Group], grads: Gradients | None = None
     ) -> Iterator[tuple[Group, Gradients, list[int]]]:
-        """Of every group that has any: itself, its momenta (or ``grads``), and which segments these are."""
+        """Each group with its momenta, or its part of ``grads``, and the numbers of their segments."""
         grads = self.gradients if grads is None else grads
         present = [p for p, column in enumerate(self.columns) if column is not None]
         segments = {p: s for s, p in enumerate(present)}

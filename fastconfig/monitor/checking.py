@@ -30,7 +30,7 @@ _SHOWN = 20  # modules in a table
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What :func:`check` found; ``print`` shows it.
+    """The result of :func:`check`; ``print`` shows it.
 
     Attributes:
         names: of the losses.

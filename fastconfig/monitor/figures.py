@@ -18,7 +18,7 @@ Figures = dict[str, npt.NDArray[Any]]
 
 
 def pairs(m: int) -> list[tuple[int, int]]:
-    """Which two of m gradients a column of "cosines" is of: (0, 1), (0, 2), ..., (1, 2), ..."""
+    """The two gradients of each column of "cosines": (0, 1), (0, 2), ..., (1, 2), ..."""
     return [(i, j) for i in range(m) for j in range(i + 1, m)]
 
 
@@ -90,7 +90,7 @@ def columns(figures: Figures, names: Sequence[str]) -> dict[str, npt.NDArray[Any
 
 
 def flat(figures: Figures, names: Sequence[str]) -> list[dict[str, float]]:
-    """Of every step its figures by the names of :func:`columns`; of losses those that are known."""
+    """The figures of each step by the names of :func:`columns`; losses only where they are known."""
     lists = {name: values.tolist() for name, values in columns(figures, names).items()}
     return [
         {

@@ -27,7 +27,7 @@ PREFIX = "gradients/"
 
 
 class Logger(Protocol):
-    """What takes the figures of a step."""
+    """An object that takes the figures of a step."""
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Take them.

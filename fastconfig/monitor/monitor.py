@@ -109,7 +109,7 @@ class Monitor:
         device.fetch_block(host)
 
     def group(self, name: str) -> Monitor:
-        """That of a group of parameters; operators call this."""
+        """The monitor of a group of parameters, made when it is first asked for; operators call this."""
         found = self.groups.get(name)
         if found is None:
             found = self.groups[name] = Monitor(self.names, every=self.every, keep=self.keep)
@@ -167,7 +167,7 @@ class Monitor:
         return 0 if self._host is None else min(self._host.stored, self.keep)
 
     def history(self, *, frame: bool = False) -> Any:
-        """What the kept steps say, oldest first.
+        """The figures of the kept steps, oldest first.
 
         Args:
             frame: a pandas DataFrame with a column a number and the steps for an index.
@@ -268,7 +268,7 @@ class Monitor:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Monitor:
-        """What :meth:`save` wrote; set on an operator it goes on from there.
+        """Read a file of :meth:`save`; set on an operator, the monitor goes on from there.
 
         Raises:
             ValueError: for another file.
@@ -308,7 +308,7 @@ class Monitor:
 
     @classmethod
     def _of(cls, kept: dict[str, Any], before: str = "") -> Monitor:
-        """Made of :meth:`_arrays`."""
+        """A monitor made from :meth:`_arrays`."""
         get: Any = lambda name: kept[before + name]  # noqa: E731
         monitor = cls(
             [str(name) for name in get("names")] or None, every=int(get("every")), keep=int(get("keep"))

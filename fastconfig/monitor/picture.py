@@ -268,7 +268,7 @@ def _log_scale(panel: Any, values: FloatArray) -> bool:
 
 
 def _without_outliers(panel: Any, values: FloatArray) -> None:
-    """So that 98 % of the values fill the panel."""
+    """Limit the axis so that 98 % of the values fill the panel."""
     known = values[np.isfinite(values)]
     if len(known) > _RAW:
         low, high = np.quantile(known, (0.01, 0.99))

@@ -142,7 +142,7 @@ class DeviceRing:
         self.counters[:1].fill_(step)
 
     def fetch_block(self, host: HostRing) -> None:
-        """What a call does now and then: take up what was copied, and copy anew; no wait in either."""
+        """Take up the last copy and start a new one, once half a ring is new; neither waits."""
         self._calls += 1
         if 2 * self._calls >= self.slots * self.every and not capturing(self.device):
             self._take_up(host)  # that was copied half a ring ago

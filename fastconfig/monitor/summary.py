@@ -29,7 +29,7 @@ class Summary:
         losses: of each loss: name, median norm, share of the steps in which its gradient is the longest,
             median coefficient, share of the steps in which the update points against it.
         sentences: what that means.
-        groups: the same of groups of parameters, by name.
+        groups: summaries of the groups of parameters, by name.
     """
 
     pairs: list[tuple[str, float, float, float]] = field(default_factory=list)

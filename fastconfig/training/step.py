@@ -316,7 +316,7 @@ class _Merging:
 def _groups(
     operator: Operator, parameters: list[Tensor], model: Any, group: ProcessGroup | None
 ) -> list[Group] | None:
-    """Those of an operator that has some.
+    """The groups that an operator merges by; None without groups.
 
     Raises:
         TypeError, ValueError: where it cannot merge by them.
