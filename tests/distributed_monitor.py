@@ -10,7 +10,7 @@ from distributed_ddp import my_batch, replica
 from distributed_inputs import assert_same_bits, averaged_rows, losses_of, uneven
 from distributed_shards import part_of
 from inputs import conflicting
-from test_monitor import by_hand, check
+from watching import by_hand, check
 
 import fastconfig
 from fastconfig import reference

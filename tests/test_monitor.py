@@ -3,105 +3,20 @@
 from __future__ import annotations
 
 import copy
-import pickle
-from collections.abc import Callable
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from inputs import rows_of
+from watching import FORMS, NAMES, OPERATORS, Net, by_hand, check, some
 
 import fastconfig
 from fastconfig import reference
-from fastconfig.methods import IMTLG, ConFIG, UPGrad
-from fastconfig.monitor import Monitor, pairs
-from fastconfig.monitor.ring import DeviceRing, HostRing, split
+from fastconfig.methods import ConFIG
+from fastconfig.monitor import Monitor
 from fastconfig.pcgrad import PCGrad, PPCGrad
-
-NAMES = ["residual", "initial", "boundary"]
-
-
-def some(n: int = 60, m: int = 3) -> Tensor:
-    """(m, n) float64 rows of which some conflict, of unlike lengths."""
-    return (torch.randn(m, n, dtype=torch.float64) - 0.3) * torch.tensor([0.1, 1, 30] + [2] * (m - 3))[
-        :, None
-    ]
-
-
-def by_hand(rows: Tensor, update: Tensor) -> dict[str, Any]:
-    """The figures of a step, from the full rows and the update."""
-    norms = rows.norm(dim=1)
-    m = len(rows)
-    cosines = [float(rows[i] @ rows[j] / (norms[i] * norms[j])) for i, j in combinations(range(m), 2)]
-    return {
-        "norms": norms,
-        "cosines": cosines,
-        "conflict_rate": np.mean(np.array(cosines) < 0),
-        "alignment": 2 * (m + 2 * sum(cosines)) / m**2 - 1,
-        "coefficients": torch.linalg.lstsq(rows.T, update).solution,
-        "update_cosines": rows @ update / (norms * update.norm()),
-        "norm_ratio": norms.max() / norms.min(),
-        "update_norm": update.norm(),
-        "update_ratio": update.norm() / rows.sum(0).norm(),
-    }
-
-
-def check(monitor: Monitor, steps: list[dict[str, Any]], numbers: Any = None, **known: float) -> None:
-    """Whether the history is that of the steps; of these numbers, if they are not 0, 1, ..."""
-    history = monitor.history()
-    assert len(monitor) == len(steps)
-    assert history["step"].tolist() == list(range(len(steps)) if numbers is None else numbers)
-    for n, step in enumerate(steps):
-        for name, value in step.items():
-            np.testing.assert_allclose(history[name][n], value, rtol=1e-9, atol=1e-12, err_msg=name)
-
-
-class Doubled(fastconfig.LengthModel):
-    """A user's own length: twice that of the first gradient."""
-
-    def get_length(self, target_vector: Tensor, **given: Any) -> Tensor:
-        return 2 * given["gradients"][0].norm()
-
-
-class Descending(fastconfig.WeightModel):
-    def get_weights(self, gradients: Tensor, **given: Any) -> Tensor:
-        return torch.arange(len(gradients), 0, -1, dtype=gradients.dtype)
-
-
-def by_weights(rows: Tensor) -> Tensor:
-    return reference.config(rows, weights=torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
-
-
-OPERATORS: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Tensor]]] = {
-    "config": (fastconfig.ConFIGOperator, reference.config),
-    "minimum": (
-        lambda: fastconfig.ConFIGOperator(length_model=fastconfig.TrackMinimum()),
-        lambda rows: reference.config(rows, length="minimum"),
-    ),
-    "user's length": (
-        lambda: fastconfig.ConFIGOperator(length_model=Doubled()),
-        lambda rows: 2 * rows[0].norm() * torch.nn.functional.normalize(reference.config(rows), dim=0),
-    ),
-    "user's weights": (lambda: fastconfig.ConFIGOperator(Descending()), by_weights),
-    "pcgrad": (lambda: fastconfig.PCGradOperator(reduction="mean"), lambda r: reference.pcgrad(r) / len(r)),
-    "ppcgrad": (fastconfig.PPCGradOperator, reference.ppcgrad),
-    "upgrad": (fastconfig.UPGradOperator, UPGrad.oracle),
-    "function": (
-        lambda: fastconfig.GramOperator(lambda G: 1 / G.diagonal()),
-        lambda r: (r / r.square().sum(1, True)).sum(0),
-    ),
-    "every": (lambda: fastconfig.EveryOperator(IMTLG(), 1), reference.imtlg),
-    "operator within": (lambda: fastconfig.EveryOperator(fastconfig.IMTLGOperator(), 1), reference.imtlg),
-}
-FORMS: dict[str, Callable[[Tensor], Any]] = {
-    "vectors": lambda rows: list(rows),
-    "tensor": lambda rows: rows,
-    "lists": lambda rows: [[row[:7].view(7), row[7:]] for row in rows],
-}
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -145,24 +60,6 @@ def test_short_vectors_are_told_of_in_the_compiled_call(monkeypatch: pytest.Monk
     check(monitor, [by_hand(exact, reference.config(exact))] * 4, [0, 2, 4, 6])
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-
-    def losses(self) -> list[Tensor]:
-        out = self.layers(torch.randn(9, 4, dtype=torch.float64)) * torch.tensor([1.0, -3.0, 0.2])
-        return [out[:, 0].square().mean(), (out[:, 1] - out[:, 0]).square().mean(), out[:, 2].exp().mean()]
-
-
-def rows_of(losses: list[Tensor], net: nn.Module) -> Tensor:
-    grads = [
-        torch.autograd.grad(v, list(net.parameters()), retain_graph=True, materialize_grads=True)
-        for v in losses
-    ]
-    return torch.stack([torch.cat([g.reshape(-1) for g in row]) for row in grads])
-
-
 @pytest.mark.parametrize("way", ["backward", "weights", "pc_backward", "momentum"])
 def test_loops(way: str, backend: str) -> None:
     """With the losses, in memory that is new and in that of the step before."""
@@ -179,7 +76,7 @@ def test_loops(way: str, backend: str) -> None:
     held = torch.zeros(3, sum(p.numel() for p in net.parameters()), dtype=torch.float64)
     for step in range(1, 4):
         losses = net.losses()
-        rows = rows_of(losses, net)
+        rows = rows_of(losses, list(net.parameters()))
         if way == "weights":
             fastconfig.weights(losses, net, operator)
         elif way == "pc_backward":
@@ -249,187 +146,6 @@ def test_kept_coefficients_count_as_steps() -> None:
         fastconfig.backward(net.losses(), net, operator)
     assert monitor.history()["step"].tolist() == [0, 3, 6]
     assert monitor.step == 7
-
-
-def test_only_the_last_are_kept() -> None:
-    operator = fastconfig.IMTLGOperator()
-    operator.monitor = monitor = Monitor(keep=4, every=3)
-    wanted = []
-    for step in range(25):
-        rows = some()
-        operator.calculate_gradient(list(rows))
-        if step % 3 == 0:
-            wanted.append(by_hand(rows, reference.imtlg(rows)))
-    check(monitor, wanted[-4:], [15, 18, 21, 24])
-
-
-def test_a_run_that_is_resumed_has_the_history_of_one_that_went_through(tmp_path: Path) -> None:
-    rows = [some() for _ in range(9)]
-    path = tmp_path / "run.npz"
-
-    def go_on(monitor: Monitor, part: list[Tensor]) -> Monitor:
-        operator = fastconfig.ConFIGOperator()
-        operator.monitor = monitor
-        for each in part:
-            operator.calculate_gradient(list(each), [1.0, 2.0, float(each[0, 0])])
-        return monitor
-
-    go_on(Monitor(NAMES, keep=6), rows[:5]).save(path)
-    go_on(Monitor.load(path), rows[5:]).save(path)
-    resumed, through = Monitor.load(path), go_on(Monitor(NAMES, keep=6), rows)
-    assert list(tmp_path.iterdir()) == [path]
-    for way in (copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing)), lambda thing: thing):
-        twin = way(resumed)
-        for name, values in through.history().items():
-            np.testing.assert_array_equal(twin.history()[name], values)
-        assert repr(twin) == repr(through)
-        assert twin.step == 9
-    check(resumed, [by_hand(each, reference.config(each)) for each in rows[3:]], range(3, 9))
-
-
-def test_an_empty_monitor(tmp_path: Path) -> None:
-    for monitor in (Monitor(), Monitor(NAMES)):
-        monitor.save(tmp_path / "run.npz")
-        loaded = Monitor.load(tmp_path / "run.npz")
-        assert len(loaded) == 0
-        assert loaded.names == monitor.names
-        assert loaded.last() == {}
-        assert loaded.history()["step"].shape == (0,)
-    loaded.step = 12
-    operator = fastconfig.ConFIGOperator()
-    operator.monitor = loaded
-    operator.calculate_gradient(some())
-    assert loaded.last()["step"] == 12
-
-
-def test_zero_and_bad_gradients() -> None:
-    """No cosine with a zero gradient, nothing but NaN of what is not finite; extreme norms are no matter."""
-    operator = fastconfig.ConFIGOperator()
-    operator.monitor = monitor = Monitor()
-    units = torch.nn.functional.normalize(some(), dim=1)
-    for rows in (units * 1e-150, units * 1e150, units * torch.tensor([[1.0], [0], [1]]), units / 0):
-        operator.calculate_gradient(rows)
-    history = monitor.history()
-    exact = by_hand(units, reference.config(units))
-    for n in range(2):
-        for name in ("cosines", "update_cosines", "update_ratio", "alignment"):
-            np.testing.assert_allclose(history[name][n], exact[name], rtol=1e-9)
-    assert np.isnan(history["cosines"][2]).tolist() == [True, False, True]
-    assert np.isnan(history["update_cosines"][2]).tolist() == [False, True, False]
-    for name in ("cosines", "conflict_rate", "alignment", "update_cosines", "update_ratio", "norm_ratio"):
-        assert np.isnan(history[name][3]).all(), name
-
-
-def test_last_and_frame() -> None:
-    operator = fastconfig.ConFIGOperator()
-    operator.monitor = monitor = Monitor(NAMES)
-    rows = some()
-    operator.calculate_gradient(rows, [1.0, 2.0, 3.0])
-    last, exact = monitor.last(), by_hand(rows, reference.config(rows))
-    assert last["loss/initial"] == 2
-    assert last["cosine/initial,boundary"] == pytest.approx(exact["cosines"][pairs(3).index((1, 2))])
-    assert last["norm/boundary"] == pytest.approx(float(exact["norms"][2]))
-    pandas = pytest.importorskip("pandas")
-    frame = monitor.history(frame=True)
-    assert isinstance(frame, pandas.DataFrame)
-    assert frame.loc[0].to_dict() == {name: value for name, value in last.items() if name != "step"}
-
-
-class NoWait(TorchDispatchMode):
-    """What a device would be waited for."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "is_nonzero")), name
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("every", [1, 3])
-def test_a_ring_on_a_device(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for nothing, keeps what the host's keeps, and is fetched before it is full."""
-    monkeypatch.setattr("fastconfig.monitor.ring._LEAST", 8)
-    monkeypatch.setattr("fastconfig.monitor.ring._DEVICE_BYTES", 1)
-    device, fetched, host = (
-        DeviceRing(3, every, 100, torch.device("cpu"), 0),
-        HostRing(3, every, 100),
-        HostRing(3, every, 100),
-    )
-    for step in range(100):
-        rows, c = some(), torch.randn(3, dtype=torch.float64)
-        losses = torch.rand(3, dtype=torch.float64) if step % 2 else None
-        with NoWait():
-            device.record(rows @ rows.T, c, losses)
-        device.fetch_block(fetched)
-        host.record(rows @ rows.T, c, None if losses is None else losses.tolist())
-    device.pass_step()
-    host.step += 1
-    device.fetch(fetched)
-    for one, other in zip(split(fetched.rows(), 3), split(host.rows(), 3), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert fetched.step == host.step == 101
-
-
-def test_what_cannot_be_told_is_refused() -> None:
-    operator: Any = fastconfig.ConFIGOperator()
-    operator.monitor = monitor = Monitor(NAMES)
-    with pytest.raises(ValueError, match="monitor: got 2 gradients for 3 names"):
-        operator.calculate_gradient(some()[:2])
-    for form in (some(), list(some())):
-        operator.calculate_gradient(form)
-    with pytest.raises(ValueError, match="monitor: got 4 gradients, want 3"):
-        operator.calculate_gradient(list(some(m=4)))
-    with pytest.raises(ValueError, match=r"monitor: got 5 problems in a batch \(B, m, N\)"):
-        operator.calculate_gradient(torch.randn(5, 3, 10))
-    assert len(monitor) == 2
-    for wrong in ("run.npz", Monitor, 3):
-        operator.monitor = wrong
-        with pytest.raises(
-            TypeError, match=r"operator\.monitor: got .*, want a fastconfig\.monitor\.Monitor"
-        ):
-            operator.calculate_gradient(list(some()))
-
-    class Own(fastconfig.GradientOperator):
-        def calculate_gradient(self, grads: Any, losses: Any = None) -> Any:
-            return grads.sum(0)
-
-    own, net = Own(), Net()
-    own.monitor = Monitor()
-    with pytest.raises(TypeError, match="operator: got a Own with a monitor that must see the gradients"):
-        fastconfig.backward(net.losses(), net, own)
-    momentum = fastconfig.PseudoMomentumOperator(3)
-    momentum.monitor = Monitor(["a", "b"])
-    with pytest.raises(ValueError, match="monitor: got 3 gradients for 2 names"):
-        momentum.calculate_gradient(0, torch.ones(4))
-    assert not momentum._momenta.clock.updates
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"names": "ab"}, TypeError, "names: got 'ab', want one different name a loss"),
-        ({"names": [1, 2]}, TypeError, "names: got"),
-        ({"names": ["a", "a"]}, ValueError, r"names: got \['a', 'a'\]"),
-        ({"names": []}, ValueError, r"names: got \[\]"),
-        ({"every": 0}, ValueError, "every: got 0, want at least 1"),
-        ({"keep": 1.5}, TypeError, "keep: got 1.5, want an integer"),
-    ],
-)
-def test_mistaken_arguments(given: dict[str, Any], error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        Monitor(**given)
-
-
-def test_a_file_that_is_none(tmp_path: Path) -> None:
-    path = tmp_path / "run.npz"
-    with pytest.raises(FileNotFoundError):
-        Monitor.load(path)
-    for content in (b"", b"no archive"):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="want a file that Monitor"):
-            Monitor.load(path)
-    np.savez(path, a=1)
-    with pytest.raises(ValueError, match="want a file that Monitor"):
-        Monitor.load(path)
 
 
 def test_compiled_code_breaks_the_graph() -> None:
