@@ -134,7 +134,7 @@ def compiled(function: Any, kind: int | None = None) -> int:
         _log.info("compiled code cannot be kept: %s", error)
     else:
         if kind is not None:
-            operation = source.__module__.rpartition(".")[2].removesuffix("_numba")
+            operation = source.__module__.rpartition(".")[2]
             made._cache.what = f"the {operation} of {variant} on the CPU"
     made.compile()
     address: Any = made.address
