@@ -1,4 +1,4 @@
-"""``backward(..., memory="low")``: G from some of the parameters at a time, then one weighted pass."""
+"""``memory="low"``: G from some of the parameters at a time, then one weighted pass."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from fastconfig import (
     PseudoMomentumOperator,
     TrackMinimum,
     backward,
+    mtl_backward,
     reference,
 )
 from fastconfig.methods import MGDA
-from fastconfig.training import low_memory
+from fastconfig.training import low_memory, step
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -158,6 +159,85 @@ def test_what_is_refused() -> None:
     handle.remove()
     assert all(par.grad is None for par in net.parameters())
     backward(losses, net, memory="low")
+
+
+class Tasks(nn.Module):
+    """A trunk with two outputs, of which the first head reads one and the others both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8))
+        self.heads = nn.ModuleList([nn.Linear(n, 1) for n in (3, 8, 8)])
+        self.double()
+
+    def losses(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        first, second = self.trunk(x).tanh().split([3, 5], 1)
+        both = torch.cat([first, second], 1)
+        outputs = [self.heads[0](first), self.heads[1](both), self.heads[2](both)]
+        return [first, second], [(y - k).square().mean() for k, y in enumerate(outputs)]
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["found", "given"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_trunk(name: str, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged as ever, a third of its parameters at a time; heads have their own; one more step adds."""
+    make, oracle = OPERATORS[name]
+    net = Tasks()
+    trunk, heads = list(net.trunk.parameters()), list(net.heads.parameters())
+    counts: list[int] = []
+    rows_behind = step.rows_behind
+
+    def counted(features: Any, ends: Any, chunk: list[Tensor]) -> Any:
+        counts.append(sum(par.numel() for par in chunk))
+        return rows_behind(features, ends, chunk)
+
+    monkeypatch.setattr(step, "rows_behind", counted)
+    x = torch.randn(16, 4, dtype=torch.float64)
+    losses = net.losses(x)[1]
+    exact, own = oracle(rows_of(losses, trunk)), rows_of(losses, heads).sum(0)
+    features, losses = net.losses(x)
+    parts = (net.trunk, net.heads) if given else ()
+    operator = make()
+    mtl_backward(losses, features, *parts, operator=operator, memory="low", retain_graph=True)
+    n = sum(par.numel() for par in trunk)
+    assert sum(counts) == n
+    assert max(counts) <= max(n // 3, *(par.numel() for par in trunk))
+    for accumulate in (False, True):
+        if accumulate:
+            mtl_backward(losses, features, *parts, operator=make(), memory="low", accumulate=True)
+        for parameters, wanted in ((trunk, exact), (heads, own)):
+            found = torch.cat([par.grad.reshape(-1) for par in parameters])  # type: ignore[union-attr]
+            assert relative_error(found, (1 + accumulate) * wanted) <= 1e-9
+
+
+def test_a_trunk_merged_at_its_features_is_as_ever() -> None:
+    net, x = Tasks(), torch.randn(16, 4, dtype=torch.float64)
+    found = []
+    for memory in (None, "low"):
+        features, losses = net.losses(x)
+        mtl_backward(losses, features, gram="features", memory=memory)  # type: ignore[arg-type]
+        found.append(torch.cat([par.grad.reshape(-1).clone() for par in net.parameters()]))  # type: ignore[union-attr]
+    assert torch.equal(*found)
+
+
+def test_what_is_refused_of_a_trunk() -> None:
+    net = Tasks()
+    features, losses = net.losses(torch.randn(16, 4, dtype=torch.float64))
+    for memory, operator, error, message in (
+        ("low", PseudoMomentumOperator(3), TypeError, "operator: got a PseudoMomentumOperator that must see"),
+        ("small", ConFIGOperator(), ValueError, "memory: got 'small', want None or 'low'"),
+    ):
+        with pytest.raises(error, match=message):
+            mtl_backward(losses, features, operator=operator, memory=memory)  # type: ignore[arg-type]
+    handle = net.trunk[0].weight.register_hook(lambda gradient: gradient.clamp(max=1))
+    with pytest.raises(ValueError, match="memory: got 'low' and a hook on parameter"):
+        mtl_backward(losses, features, memory="low")
+    handle.remove()
+    elsewhere = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"losses\[0\]: got a loss that depends on none of the parameters"):
+        mtl_backward(losses, features, elsewhere, net.heads, memory="low", retain_graph=True)
+    assert all(par.grad is None for par in net.parameters())
+    mtl_backward(losses, features, memory="low")
 
 
 def test_a_monitor_sees_the_step() -> None:

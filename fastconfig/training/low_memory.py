@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -42,9 +42,28 @@ def check_low(operator: Any, parameters: list[Tensor], replicated: bool, spread:
 
 
 def merged_low(values: list[Tensor], parameters: list[Tensor], operator: Any, retain_graph: bool) -> Row:
-    """The merged gradient: G from some of the parameters at a time, then one pass of the weighted sum.
+    """The merged gradient: coefficients from some of the parameters at a time, then one weighted pass.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is wanted.
+    """
+    kept = [True] * len(values)
+    c = coefficients_low(lambda some: passes(values, some, kept), values, parameters, operator)
+    return of_weighted_sum(values, c, parameters, retain_graph, False)
+
+
+def coefficients_low(
+    rows_of: Callable[[list[Tensor]], Iterable[Row]],
+    values: list[Tensor],
+    parameters: list[Tensor],
+    operator: Any,
+) -> Tensor:
+    """Coefficients, (m,) float64, from G summed over some of the parameters at a time.
 
     At any time m gradients of about N / m elements are there, or those of the one parameter that is larger.
+
+    Args:
+        rows_of: the m gradients of some parameters; the graph must stay.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is wanted.
@@ -54,7 +73,7 @@ def merged_low(values: list[Tensor], parameters: list[Tensor], operator: Any, re
     losses: Tensor | None = None
     rule, dtype, connected = None, torch.float64, [False] * m
     for chunk in _chunks(parameters, sum(map(real_numel, parameters)) // m):
-        rows = list(passes(values, chunk, [True] * m))
+        rows = list(rows_of(chunk))
         present = [any(gradient is not None for gradient in row) for row in rows]
         connected = [a or b for a, b in zip(connected, present, strict=True)]
         if not any(present):
@@ -75,9 +94,7 @@ def merged_low(values: list[Tensor], parameters: list[Tensor], operator: Any, re
         raise ValueError(
             f"losses[{connected.index(False)}]: got a loss that depends on none of the parameters"
         )
-    return of_weighted_sum(
-        values, coefficients_of(rule, gram, dtype, losses), parameters, retain_graph, False
-    )
+    return coefficients_of(rule, gram, dtype, losses)
 
 
 def _chunks(parameters: list[Tensor], most: int) -> Iterator[list[Tensor]]:

@@ -175,10 +175,15 @@ def of_weighted_sum(
     else:
         state = state_of(parameters)
         row = list(taken("losses", [total], parameters, retain_graph))
-        for p, gradient in enumerate(row):  # in its place: one copy at a time
-            row[p] = summed([gradient])
+        own_memory(row)
         check_hidden([[gradient is None for gradient in row]], [total], parameters, state)
     return row
+
+
+def own_memory(row: list[Tensor | None]) -> None:
+    """Put each gradient in memory of its own, dense; one copy at a time."""
+    for p, gradient in enumerate(row):
+        row[p] = summed([gradient])
 
 
 def check_freed(name: str, error: RuntimeError) -> None:

@@ -30,7 +30,7 @@ from ..momentum_operator import CONFIG, MomentumOperator
 from ..network import NoneGrad, plain_leaves, room_for, write
 from ..ranks.replicas import learned, replica_group
 from .hidden import state_of
-from .low_memory import check_low, merged_low
+from .low_memory import check_low, coefficients_low, merged_low
 from .passes import (
     Row,
     check_no_group,
@@ -39,13 +39,14 @@ from .passes import (
     kept,
     leaves,
     of_weighted_sum,
+    own_memory,
     passes,
     scalars,
     summed,
     taken,
 )
 from .replicas import averaged, exchanged
-from .trunks import agreed_parts, check_seen, feature_list, parts_of
+from .trunks import agreed_parts, check_seen, feature_list, parts_of, rows_behind, through_trunk
 from .weighting import by_features
 
 if TYPE_CHECKING:
@@ -114,9 +115,7 @@ def backward(
         if indexes is not None:
             kind = type(operator).__name__
             raise ValueError(f"indexes: got indexes for a {kind}, want a momentum operator")
-    check_none_grad(none_grad)
-    if memory not in (None, "low"):
-        raise ValueError(f"memory: got {memory!r}, want None or 'low'")
+    _check_words(none_grad, memory)
     model: Any = model_or_parameters
     values = scalars(losses)
     given = learned(model, "model_or_parameters") if isinstance(model, DistributedDataParallel) else model
@@ -170,6 +169,7 @@ def mtl_backward(
     retain_graph: bool = False,
     accumulate: bool = False,
     none_grad: NoneGrad = "skip",
+    memory: Literal["low"] | None = None,
 ) -> None:
     """Merge the gradients of a shared trunk; give each task's head its own gradient.
 
@@ -191,6 +191,8 @@ def mtl_backward(
         gram: merge by the gradients of the trunk's "parameters" (m passes through the trunk) or by those of
             the "features" (one pass).
         retain_graph, accumulate, none_grad: as in :func:`backward`.
+        memory: "low" holds about two vectors of the trunk's parameters instead of m + 1, as in
+            :func:`backward`; with ``gram="features"`` that is so without it.
 
     Raises:
         TypeError, ValueError: for a wrong argument, which the message names; ``.grad`` is unchanged. Also if
@@ -205,14 +207,15 @@ def mtl_backward(
     if torch.compiler.is_compiling():
         from ..graph import outside_the_graph
 
-        rest = {"gram": gram, "retain_graph": retain_graph, "accumulate": accumulate, "none_grad": none_grad}
+        keywords = {"retain_graph": retain_graph, "accumulate": accumulate}
+        rest: Any = {"gram": gram, "none_grad": none_grad, "memory": memory, **keywords}
         outside_the_graph(
             mtl_backward, losses, features, shared_parameters, task_parameters, operator, **rest
         )
         return
     if not isinstance(operator, MomentumOperator):
         check_operator(operator, "operator")
-    check_none_grad(none_grad)
+    _check_words(none_grad, memory)
     if gram not in ("parameters", "features"):
         raise ValueError(f"gram: got {gram!r}, want 'parameters' or 'features'")
     if gram == "features":
@@ -227,6 +230,9 @@ def mtl_backward(
         parts = agreed_parts(parts, shared_parameters is None, task_parameters is None, group)
     shared, together, everything = parts.shared, parts.together(), parts.all()
     groups = _groups(operator, shared, shared_parameters, group)
+    low = memory == "low" and gram == "parameters"
+    if low:
+        check_low(operator, shared, group is not None, any_dtensor(shared))
     state, c = state_of(everything), kept_coefficients(operator, len(values))
     own: list[Row] = []
     ends: list[Row] = []
@@ -238,13 +244,17 @@ def mtl_backward(
         ends.append(found[: len(outputs)])
         if all(gradient is None for gradient in ends[i]):
             raise ValueError(f"losses[{i}]: got a loss that depends on none of the features")
-        if c is None and gram == "parameters":
-            rows.append(_through_trunk(outputs, ends[i], shared, keep))
+        if c is None and gram == "parameters" and not low:
+            rows.append(through_trunk(outputs, ends[i], shared, keep))
     if c is None and gram == "features":
         assert isinstance(operator, GradientOperator)
         c = by_features(ends, outputs, values, operator, group)
+    elif c is None and low:
+        c = coefficients_low(lambda some: rows_behind(outputs, ends, some), values, shared, operator)
     if c is not None:
-        rows = [_through_trunk(outputs, combined(Gradients(ends), c), shared, retain_graph)]
+        trunk = list(through_trunk(outputs, combined(Gradients(ends), c), shared, retain_graph))
+        own_memory(trunk)
+        rows = [trunk]
     if group is None:  # a rank may have no part in what another reaches
         parts.check_reached(own)
     check_seen(parts, rows, own, values, state)
@@ -256,8 +266,7 @@ def mtl_backward(
     merging = _Merging(operator, None, values, group, groups)
     parameters, update = together, sums
     if c is not None:
-        trunk: Row = [summed([gradient]) for gradient in rows[0]]
-        parameters, update = everything, [*trunk, *sums]
+        parameters, update = everything, [*rows[0], *sums]
         if group is not None:
             update = averaged(update, everything, group, "the trunk and the heads")
     elif group is not None:
@@ -266,13 +275,6 @@ def mtl_backward(
     elif accumulate or not _merged_at_once(shared, rows, merging, none_grad):
         parameters, update = everything, [*_update(shared, rows, merging, accumulate), *sums]
     write(parameters, update, accumulate=accumulate, none_grad=none_grad)
-
-
-def _through_trunk(features: list[Tensor], ends: Any, shared: list[Tensor], keep: bool) -> Row:
-    """The gradients of the trunk's parameters, given those of its features (some may be None)."""
-    reached = [(feature, g) for feature, g in zip(features, ends, strict=True) if g is not None]
-    some, at_ends = zip(*reached, strict=True)
-    return taken("features", some, shared, keep, at_ends)
 
 
 @dataclass
@@ -381,7 +383,9 @@ def _merged_at_once(
     return True
 
 
-def check_none_grad(none_grad: str) -> None:
-    """Raise ValueError unless it is "zero" or "skip"."""
+def _check_words(none_grad: str, memory: str | None) -> None:
+    """Raise ValueError for a word that is none of those that an argument may be."""
     if none_grad not in ("zero", "skip"):
         raise ValueError(f"none_grad: got {none_grad!r}, want 'zero' or 'skip'")
+    if memory not in (None, "low"):
+        raise ValueError(f"memory: got {memory!r}, want None or 'low'")

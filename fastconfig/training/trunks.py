@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +15,7 @@ from ..gradients.shards import is_whole_copy
 from ..ranks.replicas import fellow_parameters
 from .graphs import Edge, before, behind, edge_of, leaves_of
 from .hidden import State, check_hidden
-from .passes import Row, leaves
+from .passes import Row, leaves, taken
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -185,6 +185,18 @@ def _check_roles(
                         f"task_parameters[{j}]: got a parameter of shape {tuple(par.shape)} that losses[{i}] "
                         f"reaches too, want it in task_parameters[{i}] as well: it gets the sum"
                     )
+
+
+def through_trunk(features: list[Tensor], ends: Any, shared: list[Tensor], keep: bool) -> Row:
+    """The gradients of the trunk's parameters, given those of its features (some may be None)."""
+    reached = [(feature, g) for feature, g in zip(features, ends, strict=True) if g is not None]
+    some, at_ends = zip(*reached, strict=True)
+    return taken("features", some, shared, keep, at_ends)
+
+
+def rows_behind(features: list[Tensor], ends: list[Row], shared: list[Tensor]) -> Iterator[Row]:
+    """:func:`through_trunk` for each loss in turn; the graph is kept."""
+    return (through_trunk(features, gradients, shared, True) for gradients in ends)
 
 
 def check_seen(parts: Parts, rows: list[Row], own: list[Row], values: list[Tensor], state: State) -> None:
