@@ -54,7 +54,7 @@ PYBIND11_MODULE(_C, module) {
   const int known = static_cast<int>(methods.size());
   std::vector<const char*> heavy;
   for (int method = 0; method < known; ++method)
-    if (weight_of(static_cast<fastconfig::Method>(method)) == fastconfig::Weight::heavy) heavy.push_back(methods[method]);
+    if (weight_of(static_cast<fastconfig::Method>(method)) != fastconfig::Weight::light) heavy.push_back(methods[method]);
   module.attr("HEAVY") = py::frozenset(py::cast(heavy));
   module.attr("METHODS") = py::tuple(py::cast(methods));
 

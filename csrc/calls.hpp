@@ -93,11 +93,11 @@ class Scratch {
 // What launch_coefficients takes of it.
 inline int64_t coefficients_doubles(int64_t m, int64_t problems, const Stage& stage) {
   const int64_t at_once = problems < kProblems ? problems : kProblems;
-  return is_heavy(stage) ? heavy_doubles(stage.rule.method, static_cast<int>(m), at_once) : at_once * m * m;
+  return is_light(stage) ? at_once * m * m : heavy_doubles(stage.rule.method, static_cast<int>(m), at_once);
 }
 
-// What an update by a heavy method takes beside the partial Gram matrices.
-inline int64_t heavy_stage_doubles(int64_t m, int64_t problems, const Stage& stage) {
+// What an update whose m x m stage runs alone takes beside the partial Gram matrices.
+inline int64_t lone_stage_doubles(int64_t m, int64_t problems, const Stage& stage) {
   const int64_t at_once = problems < kProblems ? problems : kProblems;
   return at_once * m * (m + 1) + coefficients_doubles(m, problems, stage);
 }
@@ -106,7 +106,7 @@ inline int64_t heavy_stage_doubles(int64_t m, int64_t problems, const Stage& sta
 inline void launch_coefficients(const Context& context, int64_t m, int64_t first, int64_t problems, const double* gram,
                                 double* c, Scratch& scratch, const Stage& stage) {
   double* const memory = scratch.take(coefficients_doubles(m, problems, stage));
-  (is_heavy(stage) ? launch_heavy : launch_solve)(context, static_cast<int>(m), first, problems, gram, c, memory, stage);
+  (is_light(stage) ? launch_solve : launch_heavy)(context, static_cast<int>(m), first, problems, gram, c, memory, stage);
 }
 
 // f(), with a C++ exception as a Python one.

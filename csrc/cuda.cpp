@@ -122,15 +122,15 @@ void launch_problems(const Context& context, const Plan& plan, const Table& tabl
   } else if (plan.one_launch) {
     launch_whole(context, plan, table, partials, call.stage);
   } else {
-    const bool heavy = is_heavy(call.stage);
+    const bool fused = is_fused(call.stage, m);
     launch_gram(context, plan, table, problems, partials);
-    if (m <= kSmallRows && !heavy) {
+    if (m <= kSmallRows && fused) {
       launch_finish(context, plan, table, first, problems, plan.blocks, partials, call.stage);
       return;
     }
     double* gram = scratch.take(problems * m * m);
     launch_sum(context, plan.blocks, m, problems, partials, gram);
-    if (m <= kSolvedRows && !heavy) {
+    if (m <= kSolvedRows && fused) {
       launch_finish(context, plan, table, first, problems, 0, gram, call.stage);
       return;
     }
@@ -144,12 +144,12 @@ void launch_problems(const Context& context, const Plan& plan, const Table& tabl
 
 int64_t run_rows(const Packing& rows, const Call& call, const Context& context, int64_t memory, int64_t bytes) {
   if (rows.problems == 0 || (rows.chunks() == 0 && call.steps != kGram)) return 0;
-  const bool update = call.steps == kGram + kCombine, heavy = update && is_heavy(call.stage);
-  const bool whole = one_launch && update && !heavy;
+  const bool update = call.steps == kGram + kCombine, fused = is_fused(call.stage, rows.m);
   const int size = static_cast<int>(kItemsize[context.kind < 0 ? 0 : context.kind]);
-  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, size, context.device, whole);
+  const Plan p = plan(static_cast<int>(rows.m), rows.chunks(), rows.problems, size, context.device,
+                      one_launch && update && fused);
   const auto words = rows.needs_memory() ? static_cast<int64_t>(rows.words().size()) : 0;
-  const int64_t stage = heavy ? heavy_stage_doubles(rows.m, rows.problems, call.stage) : 0;
+  const int64_t stage = update && !fused ? lone_stage_doubles(rows.m, rows.problems, call.stage) : 0;
   const int64_t needed = 8 * (p.doubles + words + stage);
   if (needed > bytes) return needed;
   auto* table_memory = reinterpret_cast<int64_t*>(memory);

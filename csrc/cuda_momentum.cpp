@@ -64,14 +64,14 @@ void launch_step(const Context& context, const Plan& plan, const Table& table, c
   if (step.parts != kAccumulate + kRescale || nothing) return;
   double* partials = scratch.take(plan.partials);
   launch_accumulate_gram(context, plan, table, partials, step.incoming);
-  const bool heavy = is_heavy(step.stage);
-  if (m <= kSmallRows && !heavy) {
+  const bool fused = is_fused(step.stage, m);
+  if (m <= kSmallRows && fused) {
     launch_finish_momentum(context, plan, table, plan.blocks, partials, step.stage, step.outgoing);
     return;
   }
   double* gram = scratch.take(m * m);
   launch_sum(context, plan.blocks, m, 1, partials, gram, step.outgoing.decayed);
-  if (m <= kSolvedRows && !heavy) {
+  if (m <= kSolvedRows && fused) {
     launch_finish_momentum(context, plan, table, 0, gram, step.stage, step.outgoing);
     return;
   }
@@ -85,7 +85,7 @@ int64_t run_step(const Packing& rows, Step& step, const Context& context, int64_
   const int m = static_cast<int>(rows.m);
   const Plan p = plan(m, rows.chunks(), 1, static_cast<int>(kItemsize[context.kind]), context.device, false);
   const auto words = rows.needs_memory() ? static_cast<int64_t>(rows.words().size()) : 0;
-  const int64_t stage = is_heavy(step.stage) ? heavy_stage_doubles(m, 1, step.stage) : 0;
+  const int64_t stage = is_fused(step.stage, m) ? 0 : lone_stage_doubles(m, 1, step.stage);
   const int64_t needed = 8 * (p.doubles + m + kBeside + words + stage);
   if (needed > bytes) return needed;
   Scratch scratch(memory);

@@ -37,7 +37,12 @@ struct Stage {
   double rcond;
 };
 
-inline bool is_heavy(const Stage& stage) { return weight_of(stage.rule.method) == Weight::heavy; }
+inline bool is_light(const Stage& stage) { return weight_of(stage.rule.method) == Weight::light; }
+
+// Whether the m x m stage runs within the kernels that read or write the gradients, where it runs alone otherwise.
+inline bool is_fused(const Stage& stage, int64_t m) {
+  return is_light(stage) || (m <= kFewRows && weight_of(stage.rule.method) == Weight::medium);
+}
 
 enum class Mode { ordinary, following, cooperative };
 
@@ -80,6 +85,11 @@ struct Number {
   static constexpr int value = N;
 };
 
+template <Weight WEIGHT>
+struct Weighs {
+  static constexpr Weight value = WEIGHT;
+};
+
 template <class T>
 struct Type {
   using type = T;
@@ -114,6 +124,12 @@ void with_small_rows(int rows, F f) {
   }
 }
 
+// The same for m up to kFewRows.
+template <class F>
+void with_few_rows(int m, F f) {
+  m <= 2 ? f(Number<2>{}) : m == 3 ? f(Number<3>{}) : f(Number<kFewRows>{});
+}
+
 // f(Number<tiles>) for tiles of 8 rows, in the kernels that move momenta and in all others: tile_rows in plan.hpp.
 template <class F>
 void with_moved_tiles(int tiles, F f) {
@@ -130,10 +146,16 @@ void with_tiles(int tiles, F f) {
   tiles <= 4 ? with_moved_tiles(tiles, f) : tiles == 6 ? f(Number<6>{}) : f(Number<8>{});
 }
 
-// As with_small_rows, for m up to kSolvedRows.
-template <class F>
-void with_solved_rows(int m, F f) {
-  m > kSmallRows ? f(Number<kSolvedRows>{}) : with_small_rows(small_rows(m), f);
+// f(Number<rows>, Weighs<weight>) for the kernels that solve the m x m problem of a fused stage, of up to MOST gradients.
+template <int MOST, class F>
+void with_stage_rows(const Stage& stage, int m, F f) {
+  const auto light = [&](auto rows) { f(rows, Weighs<Weight::light>{}); };
+  if (!is_light(stage))
+    with_few_rows(m, [&](auto rows) { f(rows, Weighs<Weight::medium>{}); });
+  else if (m <= kSmallRows)
+    with_small_rows(small_rows(m), light);
+  else if constexpr (MOST > kSmallRows)
+    light(Number<MOST>{});
 }
 
 // Partial Gram matrices, a packed upper triangle a block, problem by problem.
@@ -149,7 +171,7 @@ void launch_sum(const Context&, int programs, int m, int64_t problems, const dou
 void launch_solve(const Context&, int m, int64_t first, int64_t problems, const double* gram, double* c,
                   double* scratch, const Stage&);
 
-// The same by a heavy method; scratch: heavy_doubles numbers.
+// The same by a method that is not light; scratch: heavy_doubles numbers.
 void launch_heavy(const Context&, int m, int64_t first, int64_t problems, const double* gram, double* c, double* scratch,
                   const Stage&);
 int64_t heavy_doubles(Method, int m, int64_t problems);

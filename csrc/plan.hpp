@@ -8,6 +8,7 @@
 namespace fastconfig {
 
 constexpr int kSmallRows = 8;     // up to here every block of the last launch adds up all partial Gram matrices
+constexpr int kFewRows = 4;       // up to here by a method of medium weight, too
 constexpr int kSolvedRows = 16;   // up to here it solves the m x m problem, too
 #if defined(FASTCONFIG_EMULATED)
 constexpr int64_t kProblems = 3;  // so that tests see several launches

@@ -17,7 +17,7 @@
 
 namespace fastconfig {
 
-enum class Weight { light, heavy };
+enum class Weight { light, medium, heavy };
 
 constexpr Weight weight_of(Method method) {
   switch (method) {
@@ -38,6 +38,17 @@ constexpr int64_t scratch_doubles(Method method, int64_t m, [[maybe_unused]] int
 #undef FASTCONFIG_RULE
   }
   return 0;
+}
+
+// The same of any method up to a weight.
+constexpr int64_t most_scratch_doubles(Weight most, int64_t m, int64_t lanes) {
+  int64_t doubles = 0;
+#define FASTCONFIG_RULE(name, weight, more)                                                        \
+  if (Weight::weight <= most && scratch_doubles(Method::name, m, lanes) > doubles)                 \
+    doubles = scratch_doubles(Method::name, m, lanes);
+#include "rules.def"
+#undef FASTCONFIG_RULE
+  return doubles;
 }
 
 // c (m) of a problem. All NaN if a diagonal entry of its Gram matrix is, or by a method that weighs more than MOST or less

@@ -13,6 +13,7 @@ from pathlib import Path
 
 _LINE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(.*?)\s*;")
 _TYPES = {"f": 4, "d": 8, "6__half": 2, "13__nv_bfloat16": 2}
+_NUMBER = r"L(?:i|NS_6WeightE)(\d+)E"  # of a template's parameters
 _WIDTHS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}
 
 
@@ -131,7 +132,7 @@ class Kernel:
     Attributes:
         name: of the template.
         size: bytes of an element; 0 where no type is a parameter.
-        numbers: the other parameters.
+        numbers: the other parameters, the last of them a Weight of csrc/rules.hpp where there is a stage.
         body: the kernel itself.
         called: functions that it calls.
     """
@@ -157,12 +158,10 @@ def kernels(cubin: Path) -> list[Kernel]:
 
 def _kernel(section: str) -> Kernel:
     body, *called = map(_function, re.split(r"^ +\.type +", section, flags=re.MULTILINE)[1:])
-    template = re.search(
-        r"\d([a-z][a-z_]*)(?:I(f|d|6__half|13__nv_bfloat16)?((?:Li\d+E)*)E)?E[vPN]", body.name
-    )
+    template = re.search(rf"\d([a-z][a-z_]*)(?:I({'|'.join(_TYPES)})?((?:{_NUMBER})*)E)?E[vPN]", body.name)
     assert template is not None, body.name
-    name, kind, numbers = template.groups()
-    parameters = tuple(map(int, re.findall(r"Li(\d+)E", numbers or "")))
+    name, kind, numbers, _ = template.groups()
+    parameters = tuple(map(int, re.findall(_NUMBER, numbers or "")))
     return Kernel(name, _TYPES.get(kind, 0), parameters, body, called)
 
 

@@ -93,7 +93,7 @@ def test_updates(m: int, give: Callable[[Tensor], Any], seed: int, monkeypatch: 
     for dtype in (torch.float32, torch.bfloat16):
         rows = give(torch.randn(m, 4999).to(dtype))
         for name, method in METHODS.items():
-            if name in ("config-projection", "pcgrad", "imtlg"):
+            if name in ("config-projection", "pcgrad", "imtlg", "upgrad"):
                 assert same_bits(lambda: method.ours(rows), seed, monkeypatch), (name, dtype)  # noqa: B023
 
 

@@ -15,7 +15,7 @@ ARCH = 90
 STAGE = Path(__file__).parent / "cuda" / "stage.cu"
 #: functions of the m x m stage's general path (csrc/rules.hpp), which a kernel calls where C is not
 #: clearly of full rank: one warp works there on what the call passes in memory
-GENERAL = ("solve_any", "pinv_apply", "cholesky_solve", "pcgrad")
+GENERAL = ("solve_any", "pinv_apply", "cholesky_solve", "pcgrad", "upgrad", "dualproj", "ActiveSet")
 
 pytestmark = [
     needs_nvcc,
@@ -130,23 +130,38 @@ def test_products_of_two_tiles_are_one_instruction(source: Path) -> None:
         assert large * alone == small * pairs, str(kernel)
 
 
-def arithmetic(m: int) -> int:
-    """Float64 operations, loads and stores of ConFIG's m x m stage at full rank; a root counts its steps."""
-    root, reciprocal, division = 8, 6, 12
-    norms = m * (1 + root + 2)  # the diagonal, 1 / norm, norm
-    cosines = m * (m - 1) // 2 * 3
-    elimination = (m - 1) * reciprocal + sum((m - 1 - k) * (2 + (m - k) / 2) for k in range(m))
-    substitution = m * (m - 1) // 2 + m
-    length = m * 5 + division + m  # x / norm, the sums of norms and of x w, times the scale, and c
-    return round(norms + cosines + elimination + substitution + length)
+ROOT, RECIPROCAL, DIVISION = 8, 6, 12  # float64 operations of their steps
+
+
+def of_cosines(m: int) -> int:
+    """Float64 operations and loads that lead from G to C and the norms."""
+    return m * (1 + ROOT + 2) + m * (m - 1) // 2 * 3
+
+
+def of_solution(m: int) -> float:
+    """The same of a system of m unknowns with a unit diagonal."""
+    elimination = (m - 1) * RECIPROCAL + sum((m - 1 - k) * (2 + (m - k) / 2) for k in range(m))
+    return elimination + m * (m - 1) // 2 + m
+
+
+def arithmetic(kernel: str, m: int) -> int:
+    """Float64 operations, loads and stores of ConFIG's stage at full rank, or of UPGrad's in a lane."""
+    if kernel == "stage":
+        length = m * 5 + DIVISION + m  # x / norm, the sums of norms and of x w, times the scale, and c
+        return round(of_cosines(m) + of_solution(m) + length)
+    share = m + RECIPROCAL + 2  # and the order of the gradients in a lane
+    slopes = (m - 1) * m + m + 1 + 2 * (m - 1)  # what they and mu are held against, and the determinant
+    result = m * 3 + m * 2  # x / norm in a length, and the sums over the projections
+    return round(of_cosines(m) + of_solution(m - 1) + share + slopes + result)
 
 
 def test_size_of_the_stage() -> None:
     """At most three instructions an operation: addresses, selections and moves are the others."""
     for kernel in kernels(STAGE):
         m = kernel.numbers[0]
-        found, bound = len(kernel.body.code), 3 * arithmetic(m)
+        found, bound = len(kernel.body.code), 3 * arithmetic(kernel.name, m)
         roots = sum(at.operation.startswith("MUFU") for at in kernel.body.code)
-        print(f"m = {m}: {found} instructions, at most {bound}; {roots} roots and reciprocals")
-        assert roots == 2 * m, m  # m norms, m - 1 pivots, one division
-        assert found <= bound, m
+        print(f"{kernel}: {found} instructions, at most {bound}; {roots} roots and reciprocals")
+        # m norms, a pivot for each unknown but one, and one division
+        assert roots == (2 * m if kernel.name == "stage" else 2 * m - 1), str(kernel)
+        assert found <= bound, str(kernel)

@@ -39,11 +39,11 @@ __global__ void __launch_bounds__(combine_threads, 1)
       table, c, [&](const Entry& entry) { return Result<T>{result_of(table, entry, blockIdx.y)}; });
 }
 
-template <class T, int M>
+template <class T, int M, Weight WEIGHT>
 __global__ void __launch_bounds__(combine_threads, 1)
     finish(const __grid_constant__ Table table, const double* partials, int programs, int64_t first,
            const __grid_constant__ Stage stage) {
-  __shared__ StageMemory<M> memory;
+  __shared__ StageMemory<M, WEIGHT> memory;
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif
@@ -65,9 +65,9 @@ void launch_finish(const Context& context, const Plan& plan, const Table& table,
                    int programs, const double* partials, const Stage& stage) {
   with_type(context.kind, [&](auto type) {
     using T = typename decltype(type)::type;
-    with_solved_rows(table.m, [&](auto rows) {
-      launch(context, finish<T, decltype(rows)::value>, plan.blocks, problems, combine_threads, Mode::following, table,
-             partials, programs, first, stage);
+    with_stage_rows<kSolvedRows>(stage, table.m, [&](auto rows, auto weight) {
+      launch(context, finish<T, decltype(rows)::value, decltype(weight)::value>, plan.blocks, problems,
+             combine_threads, Mode::following, table, partials, programs, first, stage);
     });
   });
 }

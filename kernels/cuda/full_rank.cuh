@@ -59,6 +59,15 @@ __device__ __forceinline__ bool is_ordinary(double square) {
   return static_cast<unsigned>(__double2hiint(square)) - kLeast < kMost - kLeast;
 }
 
+// The root of a diagonal of G and its inverse, zero for zero; good only stays for an ordinary number.
+__device__ __forceinline__ void take_root(double square, double& norm, double& inverse, bool& good) {
+  const double found = inverse_root(square);
+  const bool usual = is_ordinary(square);
+  good = good && (usual || square == 0);
+  inverse = usual ? found : 0;
+  norm = square * inverse;
+}
+
 // The methods that solve a system with C, and those that project; the general path has any other.
 __device__ __forceinline__ bool solves(Method method) { return method == Method::config || method == Method::imtlg; }
 __device__ __forceinline__ bool projects(Method method) {
@@ -75,13 +84,7 @@ struct Own {
   __device__ __forceinline__ Own(const double* gram, int ld, int m, bool& ordinary) : m(m), lane(threadIdx.x % 32) {
     bool good = true;
 #pragma unroll
-    for (int e = 0; e < E; ++e) {
-      const double square = has(e) ? gram[number(e) * ld + number(e)] : 0, found = inverse_root(square);
-      const bool usual = is_ordinary(square);
-      good = good && (usual || square == 0);
-      inverse[e] = usual ? found : 0;
-      norm[e] = square * inverse[e];
-    }
+    for (int e = 0; e < E; ++e) take_root(has(e) ? gram[number(e) * ld + number(e)] : 0, norm[e], inverse[e], good);
     ordinary = ALONE ? good : __all_sync(kAllLanes, good);
   }
 
@@ -236,20 +239,11 @@ __device__ __forceinline__ bool solve_rows(const Own<1>& own, const double* gram
   return true;
 }
 
-// The same by every lane alone: L D L^T of C in the order of the gradients. The smallest eigenvalue of C, and with it
-// every pivoted Schur diagonal, is at least det C / e.
+// x := A^-1 x by one thread, L D L^T in the order of the rows; A has a unit diagonal, and its lower part becomes D and
+// what L is made of. Returns det A.
 template <int M>
-__device__ __forceinline__ bool solve_alone(const Own<M, true>& own, const double* gram, const Stage& stage,
-                                            double (&x)[M]) {
-  const int m = own.m;
-  double a[M][M], root[M];
-#pragma unroll
-  for (int i = 0; i < M; ++i) {
-#pragma unroll
-    for (int j = 0; j < i; ++j) a[i][j] = i < m ? gram[i * m + j] * (own.inverse[i] * own.inverse[j]) : 0;
-    a[i][i] = 1;
-  }
-  double determinant = 1;
+__device__ __forceinline__ double solve_symmetric(double (&a)[M][M], double (&x)[M]) {
+  double determinant = 1, root[M];
 #pragma unroll
   for (int k = 0; k < M; ++k) {
     determinant *= a[k][k];
@@ -269,7 +263,23 @@ __device__ __forceinline__ bool solve_alone(const Own<M, true>& own, const doubl
     for (int i = M - 1; i > k; --i) s = fma(-a[i][k], x[i], s);
     x[k] = s * root[k];
   }
-  return determinant > 2 * clear_of_cutoff(stage);
+  return determinant;
+}
+
+// As solve_rows, by every lane alone. The smallest eigenvalue of C, and with it every pivoted Schur diagonal, is at least
+// det C / e.
+template <int M>
+__device__ __forceinline__ bool solve_alone(const Own<M, true>& own, const double* gram, const Stage& stage,
+                                            double (&x)[M]) {
+  const int m = own.m;
+  double a[M][M];
+#pragma unroll
+  for (int i = 0; i < M; ++i) {
+#pragma unroll
+    for (int j = 0; j < i; ++j) a[i][j] = i < m ? gram[i * m + j] * (own.inverse[i] * own.inverse[j]) : 0;
+    a[i][i] = 1;
+  }
+  return solve_symmetric<M>(a, x) > 2 * clear_of_cutoff(stage);
 }
 
 // Coefficients of ConFIG and IMTL-G from C x = w. At full rank C x is w, so that the length needs no product with C.

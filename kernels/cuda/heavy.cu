@@ -1,4 +1,4 @@
-// The m x m stage of heavy methods (csrc/rules.def) in a launch of its own: within others, their code would take
+// The m x m stage of methods that are not light (csrc/rules.def) in a launch of its own: within others, their code would take
 // registers from the passes over the gradients. One warp a problem, whatever m is.
 #include <algorithm>
 
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kLanes)
   double* const memory = scratch == nullptr ? static_cast<double*>(dynamic_shared()) : scratch + blockIdx.x * each;
   const Workspace workspace(memory, reinterpret_cast<int*>(memory + each - (m + 1) / 2), m);
   for (int64_t number = blockIdx.x; number < problems; number += gridDim.x)
-    coefficients<Weight::heavy, Weight::heavy>(
+    coefficients<Weight::heavy, Weight::medium>(
         OrderedWarp{}, workspace, {gram + number * m * m, m, stage.rule, first + number, stage.rcond}, c + number * m);
 }
 

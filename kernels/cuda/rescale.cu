@@ -93,11 +93,11 @@ __global__ void __launch_bounds__(combine_threads, 1)
       table, c, [&](const Entry& entry) { return Rescaled<T>(table, entry, wanted, factors); });
 }
 
-template <class T, int M>
+template <class T, int M, Weight WEIGHT>
 __global__ void __launch_bounds__(combine_threads, 1)
     finish_momentum(const __grid_constant__ Table table, const double* partials, int programs,
                     const __grid_constant__ Stage stage, const __grid_constant__ Outgoing wanted) {
-  __shared__ StageMemory<M> memory;
+  __shared__ StageMemory<M, WEIGHT> memory;
   __shared__ Factors factors;
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
@@ -122,9 +122,9 @@ void launch_finish_momentum(const Context& context, const Plan& plan, const Tabl
                             const double* partials, const Stage& stage, const Outgoing& wanted) {
   with_state(context.kind, [&](auto type) {
     using T = typename decltype(type)::type;
-    with_solved_rows(table.m, [&](auto rows) {
-      launch(context, finish_momentum<T, decltype(rows)::value>, plan.blocks, 1, combine_threads, Mode::following,
-             table, partials, programs, stage, wanted);
+    with_stage_rows<kSolvedRows>(stage, table.m, [&](auto rows, auto weight) {
+      launch(context, finish_momentum<T, decltype(rows)::value, decltype(weight)::value>, plan.blocks, 1,
+             combine_threads, Mode::following, table, partials, programs, stage, wanted);
     });
   });
 }

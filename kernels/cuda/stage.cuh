@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "dual_cone.cuh"
 #include "full_rank.cuh"
 #include "launch.hpp"
 
@@ -12,18 +13,19 @@ namespace fastconfig {
 constexpr int kStripes = 20;
 constexpr int kUsualBlocks = 160;  // more partial matrices than this take more than one round of loads
 
-template <int M>
+template <int M, Weight WEIGHT = Weight::light>
 struct StageMemory {
   double gram[M * M];
   double c[M];
-  double work[2 * M * M + 6 * M];
+  double work[most_scratch_doubles(WEIGHT, M, WarpTeam::width)];
   int pivots[M];
 };
 
 // Not inlined: small code, and no register of the threads that wait for it.
-inline __device__ __noinline__ void solve_any(const Workspace& workspace, const double* gram, double* c, int m,
+template <Weight WEIGHT = Weight::light>
+__device__ __noinline__ void solve_any(const Workspace& workspace, const double* gram, double* c, int m,
                                               const Stage& stage, int64_t problem) {
-  coefficients<Weight::light>(WarpTeam{}, workspace, {gram, m, stage.rule, problem, stage.rcond}, c);
+  coefficients<WEIGHT, WEIGHT>(WarpTeam{}, workspace, {gram, m, stage.rule, problem, stage.rcond}, c);
 }
 
 // One entry of every STEP-th partial Gram matrix from number `first` on, added up; `entry` is that of the first matrix.
@@ -43,8 +45,8 @@ __device__ __forceinline__ double every(const double* entry, int first, int prog
 }
 
 // memory.gram from the stripes, by one warp.
-template <int M, int STRIPES, int ENTRIES>
-__device__ __forceinline__ void add_up(const double (&sums)[STRIPES][ENTRIES], int m, StageMemory<M>& memory,
+template <int M, Weight WEIGHT, int STRIPES, int ENTRIES>
+__device__ __forceinline__ void add_up(const double (&sums)[STRIPES][ENTRIES], int m, StageMemory<M, WEIGHT>& memory,
                                        const double* corrections) {
 #pragma unroll
   for (int round = 0; round < M * M; round += 32) {
@@ -62,8 +64,8 @@ __device__ __forceinline__ void add_up(const double (&sums)[STRIPES][ENTRIES], i
 // memory.c of problem first + blockIdx.y, to all threads: every block adds up the packed partial Gram matrices in the same
 // order, or, where there are too many gradients for that, takes the Gram matrix that stands in their place. corrections:
 // null, or of every row what its products and its coefficient are divided by; those of a Gram matrix have been.
-template <int M, int THREADS>
-__device__ __forceinline__ void solve_in_block(StageMemory<M>& memory, const double* partials, int programs, int m,
+template <int M, int THREADS, Weight WEIGHT>
+__device__ __forceinline__ void solve_in_block(StageMemory<M, WEIGHT>& memory, const double* partials, int programs, int m,
                                                int64_t first, const Stage& stage, const double* corrections) {
   const int t = threadIdx.x;
   const int64_t number = blockIdx.y, problem = first + number;
@@ -85,9 +87,14 @@ __device__ __forceinline__ void solve_in_block(StageMemory<M>& memory, const dou
     }
   }
   if (t < 32) {
-    if (!solve_full_rank<M>(memory.gram, memory.work, memory.c, m, stage, problem)) {
+    bool solved;
+    if constexpr (WEIGHT == Weight::light)
+      solved = solve_full_rank<M>(memory.gram, memory.work, memory.c, m, stage, problem);
+    else
+      solved = solve_projections<M>(memory.gram, memory.work, memory.c, m, stage, problem);
+    if (!solved) {
       __syncwarp();
-      solve_any(Workspace(memory.work, memory.pivots, m), memory.gram, memory.c, m, stage, problem);
+      solve_any<WEIGHT>(Workspace(memory.work, memory.pivots, m), memory.gram, memory.c, m, stage, problem);
     }
     if (corrections != nullptr) {
       __syncwarp();

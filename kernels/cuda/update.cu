@@ -18,11 +18,11 @@ __device__ __forceinline__ Vector<T> gather(const char* row, const Slot& slot, i
   return v;
 }
 
-template <class T, int M, int KEPT>
+template <class T, int M, int KEPT, Weight WEIGHT>
 __global__ void __launch_bounds__(kept_threads, 1)
     whole(const __grid_constant__ Table table, double* partials, const __grid_constant__ Stage stage) {
   constexpr int V = Vector<T>::size, kThreads = kept_threads;
-  __shared__ StageMemory<M> memory;
+  __shared__ StageMemory<M, WEIGHT> memory;
   const int64_t begin = share(table.chunks, gridDim.x, blockIdx.x), end = share(table.chunks, gridDim.x, blockIdx.x + 1);
   const int m = table.m;
   Vector<T> v[KEPT][M];
@@ -75,24 +75,24 @@ __global__ void __launch_bounds__(kept_threads, 1)
   }
 }
 
-template <class T>
-void launch_rows(const Context& context, const Plan& plan, const Table& table, double* partials, const Stage& stage) {
-  const auto run = [&](auto rows, auto kept) {
-    constexpr int M = decltype(rows)::value;
-    launch(context, whole<T, M, decltype(kept)::value>, plan.blocks, 1, kept_threads, Mode::cooperative, table,
+template <class T, int M, Weight WEIGHT>
+void launch_kept(const Context& context, const Plan& plan, const Table& table, double* partials, const Stage& stage) {
+  const auto run = [&](auto kept) {
+    launch(context, whole<T, M, decltype(kept)::value, WEIGHT>, plan.blocks, 1, kept_threads, Mode::cooperative, table,
            partials, stage);
   };
-  const auto run_kept = [&](auto rows) {
-    return plan.kept == 1 ? run(rows, Number<1>{}) : run(rows, Number<most_kept(decltype(rows)::value, sizeof(T))>{});
-  };
-  with_small_rows(plan.rows, run_kept);
+  plan.kept == 1 ? run(Number<1>{}) : run(Number<most_kept(M, sizeof(T))>{});
 }
 
 }  // namespace
 
 void launch_whole(const Context& context, const Plan& plan, const Table& table, double* partials, const Stage& stage) {
-  with_type(context.kind,
-            [&](auto type) { launch_rows<typename decltype(type)::type>(context, plan, table, partials, stage); });
+  with_type(context.kind, [&](auto type) {
+    using T = typename decltype(type)::type;
+    with_stage_rows<kSmallRows>(stage, table.m, [&](auto rows, auto weight) {
+      launch_kept<T, decltype(rows)::value, decltype(weight)::value>(context, plan, table, partials, stage);
+    });
+  });
 }
 
 }  // namespace fastconfig
