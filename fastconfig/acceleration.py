@@ -130,7 +130,8 @@ def _of_torchjd() -> Iterator[tuple[str, Any, Any]]:
     theirs = importlib.import_module("torchjd.aggregation")
     bases = [name for name in own.__all__ if name in _BASES]
     for name in bases:
-        getattr(theirs, name).register(getattr(own, name))
+        if hasattr(theirs, name):  # TorchJD before 0.9 keeps some to itself
+            getattr(theirs, name).register(getattr(own, name))
     for name in own.__all__:
         value = getattr(theirs, name, None)
         if name not in _BASES and isinstance(value, type) and value.__module__.startswith("torchjd"):

@@ -86,6 +86,16 @@ def test_documented_example(name: str) -> None:
     torch.testing.assert_close(weights @ JACOBIAN, wanted, rtol=0, atol=6e-5)
 
 
+def test_documented_examples_of_krum_and_random() -> None:
+    rows = torch.tensor([[1.0, 1, 1], [1, 0, 1], [75, -666, 23], [1, 2, 3], [2, 0, 1]])
+    assert torch.equal(aggregation.Krum(1, 4)(rows), torch.tensor([1.25, 0.75, 1.5]))
+    weights = aggregation.KrumWeighting(1, 4)(rows @ rows.T)
+    assert torch.equal(weights, torch.tensor([0.25, 0.25, 0.0, 0.25, 0.25]))
+    torch.manual_seed(0)
+    wanted = torch.tensor([-2.6229, 1.0, 1.0])
+    torch.testing.assert_close(aggregation.Random()(JACOBIAN), wanted, rtol=0, atol=6e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_both_faces_and_all_forms(name: str) -> None:
     rows = conflicting(3, 50)
@@ -131,7 +141,6 @@ def test_settings() -> None:
     krum = aggregation.Krum(1, n_selected=2)
     assert (krum.n_byzantine, krum.gramian_weighting.n_selected) == (1, 2)
     assert repr(krum) == "Krum(n_byzantine=1, n_selected=2)"
-    assert str(krum) == "Krum"
     assert repr(aggregation.PCGrad()) == "PCGrad()"
     krum.n_selected = 3
     assert torch.equal(krum(rows), aggregation.Krum(1, 3)(rows))
@@ -147,6 +156,18 @@ def test_settings() -> None:
     assert not torch.equal(preferred(rows), aggregation.UPGrad()(rows))
     with pytest.raises(ValueError, match="pref_vector: got 6 numbers, want 2"):
         preferred.gramian_weighting(torch.eye(2))
+
+
+def test_short_names_are_torchjds() -> None:
+    weights = torch.tensor([1.0, 2.25, -0.5])
+    for name in ("UPGrad", "DualProj", "AlignedMTL", "ConFIG"):
+        kind = getattr(aggregation, name)
+        assert (str(kind()), str(kind(weights.abs()))) == (name, f"{name}([1., 2.25, 0.5])")
+    assert str(aggregation.Constant(weights)) == "Constant([1., 2.25, -0.5])"
+    assert [str(aggregation.CAGrad(c)) for c in (0.5, 1.0, 2)] == ["CAGrad0.5", "CAGrad1", "CAGrad2"]
+    assert str(aggregation.FairGrad(1.0)) == "1.0-FairGrad"
+    assert str(aggregation.Krum(1, n_selected=2)) == "Krum1-2"
+    assert str(aggregation.MGDA()) == "MGDA"
 
 
 def test_preferences_of_config_are_direction_weights() -> None:
@@ -248,6 +269,11 @@ def test_jac_to_grad() -> None:
         aggregation.jac_to_grad(given, aggregation.UPGrad())
     with pytest.raises(ValueError, match="tensors: got none"):
         aggregation.jac_to_grad([], aggregation.UPGrad())
+    for tensor in (torch.zeros(3), given[1] * 2):
+        tensor.jac = JACOBIAN  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match=r"got one that takes no \.grad"):
+            aggregation.jac_to_grad([tensor], aggregation.UPGrad())
+        assert tensor.jac is JACOBIAN  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -300,6 +326,12 @@ def test_accelerate(tree: Any) -> None:
     assert dict(vars(tree)) == before
     with pytest.raises(ValueError, match="package: got 'libmtl', want one of 'conflictfree', 'torchjd'"):
         fastconfig.accelerate("libmtl")
+
+
+def test_accelerate_a_torchjd_without_a_base(tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sys.modules["torchjd.aggregation"], "GramianWeightedAggregator")
+    with fastconfig.accelerate("torchjd"):
+        assert tree.UPGrad is aggregation.UPGrad
 
 
 def test_an_unedited_script_of_torchjd() -> None:

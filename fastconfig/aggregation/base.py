@@ -171,7 +171,10 @@ class Aggregator(GramOperator, _OfWeighting):
         return f"{type(self).__name__}({_shown(self.gramian_weighting._settings)})"
 
     def __str__(self) -> str:
-        return type(self).__name__
+        settings = self.gramian_weighting._settings
+        vector = settings.get("weights", settings.get("pref_vector"))
+        numbers = "" if vector is None else f"([{', '.join(map(_short, vector))}])"
+        return f"{type(self).__name__}{numbers}"
 
 
 class WeightedAggregator(Aggregator):
@@ -214,7 +217,8 @@ def jac_to_grad(
         (m,) the weights.
 
     Raises:
-        ValueError: for no tensors, a missing ``.jac``, or different m; nothing is changed then.
+        ValueError: for no tensors, one without ``.jac`` or that takes no ``.grad``, or different m; nothing
+            is changed then.
     """
     given: list[Any] = list(tensors)
     if not given:
@@ -222,6 +226,8 @@ def jac_to_grad(
     jacobians: list[Any] = [getattr(tensor, "jac", None) for tensor in given]
     if any(jac is None for jac in jacobians):
         raise ValueError("tensors: got one without .jac, want those of autojac.backward or mtl_backward")
+    if not all(tensor.requires_grad and (tensor.is_leaf or tensor.retains_grad) for tensor in given):
+        raise ValueError("tensors: got one that takes no .grad, want leaves with requires_grad=True")
     sizes = {len(jac) for jac in jacobians}
     if len(sizes) > 1:
         raise ValueError(f"tensors.jac: got {sorted(sizes)} rows, want the same number for all")
@@ -241,6 +247,10 @@ def jac_to_grad(
 
 def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _short(value: Any) -> str:
+    return f"{float(value):.2f}".rstrip("0")
 
 
 def _shown(settings: Mapping[str, Any]) -> str:

@@ -126,6 +126,9 @@ class Krum(GramianWeightedAggregator):
     def __init__(self, n_byzantine: int, n_selected: int = 1) -> None:
         super().__init__(KrumWeighting(n_byzantine, n_selected))
 
+    def __str__(self) -> str:
+        return f"Krum{self.n_byzantine}-{self.n_selected}"
+
 
 def _shuffled(**settings: Any) -> methods.PCGradOperator:
     return methods.PCGradOperator(shuffle=True, **settings)

@@ -98,6 +98,9 @@ class CAGrad(GramianWeightedAggregator):
     def __init__(self, c: float, norm_eps: float = 0.0001) -> None:
         super().__init__(CAGradWeighting(c, norm_eps))
 
+    def __str__(self) -> str:
+        return f"CAGrad{self.c}".removesuffix(".0")
+
 
 class FairGradWeighting(Weighting):
     """The weights of :class:`FairGrad`; its parameters."""
@@ -119,6 +122,9 @@ class FairGrad(GramianWeightedAggregator):
 
     def __init__(self, alpha: float, max_iters: int | None = None) -> None:
         super().__init__(FairGradWeighting(alpha, max_iters))
+
+    def __str__(self) -> str:
+        return f"{self.alpha}-FairGrad"
 
 
 class AlignedMTLWeighting(Weighting):
