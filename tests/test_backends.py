@@ -93,6 +93,46 @@ def test_a_statement_holds_in_all_threads(monkeypatch: pytest.MonkeyPatch) -> No
             assert fastconfig.last_backend() == "numba"
 
 
+def test_a_block_that_is_about_to_be_entered_is_seen_by_no_other_thread() -> None:
+    def chosen() -> str:
+        return choose(Gradients(GRADS)).name
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(chosen).result() == "numba"
+        block = use_backend("pytorch")
+        elsewhere = pool.submit(chosen)
+        with block:
+            assert chosen() == "pytorch"
+            assert pool.submit(chosen).result() == "numba"
+        assert elsewhere.result() == "numba"
+        assert chosen() == "numba"
+
+
+def test_a_statement_that_is_kept_holds_up_to_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "registry", backends.Registry())
+    kept = use_backend("pytorch")
+    assert fastconfig.ops.gram(GRADS).isfinite().all()
+    assert fastconfig.last_backend() == "pytorch"
+    with kept:
+        use_backend("auto")  # in the block
+        assert choose(Gradients(GRADS)).name == "numba"
+    assert choose(Gradients(GRADS)).name == "numba"
+
+
+def test_blocks_entered_at_once_leave_nothing_behind() -> None:
+    """Between its two steps, what one thread asks for must not be what another one restores."""
+    first, second = use_backend("pytorch"), use_backend("pytorch")
+    with first, second:
+        pass
+    assert choose(Gradients(GRADS)).name == "numba"
+    second = use_backend("pytorch")
+    assert choose(Gradients(GRADS)).name == "pytorch"  # as a statement
+    use_backend("auto")
+    with second:
+        assert choose(Gradients(GRADS)).name == "pytorch"
+    assert choose(Gradients(GRADS)).name == "numba"
+
+
 def test_unknown_names() -> None:
     with pytest.raises(
         ValueError, match="name: got 'cuda9', want one of 'auto', 'numba', 'cuda', 'triton', 'pytorch'"

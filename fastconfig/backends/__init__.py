@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import cache
-from threading import Lock
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,7 @@ class Registry:
         loaded: by name, a backend or why it cannot be had.
         first: of each device type that has been served, what auto takes first.
         requested: what was asked for by name in the whole process; None until FASTCONFIG_BACKEND is read.
+        statement: the use_backend() that asked for it.
         last: what served the last call.
     """
 
@@ -53,6 +55,7 @@ class Registry:
         self.loaded: dict[str, Backend | str] = {}
         self.first: tuple[Backend, ...] = ()
         self.requested: str | None = None
+        self.statement: use_backend | None = None
         self.last: Backend | None = None
         self._serving: dict[str, list[Backend]] = {}
         self._told: set[tuple[str, str]] = set()
@@ -114,8 +117,10 @@ class Registry:
 
 registry = Registry()
 _block: ContextVar[str | None] = ContextVar("fastconfig.use_backend", default=None)
-_blocks = 0  # that are open, in whichever thread
-_lock = Lock()  # of the number of blocks
+_new: list[use_backend] = []  # which hold in the whole process, unless a block is entered with them next
+_blocks = 0  # that are open, in whichever thread, and those in _new
+_lock = Lock()  # of both
+_MOMENT = 0.01  # seconds in which another thread enters a block, if it does
 
 
 def choose(grads: Gradients) -> Backend:
@@ -201,7 +206,7 @@ def _serving_already() -> tuple[Backend, ...]:
     """Whom to ask for a short way: what auto takes first, or what was asked for by name, if it is loaded."""
     if not _blocks and registry.requested == AUTO:
         return registry.first
-    name = _block.get() or registry.requested or AUTO
+    name = _asked() or AUTO
     if name == AUTO:
         return registry.first
     backend = registry.loaded.get(name)
@@ -243,7 +248,7 @@ def explain(device: str | torch.device) -> list[tuple[str, str | None]]:
         >>> name, why_not = fastconfig.explain("cpu")[0]
     """
     device = _device(device)
-    asked = _block.get() or registry.requested or _of_the_variable()
+    asked = _asked() or _of_the_variable()
     if asked == AUTO:
         return explain_auto(device)
     names = registry.candidates(device.type)
@@ -297,29 +302,66 @@ class use_backend:  # reads as a statement: use_backend("pytorch")
     """
 
     def __init__(self, name: str) -> None:
+        global _blocks
         _check_name(name, "name")
         if name != AUTO:
             registry.load(name)
         self._name = name
-        self._before = _block.get(), registry.requested
-        if self._before[0] is None:
-            registry.requested = name
-        else:  # up to the end of the block around it
+        self._thread = get_ident()
+        self._outside: str | None = None
+        self._before = _block.get()
+        if self._before is not None:  # up to the end of the block around it
             _block.set(name)
+            return
+        with _lock:
+            _new.append(self)
+            _blocks += 1
 
     def __enter__(self) -> None:
         global _blocks
-        if self._before[0] is None:
-            registry.requested = self._before[1]
-        _block.set(self._name)
         with _lock:
-            _blocks += 1
+            if self in _new:
+                _new.remove(self)
+            else:
+                _blocks += 1
+                if registry.statement is self:  # it has held in the meantime
+                    registry.requested, registry.statement = self._outside, None
+        _block.set(self._name)
 
     def __exit__(self, *error: object) -> None:
         global _blocks
-        _block.set(self._before[0])
+        _block.set(self._before)
         with _lock:
             _blocks -= 1
+
+
+def _asked() -> str | None:
+    """What was asked for by name, here or in the whole process; None if nothing was."""
+    name = _block.get()
+    if name is None:
+        if _new:
+            _settle()
+        name = registry.requested
+    return name
+
+
+def _settle() -> None:
+    """Let new statements hold in the whole process.
+
+    Between ``use_backend(...)`` and the block that is entered with it other threads may run: they wait a
+    moment. The thread that made it has gone on.
+    """
+    global _blocks
+    end = time.monotonic() + _MOMENT
+    for statement in list(_new):
+        while statement._thread != get_ident() and statement in _new and time.monotonic() < end:
+            time.sleep(_MOMENT / 100)
+        with _lock:
+            if statement in _new:
+                _new.remove(statement)
+                _blocks -= 1
+                statement._outside = registry.requested
+                registry.requested, registry.statement = statement._name, statement
 
 
 def _name() -> str:
@@ -328,7 +370,7 @@ def _name() -> str:
     Raises:
         ValueError: if FASTCONFIG_BACKEND names none.
     """
-    name = _block.get() or registry.requested
+    name = _asked()
     if name is None:
         name = registry.requested = _of_the_variable()
     return name

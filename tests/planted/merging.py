@@ -272,7 +272,7 @@ FAULTS = (
     Fault(
         "block-not-restored",
         _BACKENDS,
-        "        _block.set(self._before[0])\n",
+        "        _block.set(self._before)\n",
         "        _block.set(AUTO)\n",
         "a with block does not give back what was asked for before",
         ("test_backends.py",),
