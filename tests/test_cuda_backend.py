@@ -20,6 +20,7 @@ from fastconfig.backends import cuda
 from fastconfig.backends.base import BackendUnavailable
 from fastconfig.config_update import PLAIN
 from fastconfig.merging import merge
+from fastconfig.momentum_operator import PseudoMomentumOperator
 
 ON_GPU = torch.cuda.is_available()
 
@@ -166,6 +167,20 @@ def test_scratch_memory_is_kept(kernels: ModuleType, monkeypatch: pytest.MonkeyP
         for _ in range(3):
             merge(grads, PLAIN)
     assert [missing > 0 for missing in spy.missing] == [True, False, False, False]
+
+
+def test_a_parameter_with_a_step(kernels: ModuleType) -> None:
+    """A vector with gaps among other parameters, of an update and of momentum steps."""
+    full = torch.randn(3, 23, dtype=torch.float64)
+    rows = [[torch.stack([row[:9]] * 2, 1)[:, 0], row[9:].view(2, 7)] for row in full]
+    operator, exact = PseudoMomentumOperator(3), reference.Momentum(3)
+    with use_backend("cuda"):
+        found = torch.cat([piece.reshape(-1) for piece in ConFIG_update(rows)])
+        assert relative_error(found, reference.config(full)) <= 1e-12
+        for chosen in ([0, 1, 2], [1]):
+            update = operator.calculate_gradient(chosen, [rows[i] for i in chosen])
+            found = torch.cat([piece.reshape(-1) for piece in update])
+            assert relative_error(found, exact.step(chosen, full[chosen])) <= 1e-9
 
 
 @pytest.mark.parametrize("quick", [True, False])

@@ -251,7 +251,7 @@ class Gradients:
         """The columns as flat pieces, in the order of :meth:`split`'s pieces.
 
         A parameter whose gradients share one dense memory order is seen in that order; only where they
-        differ (one channels-last, one not) is a parameter's tensor copied.
+        differ (one channels-last, one not), or have gaps, is a parameter's tensor copied.
         """
         if self._segments is None:
             if self.form == "parameters":
@@ -388,7 +388,8 @@ class Gradients:
 def _flat(column: list[Tensor | None]) -> list[Tensor | None]:
     if one_memory_order(column):
         return [None if tensor is None else flat_view(tensor) for tensor in column]
-    return [None if tensor is None else tensor.detach().reshape(-1) for tensor in column]
+    # a row with steps of its own, too: kernels take these where a gradient is one tensor
+    return [None if tensor is None else tensor.detach().reshape(-1).contiguous() for tensor in column]
 
 
 @cache

@@ -131,7 +131,11 @@ class Momenta:
             if self.clock.on_host:
                 self._vectors = [row[0] for row in (*self.rows, *self.others.values())]
         columns = zip(given, self.columns, strict=True)
-        return [[_flat(row, column) for row in tensors] for tensors, column in columns if column is not None]
+        return [
+            [_flat(row, column, len(given) == 1) for row in tensors]
+            for tensors, column in columns
+            if column is not None
+        ]
 
     def allocate(self, like: Gradients) -> None:
         """Allocate all momenta in the form of a gradient that fits, as zeros."""
@@ -384,8 +388,10 @@ def _copies(row: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if tensor is None else tensor.detach().clone() for tensor in row]
 
 
-def _flat(tensor: Tensor | None, column: Tensor) -> Tensor | None:
-    """A gradient as a flat tensor in the memory order of the state, of any step if it is a vector."""
+def _flat(tensor: Tensor | None, column: Tensor, alone: bool) -> Tensor | None:
+    """A gradient as a flat tensor in the memory order of the state; of any step if a vector is ``alone``."""
     if tensor is None:
         return None
-    return tensor.detach() if tensor.dim() == 1 else flat_view(in_order_of(tensor, column))
+    if tensor.dim() == 1:
+        return tensor.detach() if alone else tensor.detach().contiguous()
+    return flat_view(in_order_of(tensor, column))
