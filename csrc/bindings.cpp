@@ -75,7 +75,8 @@ PYBIND11_MODULE(_C, module) {
                                    order_step,
                                    {},
                                    nullptr,
-                                   0};
+                                   0,
+                                   nullptr};
              if (parameters.size() > std::size(rule.parameters))
                throw py::value_error("Rule: got " + std::to_string(parameters.size()) + " parameters, want at most " +
                                      std::to_string(std::size(rule.parameters)));

@@ -150,6 +150,9 @@ inline void add_tensor(Packing& packing, const dlpack::Tensor& tensor, int64_t s
 PyObject* update(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 PyObject* merge_into(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
+// That of csrc/cuda_groups.cpp.
+PyObject* run_groups(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+
 // The momentum functions of the module, csrc/cuda_momentum.cpp.
 PyObject* momentum(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 

@@ -275,6 +275,7 @@ PyMethodDef methods[] = {{"attach", fast(&attach), METH_FASTCALL, nullptr},
                          {"options", fast(&options), METH_FASTCALL, nullptr},
                          {"problem", &problem, METH_NOARGS, nullptr},
                          {"run", fast(&run), METH_FASTCALL, nullptr},
+                         {"run_groups", fast(&run_groups), METH_FASTCALL, nullptr},
                          {"solve", fast(&solve), METH_FASTCALL, nullptr},
                          {"update", fast(&update), METH_FASTCALL, nullptr},
                          {nullptr, nullptr, 0, nullptr}};

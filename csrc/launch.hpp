@@ -166,6 +166,10 @@ void launch_gram_tiles(const Context&, const Plan&, const Table&, int64_t proble
 void launch_sum(const Context&, int programs, int m, int64_t problems, const double* partials, double* gram,
                 const double* corrections = nullptr);
 
+// The same of groups, whose partial Gram matrices begin at starts[0], .. of them all.
+void launch_sum_groups(const Context&, const int64_t* starts, int m, int64_t groups, const double* partials,
+                       double* gram);
+
 // Coefficients (problems, m) from Gram matrices; first: the number of the first problem, for the rule; scratch:
 // problems * m * m numbers.
 void launch_solve(const Context&, int m, int64_t first, int64_t problems, const double* gram, double* c,

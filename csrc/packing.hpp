@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "division.hpp"
 #include "table.hpp"
 
 namespace fastconfig {
@@ -41,10 +42,19 @@ class Packing {
     ++segments_;
   }
 
+  // Divides the segments, all of which are there, among blocks, group by group; the number of blocks. sizes: as divide()
+  // has it. more: other words that kernels want.
+  int64_t divide_groups(const std::vector<int64_t>& sizes, int64_t each, const std::vector<int64_t>& more) {
+    shares_ = static_cast<int64_t>(words_.size());
+    const int64_t blocks = divide(sizes, each, words_);
+    words_.insert(words_.end(), more.begin(), more.end());
+    return blocks;
+  }
+
   int64_t chunks() const { return chunks_; }
   const std::vector<int64_t>& words() const { return words_; }
-  // Whether the entries are more than a launch's parameters hold.
-  bool needs_memory() const { return words_.size() > static_cast<size_t>(kTableWords); }
+  // Whether the entries are more than a launch's parameters hold. Blocks' own shares are read without a table, too.
+  bool needs_memory() const { return shares_ != 0 || words_.size() > static_cast<size_t>(kTableWords); }
 
   // The table for problems first.. of a batch; `memory` holds the words already where they need it.
   void fill(int64_t first, const int64_t* memory, Table& table) const {
@@ -55,6 +65,7 @@ class Packing {
     table.addresses = static_cast<int32_t>(m + others);
     table.segments = segments_;
     table.stepped = stepped_;
+    table.shares = shares_;
     table.more = needs_memory() ? memory : nullptr;
     if (needs_memory() || segments_ == 0) return;
     std::copy(words_.begin(), words_.end(), table.words);
@@ -65,6 +76,7 @@ class Packing {
  private:
   std::vector<int64_t> words_;
   int64_t chunks_ = 0;
+  int64_t shares_ = 0;  // where they begin, or 0
   int32_t segments_ = 0;
   bool stepped_ = false;
 };

@@ -28,6 +28,18 @@ struct Rule {
   double parameters[4] = {};  // a method's own numbers: Rule.parameters of fastconfig/methods/base.py
   double* state = nullptr;    // (m, m) or (batch, m, m), which a call changes in place; null for none
   int64_t state_step = 0;
+  const int64_t* places = nullptr;  // addresses of weights, order and state, problem by problem, instead of these
+
+  FASTCONFIG_HD const double* weights_of(int64_t problem) const { return place(weights, weights_step, problem, 0); }
+  FASTCONFIG_HD const int64_t* order_of(int64_t problem) const { return place(order, order_step, problem, 1); }
+  FASTCONFIG_HD double* state_of(int64_t problem) const { return place(state, state_step, problem, 2); }
+
+ private:
+  template <class T>
+  FASTCONFIG_HD T* place(T* first, int64_t step, int64_t problem, int which) const {
+    if (places != nullptr) return reinterpret_cast<T*>(places[3 * problem + which]);
+    return first != nullptr ? first + problem * step : nullptr;
+  }
 };
 
 struct Problem {
@@ -37,7 +49,7 @@ struct Problem {
   int64_t index;  // in its batch, for the rule's weights and order
   double rcond;
 
-  FASTCONFIG_HD const double* weights() const { return rule.weights ? rule.weights + index * rule.weights_step : nullptr; }
+  FASTCONFIG_HD const double* weights() const { return rule.weights_of(index); }
 };
 
 }  // namespace fastconfig

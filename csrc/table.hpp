@@ -30,6 +30,7 @@ struct Table {
   int32_t addresses;     // of an entry, the result's aside: m or more
   int32_t segments;
   int32_t stepped;       // whether as many steps in elements follow the only entry; otherwise steps are 1
+  int64_t shares;        // the word where the blocks' own shares begin; 0: they have equal ones
   int64_t words[kTableWords];
 
   // By a branch instead of a pointer to either: parameters are read through a cache of their own.
@@ -63,6 +64,30 @@ FASTCONFIG_HD int clipped(int64_t left) { return static_cast<int>(left < INT32_M
 
 // First chunk of a block's share; the next block's first is its end.
 FASTCONFIG_HD int64_t share(int64_t chunks, int blocks, int block) { return chunks * block / blocks; }
+
+// What a block takes: chunks first..last - 1. Where blocks have shares of their own, each is of a group of segments that is
+// merged by itself; two words a block are its first chunk and its group, and two behind the last one the end of all. Then
+// come the numbers of blocks before each group, and of all.
+struct Share {
+  int64_t first, last;
+
+  FASTCONFIG_HD Share(const Table& table, int blocks, int block) {
+    if (table.shares == 0) {
+      first = share(table.chunks, blocks, block);
+      last = share(table.chunks, blocks, block + 1);
+    } else {
+      first = table.word(table.shares + 2 * block);
+      last = table.word(table.shares + 2 * block + 2);
+    }
+  }
+};
+
+FASTCONFIG_HD int64_t group_of(const Table& table, int block) {
+  return table.shares == 0 ? 0 : table.word(table.shares + 2 * block + 1);
+}
+
+// Where the numbers of blocks before each group begin.
+FASTCONFIG_HD int64_t starts_of(const Table& table, int blocks) { return table.shares + 2 * blocks + 2; }
 
 // The segment that a chunk lies in, by bisection.
 FASTCONFIG_HD int find_segment(const Table& table, int64_t chunk) {

@@ -19,7 +19,7 @@ from pairs import slow
 from schedules import odd_addresses, strided
 from torch import Tensor
 
-from fastconfig import use_backend
+from fastconfig import ConFIGOperator, MGDAOperator, PCGradOperator, use_backend
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 RACES = Path(__file__).parent / "emulator" / "races.cpp"
@@ -95,6 +95,17 @@ def test_updates(m: int, give: Callable[[Tensor], Any], seed: int, monkeypatch: 
         for name, method in METHODS.items():
             if name in ("config-projection", "pcgrad", "imtlg", "upgrad"):
                 assert same_bits(lambda: method.ours(rows), seed, monkeypatch), (name, dtype)  # noqa: B023
+
+
+@pytest.mark.usefixtures("_served")
+@pytest.mark.parametrize("m", [3, 12, 20])
+def test_groups(m: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several blocks, and of one."""
+    rows = [[torch.randn(n) for n in (4999, 3, 1025, 300)] for _ in range(m)]
+    for make in (ConFIGOperator, PCGradOperator, MGDAOperator):
+        operator = make()
+        operator.groups = "parameter"
+        assert same_bits(lambda: torch.cat(operator.calculate_gradient(rows)), seed, monkeypatch)  # noqa: B023
 
 
 @pytest.mark.usefixtures("_served")

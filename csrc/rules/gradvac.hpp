@@ -13,8 +13,8 @@ template <class Team>
 FASTCONFIG_CALLED void gradvac(const Team& team, const Workspace& w, const Problem& p) {
   const Rule& rule = p.rule;
   const int m = p.m;
-  const int64_t* order = rule.order ? rule.order + p.index * rule.order_step : nullptr;
-  double* targets = rule.state ? rule.state + p.index * rule.state_step : nullptr;
+  const int64_t* order = rule.order_of(p.index);
+  double* targets = rule.state_of(p.index);
   const double beta = rule.parameters[0], least = p.rcond > 0x1p-52 ? p.rcond : 0x1p-52;
   team_for(team, m, [&](int i) {
     double* b = w.factor + i * m;  // gradient i over |g_i|, in units of the unit gradients, while it is raised

@@ -12,7 +12,7 @@ template <class Team>
 FASTCONFIG_CALLED void pcgrad(const Team& team, const Workspace& w, const Problem& p) {
   const Rule& rule = p.rule;
   const int m = p.m;
-  const int64_t* order = rule.order ? rule.order + p.index * rule.order_step : nullptr;
+  const int64_t* order = rule.order_of(p.index);
   team_for(team, m, [&](int i) {
     double* b = w.factor + i * m;
     FASTCONFIG_ROLLED for (int k = 0; k < m; ++k) b[k] = 0;

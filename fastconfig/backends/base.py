@@ -56,7 +56,7 @@ class Backend(ABC):
         """The updates of groups of parameters, each by its own Gram matrix and rule, if there is one call.
 
         Args:
-            grads: plain per-parameter lists.
+            grads: per-parameter lists of one dtype and device, all in this process.
             groups: of each group the places of its parameters.
             rules: one a group, in compiled code.
             out: as in :meth:`update`.

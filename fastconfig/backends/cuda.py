@@ -23,6 +23,7 @@ from .table import address, entries, tensor_entry
 _GRAM, _COMBINE = 1, 2  # steps of _cuda.run
 _ACCUMULATE, _RESCALE = 1, 2  # parts of _cuda.momentum
 _NOTHING = nullcontext()
+_NO_TABLES = bytearray(8), None  # of groups, which compiled code asks to be larger
 _raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
@@ -57,6 +58,8 @@ class CudaBackend(Backend):
         # of a device: whether it computes float64 at a usable rate; or why it is not served
         self._float64: dict[int, bool | str] = {}
         self._scratch: dict[tuple[int, int], Tensor] = {}  # device and stream -> bytes
+        # the same of groups, with what the host knows of its first bytes: the last tables
+        self._tables: dict[tuple[int, int], tuple[bytearray, Tensor | None]] = {}
 
     def unsupported(self, grads: Gradients) -> str | None:
         if grads.device_type != self._cuda.device_type:
@@ -101,6 +104,34 @@ class CudaBackend(Backend):
             self._run(grads, out, _GRAM + _COMBINE, rule.native_address, rcond=self._cutoff(grads, rule))
         else:
             super().update(grads, rule, out, losses)
+
+    def update_groups(
+        self, grads: Gradients, groups: list[list[int]], rules: list[Rule], out: Update
+    ) -> bool:
+        if not rules:
+            return True
+        rows: Any = grads.rows
+        if not (self._reads_tensors and grads.plain):
+            rows = array("q", [word for entry in entries(grads, out) for word in entry])
+            present = [p for p, shape in enumerate(grads.shapes) if shape is not None]
+            numbers = {p: number for number, p in enumerate(present)}
+            groups = [[numbers[p] for p in places if p in numbers] for places in groups]
+        index = grads.device.index or 0
+        given = rows, out, groups, [rule.native_address for rule in rules], grads.m, KINDS[grads.dtype], index
+        rcond = self._cutoff(grads, rules[0])
+        with self._on(index):
+            stream = self._stream(index)
+            key = None if self._capturing() else (index, stream)  # a CUDA graph has memory of its own
+            known, memory = _NO_TABLES if key is None else self._tables.get(key, _NO_TABLES)
+            where = (0, 0) if memory is None else (memory.data_ptr(), memory.numel())
+            done = self._cuda.run_groups(*given, known, rcond, stream, *where)
+            if isinstance(done, tuple):
+                known, size = bytearray(done[0]), done[1]
+                memory = torch.empty(size, dtype=torch.uint8, device=grads.device)
+                if key is not None:
+                    self._tables[key] = known, memory
+                done = self._cuda.run_groups(*given, known, rcond, stream, memory.data_ptr(), size)
+        return done is None
 
     def short_update(self, grads: GradientsLike, rule: Rule, ring: int = 0) -> Update | None:
         if ring:  # which is in the host's memory

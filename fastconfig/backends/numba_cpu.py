@@ -58,6 +58,8 @@ class NumbaBackend(NumbaMomentum):
     ) -> bool:
         if not rules:
             return True
+        if not grads.plain:
+            return False
         run, team, gram_body, combine_body, size = _entries(grads.dtype)
         threads = threads_for(grads.m * grads.n * size)
         natives = [rule.native_address for rule in rules]

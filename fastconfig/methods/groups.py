@@ -276,8 +276,8 @@ def merged(
     if not spread and None in grads.shapes:
         groups = [one for one in groups if any(grads.shapes[p] is not None for p in one.places)]
     fixed = None if given else operator.fixed_rule
-    plain = grads.plain and grads.shards is None
-    parts = [grads] * len(groups) if plain else [part_of(grads, one.places) for one in groups]
+    alike = grads.shards is None and not grads.parts
+    parts = [grads] * len(groups) if alike else [part_of(grads, one.places) for one in groups]
     rules: list[Rule | None] = [fixed] * len(groups)
     if fixed is None:
         for k, one in enumerate(groups):
@@ -290,11 +290,11 @@ def merged(
         for k, one in enumerate(groups):
             with within(one.name):
                 known[k] = watched(known[k], operator.monitor, losses)
-    at_once = plain and all(rule.native is not None for rule in known)
+    at_once = alike and all(rule.native is not None for rule in known)
     if at_once and choose(grads).update_groups(grads, [one.places for one in groups], known, update):
-        return update
+        return grads.as_given(update)  # type: ignore[return-value]
     beside = losses_of(known[0], losses, grads, group) if known else None
-    if plain:
+    if alike:
         parts = [part_of(grads, one.places) for one in groups]
     grams = _summed_grams(parts) if grads.shards is not None else None
     for k, (one, part, rule) in enumerate(zip(groups, parts, known, strict=True)):

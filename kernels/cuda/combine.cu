@@ -29,11 +29,12 @@ template <class T>
 __global__ void __launch_bounds__(combine_threads, 1)
     combine(const __grid_constant__ Table table, const double* coefficients) {
   __shared__ double c[kMostRows];
+  const int64_t problem = blockIdx.y + group_of(table, taken_block(table));  // one of both is 0
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif
   if (threadIdx.x < kMostRows)
-    c[threadIdx.x] = threadIdx.x < table.m ? coefficients[static_cast<int64_t>(blockIdx.y) * table.m + threadIdx.x] : 0;
+    c[threadIdx.x] = threadIdx.x < table.m ? coefficients[problem * table.m + threadIdx.x] : 0;
   __syncthreads();
   combine_share<T, kGroup, false>(
       table, c, [&](const Entry& entry) { return Result<T>{result_of(table, entry, blockIdx.y)}; });
@@ -44,6 +45,17 @@ __global__ void __launch_bounds__(combine_threads, 1)
     finish(const __grid_constant__ Table table, const double* partials, int programs, int64_t first,
            const __grid_constant__ Stage stage) {
   __shared__ StageMemory<M, WEIGHT> memory;
+  if (table.shares != 0) {  // the stage is that of the block's group
+    const int64_t group = group_of(table, taken_block(table));
+    first += group;
+    if constexpr (M > kSmallRows) {
+      partials += group * table.m * table.m;
+    } else {
+      const int64_t starts = starts_of(table, gridDim.x) + group, before = table.word(starts);
+      partials += before * triangle(table.m);
+      programs = static_cast<int>(table.word(starts + 1) - before);
+    }
+  }
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif

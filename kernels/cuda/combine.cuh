@@ -60,6 +60,12 @@ __device__ __forceinline__ void add_rows(const Rows<G>& rows, int64_t place, int
   }
 }
 
+// Whose share a block takes. Shares of their own may be more than run at once: those that came last in the first pass come
+// first, while what was read of them is still in the cache.
+__device__ __forceinline__ int taken_block(const Table& table) {
+  return static_cast<int>(table.shares == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+}
+
 // A block's share of the sums, from its end: what the first pass read last is still in the cache. G rows at a time; c
 // holds zeros from m to the next multiple of G. target_of(entry) gives what takes the sums of a segment: ahead(index)
 // loads what put(index, sum, ahead) needs beside a sum.
@@ -70,9 +76,9 @@ __device__ __forceinline__ void combine_share(const Table& table, const double* 
   double c[G];  // in registers where there is one group
 #pragma unroll
   for (int i = 0; i < G; ++i) c[i] = shared_c[i];
+  const Share own(table, gridDim.x, taken_block(table));
   for_pieces_reversed(
-      table, share(table.chunks, gridDim.x, blockIdx.x), share(table.chunks, gridDim.x, blockIdx.x + 1),
-      kChunkWidth<T>, [&](Piece piece) {
+      table, own.first, own.last, kChunkWidth<T>, [&](Piece piece) {
         const Rows<G> first(table, piece.entry, problem);
         const auto target = target_of(piece.entry);
         piece.apart = piece.apart && target.kApart;

@@ -54,8 +54,7 @@ __device__ __forceinline__ bool project_alone(const double* gram, double* work, 
   View<M> view;
   if (!view.read(gram, m, EACH && group < M ? group : M - 1)) return false;
 
-  const double* weights = stage.rule.weights;
-  if (weights != nullptr) weights += problem * stage.rule.weights_step;
+  const double* weights = stage.rule.weights_of(problem);
   const auto part = [&](int i) {
     return view.norm[i] * (weights == nullptr ? reciprocal(m) : view.at[i] < m ? weights[view.at[i]] : 0);
   };

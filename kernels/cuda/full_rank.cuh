@@ -107,11 +107,11 @@ struct Own {
   }
 
   __device__ __forceinline__ void read_weights(const Stage& stage, int64_t problem, double (&w)[E]) const {
-    const double* weights = stage.rule.method == Method::config ? stage.rule.weights : nullptr;
+    const double* weights = stage.rule.method == Method::config ? stage.rule.weights_of(problem) : nullptr;
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       w[e] = norm[e] > 0 ? 1 : 0;
-      if (weights != nullptr && norm[e] > 0) w[e] = weights[problem * stage.rule.weights_step + number(e)];
+      if (weights != nullptr && norm[e] > 0) w[e] = weights[number(e)];
     }
   }
 };
@@ -325,7 +325,8 @@ __device__ __forceinline__ double pcgrad_rows(const Own<1>& own, const double* g
                                               int64_t problem) {
   constexpr int ld = M | 1;
   const int m = own.m, i = own.lane;
-  const int64_t* order = rule.order != nullptr && own.has(0) ? rule.order + problem * rule.order_step + i * m : nullptr;
+  const int64_t* order = own.has(0) ? rule.order_of(problem) : nullptr;
+  if (order != nullptr) order += i * m;
   const double square[1] = {own.inverse[0] * own.inverse[0]};
   double b[M];
 #pragma unroll

@@ -49,7 +49,8 @@ struct GivenRows {
 template <class T, int U, int THREADS, int M, class RowsOf>
 __device__ __forceinline__ void add_share(const Table& table, Products<M>& products, RowsOf rows_of) {
   constexpr int V = Vector<T>::size;
-  for_pieces(table, share(table.chunks, gridDim.x, blockIdx.x), share(table.chunks, gridDim.x, blockIdx.x + 1),
+  const Share own(table, gridDim.x, blockIdx.x);
+  for_pieces(table, own.first, own.last,
              kChunkWidth<T>, [&](const Piece& piece) {
                const auto rows = rows_of(piece.entry);
                int64_t column = piece.columns_begin(V) + threadIdx.x;

@@ -89,7 +89,8 @@ __device__ __forceinline__ void add_tile_share(const Table& table, TileProducts<
   constexpr int V = Vector<T>::size;
   constexpr int kStep = THREADS / 32 * 4;  // vectors, or columns, that a block's lanes take at a time
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for_pieces(table, share(table.chunks, gridDim.x, blockIdx.x), share(table.chunks, gridDim.x, blockIdx.x + 1),
+  const Share own(table, gridDim.x, blockIdx.x);
+  for_pieces(table, own.first, own.last,
              kChunkWidth<T>, [&](const Piece& piece) {
                const auto rows = rows_of(piece.entry);
                // all lanes of a warp go round together: a tensor core's step is theirs in common

@@ -10,15 +10,21 @@ namespace {
 constexpr int kSumThreads = 256, kSumWarps = kSumThreads / 32;
 constexpr int kWordsAtOnce = 4000;  // of a launch: its parameters hold 32,764 bytes
 
-// Every warp of a block adds up a part of the partials of 32 entries. corrections: as for solve_in_block.
+// Every warp of a block adds up a part of the partials of 32 entries. starts: null, or the first partials of each problem,
+// which then has as many as there are up to the next one. corrections: as for solve_in_block.
 __global__ void __launch_bounds__(kSumThreads)
-    sum(const double* partials, int programs, int m, double* gram, const double* corrections) {
+    sum(const double* partials, int programs, int m, double* gram, const int64_t* starts, const double* corrections) {
   __shared__ double sums[kSumWarps][32];
+  int64_t before = static_cast<int64_t>(blockIdx.y) * programs;
+  if (starts != nullptr) {
+    before = starts[blockIdx.y];
+    programs = static_cast<int>(starts[blockIdx.y + 1] - before);
+  }
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif
   const int entries = triangle(m), lane = threadIdx.x % 32, warp = threadIdx.x / 32, k = blockIdx.x * 32 + lane;
-  const double* first = partials + static_cast<int64_t>(blockIdx.y) * programs * entries + k;
+  const double* first = partials + before * entries + k;
   double s = k < entries ? every<kSumWarps>(first, warp, programs, entries) : 0;
   sums[warp][lane] = s;
   int i = 0;  // the last row that does not begin behind k
@@ -156,7 +162,8 @@ struct Solver {
   __device__ __forceinline__ void pcgrad(double (&b)[kEach]) const {
     const Rule& rule = stage.rule;
     const int i = threadIdx.x / kParts, part = threadIdx.x % kParts;
-    const int64_t* order = rule.order != nullptr && i < m ? rule.order + problem * rule.order_step + i * m : nullptr;
+    const int64_t* order = i < m ? rule.order_of(problem) : nullptr;
+    if (order != nullptr) order += i * m;
 #pragma unroll
     for (int q = 0; q < kEach; ++q) b[q] = q * kParts + part == i && memory.vectors[i] > 0 ? 1 : 0;
     FASTCONFIG_ROLLED for (int step = 0; step < m; ++step) {
@@ -229,7 +236,15 @@ __global__ void write_words(const __grid_constant__ Words words, int count, int6
 
 void launch_sum(const Context& context, int programs, int m, int64_t problems, const double* partials, double* gram,
                 const double* corrections) {
+  const int64_t* const starts = nullptr;
   launch(context, sum, (triangle(m) + 31) / 32, problems, kSumThreads, Mode::following, partials, programs, m, gram,
+         starts, corrections);
+}
+
+void launch_sum_groups(const Context& context, const int64_t* starts, int m, int64_t groups, const double* partials,
+                       double* gram) {
+  const double* const corrections = nullptr;
+  launch(context, sum, (triangle(m) + 31) / 32, groups, kSumThreads, Mode::following, partials, 0, m, gram, starts,
          corrections);
 }
 

@@ -1,4 +1,4 @@
-// The index arithmetic of CUDA launches, csrc/table.hpp, packing.hpp and plan.hpp, under sanitizers; takes a seed.
+// The index arithmetic of CUDA launches, csrc/table.hpp, division.hpp, packing.hpp and plan.hpp, under sanitizers; takes a seed.
 //
 // The loops of the kernels are repeated here around the same functions: every element of every segment must be visited
 // exactly once in each form of each pass. No element exists; addresses are made up.
@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -309,6 +310,43 @@ void check_plans() {
         }
 }
 
+// Every chunk is of one block, and every block of one group, of which there are not more than run at once.
+void check_division() {
+  for (int k = 0; k < 400; ++k) {
+    const int m = chance(0.5) ? scaled(64) : int(between(1, 64)), groups = scaled(300), processors = any(kProcessors);
+    const bool huge = chance(0.1);
+    Words sizes;
+    for (int g = 0; g < groups; ++g)
+      sizes.push_back(chance(0.05) ? between(1, huge ? int64_t{1} << 36 : 5000) : between(1, scaled(60)));
+    const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    Call call(m, 4);
+    call.add(total * call.width, true);
+    const int64_t each = chunks_a_block(sizes, m, processors);
+    const int blocks = static_cast<int>(call.packing.divide_groups(sizes, each, {7, 8}));
+    call.words = call.packing.words();  // of which those of the entries are checked elsewhere
+    call.fill(true);
+    const Table& table = call.table;
+    situation += ", " + to_string(groups) + " groups, " + to_string(blocks) + " blocks of " + to_string(processors) +
+                 " processors";
+    check(blocks >= groups && blocks <= groups + 9 * processors, "blocks of all groups");
+    int64_t chunk = 0;
+    int block = 0;
+    for (int g = 0; g < groups; ++g) {
+      const int64_t starts = starts_of(table, blocks) + g, count = table.word(starts + 1) - table.word(starts);
+      check(table.word(starts) == block && count >= 1 && count <= processors, "blocks of a group");
+      for (int64_t end = chunk + sizes[g]; chunk < end; ++block) {
+        const Share own(table, blocks, block);
+        check(own.first == chunk && own.last > chunk && own.last <= end && own.last - own.first <= each, "a share");
+        check(group_of(table, block) == g, "the group of a block");
+        chunk = own.last;
+      }
+      check(block == table.word(starts + 1), "where the blocks of a group end");
+    }
+    check(chunk == total && block == blocks, "the end of all groups");
+    check(call.words[call.words.size() - 2] == 7 && call.words.back() == 8, "words behind those of the groups");
+  }
+}
+
 // A block has 65536 registers, a thread up to 255; a number in float64 takes two. least: threads with a task each.
 void check_threads(int threads, int numbers, int least) {
   check(threads >= least && threads % 32 == 0 && threads <= 1024, "threads of a block");
@@ -341,6 +379,7 @@ int main(int count, char** arguments) {
   check_coverage();
   check_sizes();
   check_plans();
+  check_division();
   check_blocks();
   return 0;
 }
