@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fastconfig import (
     ConFIG_update,
+    ConFIGOperator,
     IMTLGOperator,
+    MGDAOperator,
     PCGradOperator,
     PPCGradOperator,
     backends,
@@ -97,6 +99,42 @@ def test_cuda_graphs_replay_with_other_gradients(operator: str, m: int, form: st
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(update, flat(OPERATORS[operator](grads)))
+
+
+@pytest.mark.parametrize("m", [3, 9, 20])
+@pytest.mark.parametrize("make", [ConFIGOperator, PCGradOperator, MGDAOperator])
+def test_groups(make: Callable[[], Any], m: int, backend: str) -> None:
+    """In a CUDA graph, and eagerly, where gradients come to lie elsewhere; nothing waits."""
+    operator, one = make(), make()
+    operator.groups = "parameter"
+
+    def drawn() -> list[list[Tensor]]:
+        sizes = (10_007, 300_000, 0, 1025, 101)
+        return [[torch.randn(n, dtype=torch.float64, device="cuda") for n in sizes] for _ in range(m)]
+
+    def check(update: list[Tensor], grads: list[list[Tensor]]) -> None:
+        for p, piece in enumerate(update):
+            (wanted,) = one.calculate_gradient([[row[p]] for row in grads])
+            assert (piece - wanted).norm() <= 1e-9 * max(float(row[p].norm()) for row in grads)
+
+    several = [drawn() for _ in range(3)]
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        for grads in several:
+            check(operator.calculate_gradient(grads), grads)
+        with synchronisation.none():
+            update = operator.calculate_gradient(several[0])
+        check(update, several[0])
+        side.synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            update = operator.calculate_gradient(several[1])
+        for _ in range(2):
+            for row in several[1]:
+                refill(row)
+            check(operator.calculate_gradient(several[2]), several[2])  # in between
+            graph.replay()
+            check(update, several[1])
 
 
 @pytest.mark.parametrize("m", [2, 3, 8, 9])

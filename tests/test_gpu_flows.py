@@ -11,11 +11,13 @@ import pytest
 import torch
 from inputs import relative_error
 from torch import Tensor, nn
+from watching import by_hand, check, some
 
 import fastconfig
-from fastconfig import aggregation, methods, pcgrad
+from fastconfig import aggregation, methods, pcgrad, reference
 from fastconfig.methods import GramOperator
 from fastconfig.momentum_operator import PseudoMomentumOperator, SeparateMomentumOperator
+from fastconfig.monitor import Monitor
 from fastconfig.utils import apply_gradient_vector, get_gradient_vector, get_para_vector
 
 ON_GPU = torch.cuda.is_available()
@@ -153,8 +155,20 @@ def by_aggregators(net: nn.ModuleDict, x: Tensor) -> Iterator[Tensor]:
             yield getattr(aggregation, name)(**more)(jacobian)
 
 
+def by_groups(make: Callable[[], Any], groups: Any) -> Flow:
+    def grouped() -> Any:
+        operator = make()
+        operator.groups = groups
+        return operator
+
+    return by_backward(grouped)
+
+
 FLOWS: dict[str, Flow] = {
     "vectors": by_vectors,
+    "groups of ConFIG": by_groups(fastconfig.ConFIGOperator, "module"),
+    "groups of UPGrad": by_groups(fastconfig.UPGradOperator, "parameter"),
+    "groups of GradVac": by_groups(lambda: fastconfig.GradVacOperator(shuffle=False), "module"),
     "every": by_backward(lambda: fastconfig.EveryOperator(methods.UPGrad(), 2)),
     "log losses": by_backward(lambda: fastconfig.LogLossesOperator(methods.MGDA())),
     "weights of the model": by_weights(lambda net, features: net),
@@ -192,6 +206,42 @@ def test_the_same_as_on_the_cpu(name: str) -> None:
     assert len(found) == len(wanted)
     for step, (ours, exact) in enumerate(zip(found, wanted, strict=True)):
         assert relative_error(ours, exact) <= 1e-8, step
+
+
+@pytest.mark.parametrize("groups", [None, "parameter"])
+@pytest.mark.skipif(not ON_GPU, reason="no CUDA device")
+def test_a_monitor_within_a_cuda_graph(groups: str | None) -> None:
+    """Each replay is a step of the gradients of then; the capture is none."""
+    operator = fastconfig.ConFIGOperator()
+    operator.groups = groups
+    operator.monitor = monitor = Monitor()
+    given = [[torch.empty(n, dtype=torch.float64, device=DEVICE) for n in (70, 25)] for _ in range(3)]
+    wanted: list[list[dict[str, Any]]] = []
+
+    def refill() -> None:
+        drawn = [some(n).to(DEVICE) for n in (70, 25)]
+        for i, row in enumerate(given):
+            for tensor, rows in zip(row, drawn, strict=True):
+                tensor.copy_(rows[i])
+        pieces = drawn if groups else [torch.cat(drawn, 1)]
+        wanted.append([by_hand(rows.cpu(), reference.config(rows.cpu())) for rows in pieces])
+
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            refill()
+            operator.calculate_gradient(given)
+        side.synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            operator.calculate_gradient(given)
+        for _ in range(4):
+            refill()
+            graph.replay()
+        refill()
+        operator.calculate_gradient(given)
+    monitors = monitor.groups.values() if groups else [monitor]
+    for monitored, steps in zip(monitors, zip(*wanted, strict=True), strict=True):
+        check(monitored, list(steps))
 
 
 def test_streams_and_threads_do_not_meet() -> None:

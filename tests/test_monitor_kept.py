@@ -12,6 +12,7 @@ import pytest
 import torch
 from synchronisation import Watched
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from watching import NAMES, Net, by_hand, check, some
 
 import fastconfig
@@ -127,6 +128,30 @@ def test_a_ring_on_a_device(every: int, monkeypatch: pytest.MonkeyPatch) -> None
     for one, other in zip(split(fetched.rows(), 3), split(host.rows(), 3), strict=True):
         np.testing.assert_array_equal(one, other)
     assert fetched.step == host.step == 101
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_replays_of_a_graph_are_steps(every: int) -> None:
+    """What is recorded once, and replayed, takes the gradients of then; the recording itself is no step."""
+    ring, fetched, host = (
+        DeviceRing(3, every, 100, torch.device("cpu"), 0),
+        HostRing(3, every, 100),
+        HostRing(3, every, 100),
+    )
+    rows, c = some(), torch.randn(3, dtype=torch.float64)
+    ring.record(rows @ rows.T, c, None)  # the step before the capture
+    host.record(rows @ rows.T, c, None)
+    before = [tensor.clone() for tensor in (ring.values, ring.counters)]
+    replay = make_fx(lambda gram, c: ring.record(gram, c, None))(rows @ rows.T, c)
+    for tensor, kept in zip((ring.values, ring.counters), before, strict=True):
+        tensor.copy_(kept)  # a capture runs nothing
+    for _ in range(5):
+        rows, c = some(), torch.randn(3, dtype=torch.float64)
+        replay(rows @ rows.T, c)
+        host.record(rows @ rows.T, c, None)
+    ring.fetch(fetched)
+    np.testing.assert_array_equal(fetched.rows(), host.rows())
+    assert fetched.step == host.step == 6
 
 
 def test_what_cannot_be_told_is_refused() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from fastconfig import ConFIG_update, backends, use_backend
+from fastconfig import ConFIG_update, ConFIGOperator, backends, use_backend
 from gpu.points import Machine, Points
 
-FORMS = ("tensor", "list of 3", "3 lists of 20", "3 lists of 150")
+GROUPS = "3 lists of 100, groups"
+FORMS = ("tensor", "list of 3", "3 lists of 20", "3 lists of 150", GROUPS)
 CALLS, ROWS, N = 200, 10, 10_000
 WARM_UP = 30  # calls before the first timing
 ROW = 0.05  # seconds that the calls of a row may take: a slow backend makes fewer
@@ -28,21 +30,23 @@ def run(points: Points, machine: Machine) -> None:
 
 def timed(backend: str, form: str, machine: Machine) -> dict[str, Any]:
     warm_up, most, rows = (2, 5, 2) if machine.dry else (WARM_UP, CALLS, ROWS)
-    grads = inputs(form, machine.device)
+    grads, operator = inputs(form, machine.device), ConFIGOperator()
+    operator.groups = "parameter"
+    update = operator.calculate_gradient if form == GROUPS else ConFIG_update
     with use_backend(backend):
-        row(grads, warm_up, machine)
-        calls = max(3, min(most, int(ROW / row(grads, 3, machine))))
-        times = [row(grads, calls, machine) for _ in range(rows)]
+        row(update, grads, warm_up, machine)
+        calls = max(3, min(most, int(ROW / row(update, grads, 3, machine))))
+        times = [row(update, grads, calls, machine) for _ in range(rows)]
         wait(machine)
     return {"us": 1e6 * statistics.median(times), "calls": calls}
 
 
-def row(grads: Any, calls: int, machine: Machine) -> float:
+def row(update: Callable[[Any], Any], grads: Any, calls: int, machine: Machine) -> float:
     """Seconds a call, of calls that follow each other at once."""
     wait(machine)
     began = time.perf_counter()
     for _ in range(calls):
-        ConFIG_update(grads)
+        update(grads)
     return (time.perf_counter() - began) / calls
 
 
@@ -52,7 +56,7 @@ def inputs(form: str, device: str) -> Any:
         return rows
     if form == "list of 3":
         return list(rows)
-    pieces = int(form.split()[-1])
+    pieces = int(form.split()[3].rstrip(","))
     return [[piece.clone() for piece in row.split(-(-N // pieces))] for row in rows]
 
 

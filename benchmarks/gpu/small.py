@@ -6,10 +6,11 @@ import sys
 
 import torch
 
-from fastconfig import ConFIG_update, GramOperator, PCGradOperator, use_backend
+from fastconfig import ConFIG_update, ConFIGOperator, GramOperator, PCGradOperator, use_backend
 from fastconfig.bench.cases import CALLS
 from fastconfig.methods import RULES
 from fastconfig.momentum_operator import PseudoMomentumOperator
+from gpu.grouped import grouped
 
 
 def kernels(device: str) -> None:
@@ -24,6 +25,7 @@ def kernels(device: str) -> None:
         operator = PseudoMomentumOperator(m)
         operator.calculate_gradient(range(m), rows)
         operator.calculate_gradient([0], rows[:1])
+        grouped(ConFIGOperator()).calculate_gradient([row.split([1, 700, row.numel() - 701]) for row in rows])
         if m in (3, 9, 33):
             for method in heavy():
                 GramOperator(RULES[method]()).calculate_gradient(rows)

@@ -14,6 +14,7 @@ from fastconfig.bench.cases import Inputs, Setting, flat, make_inputs
 from fastconfig.grad_operator import ConFIG_update, IMTLGOperator, PCGradOperator, PPCGradOperator
 from fastconfig.methods import RULES, native_coefficients
 from fastconfig.momentum_operator import PseudoMomentumOperator
+from gpu import grouped
 from gpu.points import Machine, Points
 from gpu.small import heavy
 
@@ -47,6 +48,12 @@ def run(points: Points, machine: Machine) -> None:
         for dtype in DTYPES[:2] if machine.dry else DTYPES:
             for m in (3, 9) if machine.dry else M:
                 points.run(f"{dtype}, m = {m}", lambda m=m, dtype=dtype: judged(updates(m, dtype, machine)))
+        for dtype in DTYPES[:2] if machine.dry else DTYPES:
+            for m in (3,) if machine.dry else (1, 2, 3, 8, 9, 24, 64):
+                name = f"groups, {dtype}, m = {m}"
+                points.run(name, lambda m=m, dtype=dtype: judged(grouped.updates(m, dtype, machine)))
+        points.run("groups of methods that iterate", lambda: judged(grouped.iterating(machine)))
+        points.run("monitor", lambda: grouped.watched(machine))
         for m in (3, 9) if machine.dry else HEAVY:
             points.run(f"methods that iterate, m = {m}", lambda m=m: judged(iterating(m, machine)))
         points.run("momentum of methods that iterate", lambda: iterating_momentum(machine))

@@ -15,7 +15,7 @@ from gpu.wheel import ROOT
 TESTS = ROOT / "tests"
 # those that need no GPU for an answer, and take seconds
 DRY = ("test_gpu.py", "test_gpu_training.py")
-MORE = ("test_cuda_backend.py", "test_cuda_momentum.py")
+MORE = ("test_cuda_backend.py", "test_cuda_groups.py", "test_cuda_momentum.py")
 WORKERS = 12
 HANGS = 60  # seconds after which a test that is still running shows where it is
 

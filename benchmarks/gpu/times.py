@@ -23,6 +23,7 @@ from fastconfig.bench.results import our_figures, peer_figures
 from fastconfig.bench.run import admitted, available_memory, check, peer_contestants
 from fastconfig.bench.timing import GRAPH, Clock, Contestant, DeviceClock, HostClock, measure
 from fastconfig.methods import RULES, native_coefficients
+from gpu import grouped
 from gpu.points import AGAIN, Machine, Points
 
 M, N = (3, 8, 32), (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -53,6 +54,16 @@ def ours(points: Points, machine: Machine) -> None:
         if setting == (Setting(3, 1000) if machine.dry else Setting(M[-1], N[1])):
             for m in M[:1] if machine.dry else M[:2]:
                 every_method(points, machine, Setting(m, setting.n), backend)
+            groups(points, machine, backend)
+
+
+def groups(points: Points, machine: Machine, backend: str) -> None:
+    """Merges of many groups of parameters."""
+    for shape in ((3, 2, 100),) if machine.dry else grouped.TIMED:
+        name = "m = {}, {} groups of {}".format(*shape)
+        found = points.run(name, lambda shape=shape: grouped.timed(*shape, machine, backend))
+        if found.get("uncaptured"):
+            raise SystemExit(AGAIN)
 
 
 def of_ours(machine: Machine) -> Iterator[tuple[Setting, tuple[str, ...]]]:
