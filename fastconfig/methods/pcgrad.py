@@ -12,7 +12,7 @@ from .. import reference
 from ..checks import as_order, check_flag, check_losses
 from ..gradients import Gradients, GradientsLike, Update
 from ..merging import merge
-from ..numbers import CPU, float64_device
+from ..numbers import CPU, float64_device, sent
 from .base import Rule
 from .groups import by_groups
 from .making import check_reduction, make_rule
@@ -149,8 +149,7 @@ class PCGradOperator(DrawingOperator):
         """The rule of the next call; in a new random order with ``shuffle``."""
         if not self.shuffle:
             return self._rule
-        batch = norms[0] if len(norms) == 2 else None
-        return self._in_order(self.random_order(norms, spread), norms[-1], batch, device)
+        return PCGrad(sent(self.random_order(norms, spread), device), self._rule.mean)
 
     def _in_order(self, order: Tensor, m: int, batch: int | None, device: torch.device) -> Rule:
         given: Any = {"batch": batch, "order": order, "reduction": "mean" if self._rule.mean else "sum"}
