@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastconfig import PPCGradOperator, PseudoMomentumOperator, backward, mtl_backward, reference
 from fastconfig.pcgrad import PCGrad, PPCGrad
+from fastconfig.ranks import replicas
 
 
 class Holder(nn.Module):
@@ -212,19 +213,22 @@ def case_models_that_are_no_replicas_any_more(rank: int, ranks: int) -> None:
 
 
 def case_models_that_were_copied_or_set_aside(rank: int, ranks: int) -> None:
-    """Nobody sees a copy being made, and ``gc.freeze`` hides what is there."""
+    """All objects are searched once, with those that ``gc.freeze`` hides; later copies are seen when made."""
     net = replica()
-    backward(losses_of(net, my_batch()), net.module)
-    copied = copy.deepcopy(net)
+    set_aside = copy.deepcopy(net)
     gc.freeze()
-    hidden = copy.deepcopy(net)
+    search, watching = replicas._all_objects, replicas._watching
     try:
-        for one in (copied, hidden):
+        replicas._watching = False  # as in a new process
+        backward(losses_of(net, my_batch()), net.module)
+        replicas._all_objects = list
+        for one in (set_aside, copy.deepcopy(net), copy.copy(net), replica()):
             one.zero_grad()
             backward(losses_of(one, my_batch()), list(one.parameters()))
             assert_close(grads_of(one), averaged_rows(ranks), reference.config)
     finally:
         gc.unfreeze()
+        replicas._all_objects, replicas._watching = search, watching or replicas._watching
 
 
 class Experts(nn.Module):
