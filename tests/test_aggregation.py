@@ -205,6 +205,9 @@ def test_nash_keeps_its_weights_and_cuts_the_length() -> None:
         torch.testing.assert_close(kept(each), weights @ each)
     kept.reset()
     torch.testing.assert_close(kept(rows[1]), free(rows[1]))
+    for scale in (1e-4, 1, 1e4):  # the length is the paper's, whatever the gradients'
+        assert float(free(scale * rows[0]).norm()) == pytest.approx(3**0.5)
+        assert float(aggregation.NashMTL(3)(scale * rows[0]).norm()) == pytest.approx(1)
     cut = aggregation.NashMTL(3, 1e-3, 2)
     for each in rows:
         assert float(cut(each).norm()) == pytest.approx(1e-3)

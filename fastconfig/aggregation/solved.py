@@ -149,14 +149,14 @@ class AlignedMTL(GramianWeightedAggregator):
 
 
 class _Bargaining(methods.EveryOperator):
-    """Nash-MTL as in its authors' code: lengths follow the gradients', and are cut in every call."""
+    """Nash-MTL as in its authors' code: lengths are cut in every call."""
 
     def __init__(self, n_tasks: int, max_norm: float | None, update_weights_every: int) -> None:
         if whole("n_tasks", n_tasks) < 1:
             raise ValueError(f"n_tasks: got {n_tasks}, want at least 1")
         if whole("update_weights_every", update_weights_every) < 1:
             raise ValueError(f"update_weights_every: got {update_weights_every}, want at least 1")
-        rule = methods.NashMTL(None, relative=True)
+        rule = methods.NashMTL(None)
         super().__init__(rule, update_weights_every, max_norm=max_norm)
         self.n_tasks = int(n_tasks)
 
@@ -165,7 +165,7 @@ class _Bargaining(methods.EveryOperator):
             raise ValueError(f"matrix: got {norms[-1]} gradients, want {self.n_tasks}, the n_tasks")
         if self.calls > 1:
             return super().rule_at(norms, device, spread)
-        return methods.NashMTL(self.max_norm, relative=True)
+        return methods.NashMTL(self.max_norm)
 
 
 class NashMTLWeighting(StatefulWeighting):
@@ -195,7 +195,7 @@ class NashMTLWeighting(StatefulWeighting):
 
 
 class NashMTL(StatefulAggregator):
-    """Nash-MTL; see :class:`fastconfig.methods.NashMTL`, ``relative``, as in the authors' code and TorchJD.
+    """Nash-MTL; see :class:`fastconfig.methods.NashMTL`.
 
     Args:
         n_tasks: number of gradients.

@@ -26,8 +26,7 @@ class NashMTL(Rule):
     it, as in the authors' code; with 1, the default, the update is a unit vector.
 
     The equation is solved to rounding, by Newton's method on 1/2 b^T C b - sum log b. The authors and TorchJD
-    take up to 20 linearised programs and stop at a residual of 1e-3; they divide G by its Frobenius norm
-    before and not after, which ``relative`` does, too: the lengths then follow those of the gradients.
+    take up to 20 linearised programs and stop at a residual of 1e-3.
 
     No such alpha exists where a combination of the gradients with coefficients that are not negative
     vanishes (opposed gradients): they are Pareto stationary, nothing can be agreed on, and the update is
@@ -36,7 +35,8 @@ class NashMTL(Rule):
 
     Args:
         max_norm: the greatest length of the update; None, or TorchJD's 0, leaves it.
-        relative: multiply by the root of the Frobenius norm of G, before ``max_norm``.
+        relative: multiply by the root of the Frobenius norm of G, before ``max_norm``; the length then
+            follows those of the gradients.
     """
 
     native = "nash"
@@ -97,8 +97,8 @@ class NashMTLOperator(GramOperator):
 
     Args:
         max_norm: the greatest length of the update; None leaves it, which is sqrt(m) then.
-        relative: let the length follow those of the gradients, as the authors' code does: multiply by the
-            root of the Frobenius norm of G, before ``max_norm``.
+        relative: let the length follow those of the gradients: multiply by the root of the Frobenius norm of
+            G, before ``max_norm``.
         rcond, process_group: as in :func:`ConFIG_update`; rcond is 1e-13 by default.
 
     Raises:
