@@ -20,7 +20,6 @@ from fastconfig.bench import cases, floor, peers, plan, report, run, timing
 from fastconfig.bench.cases import Setting, make_inputs
 from fastconfig.bench.plan import Options
 from fastconfig.bench.timing import Contestant
-from fastconfig.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -84,46 +83,6 @@ def test_everything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for wanted in ("plain torch", "over floor", "p20–p80", "GB/s", "command", "numba", "WRONG"):
         assert (wanted in text) == (wanted != "WRONG")
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-
-
-def test_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, numbers = bench("--only", "methods", "--m", "3", "--n", "64", "--dtype", "float64", out=tmp_path)
-    assert code == 0
-    assert {row["method"] for row in numbers["methods"]} == {*METHODS.values()} - {"PPCGrad"}
-    for row in numbers["methods"]:
-        assert row["method"] == "Random" or row["error"] <= 1e-9
-        assert row["ours_us"] > 0
-        assert row["ours_merge_us"] > 0
-    text = capsys.readouterr().out
-    assert "G → c" in text
-    assert all(row["method"] in text for row in numbers["methods"])
-
-
-class Theirs(ModuleType):
-    """Stands in for torchjd.aggregation: one method that is right, one that fails."""
-
-    class Mean:
-        def __call__(self, matrix: torch.Tensor) -> torch.Tensor:
-            return matrix.mean(0)
-
-    class MGDA:
-        def __call__(self, matrix: torch.Tensor) -> torch.Tensor:
-            raise ArithmeticError("no solver")
-
-
-def test_methods_beside_a_peer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torchjd.aggregation", Theirs("torchjd.aggregation"))
-    there = [peers.Peer("torchjd", "0")]
-    monkeypatch.setattr(peers, "find_peers", lambda: there)
-    _, numbers = bench("--only", "methods", "--m", "3", "--n", "64", out=tmp_path)
-    found = {row["method"]: row for row in numbers["methods"]}
-    assert found["Mean"]["theirs_merge_us"] > 0
-    assert found["Mean"]["their_error"] <= 1e-6
-    assert found["MGDA"]["their_failure"] == "ArithmeticError: no solver"
-    assert "theirs_us" not in found["UPGrad"]
-    assert "torchjd MGDA: ArithmeticError" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["tensor", "vectors", "parameters"])

@@ -16,7 +16,8 @@ from .. import environment
 from ..backends import BackendUnavailable
 from . import plot
 from .arguments import METHODS
-from .methods import bench_methods, print_methods
+from .methods import bench_methods
+from .methods_report import print_methods
 from .plan import Options, backends
 from .report import print_report, wide_console
 from .run import bench

@@ -52,10 +52,11 @@ def find_peers() -> list[Peer]:
     """All peers, those that are not installed with the reason."""
     plain = Peer(PLAIN, torch.__version__, None, {name: _flat_form(f) for name, f in _PLAIN.items()})
     plain.momentum = partial(PlainMomentum, merge=_config)
-    return [plain, _found("torchjd", _torchjd), _found("conflictfree", _conflictfree)]
+    return [plain, find_peer("torchjd", _torchjd), find_peer("conflictfree", _conflictfree)]
 
 
-def _found(name: str, fill: Callable[[Peer], None]) -> Peer:
+def find_peer(name: str, fill: Callable[[Peer], Any]) -> Peer:
+    """The package of this name, filled; with the reason if it is missing or broken."""
     peer = Peer(name)
     try:
         peer.version = metadata.version(name)
