@@ -40,21 +40,29 @@ inline int64_t chunks_a_block(const std::vector<int64_t>& sizes, int64_t m, int6
 }
 
 // Appends to the words of a table what csrc/table.hpp says of blocks with shares of their own; the number of blocks.
-// sizes: chunks of each group, of which none is empty, in the order in which they lie.
-inline int64_t divide(const std::vector<int64_t>& sizes, int64_t each, std::vector<int64_t>& words) {
+// sizes: chunks of each group, of which none is empty, in the order in which they lie; ends: chunks up to the end of each
+// segment.
+inline int64_t divide(const std::vector<int64_t>& sizes, int64_t each, const std::vector<int64_t>& ends,
+                      std::vector<int64_t>& words) {
   std::vector<int64_t> starts{0};
-  int64_t before = 0;
+  int64_t before = 0, segment = 0;
+  const auto segment_of = [&](int64_t chunk) {  // not before the last one that was asked for
+    while (ends[segment] <= chunk) ++segment;
+    return segment;
+  };
   for (size_t g = 0; g < sizes.size(); ++g) {
     const int64_t blocks = (sizes[g] + each - 1) / each;
     for (int64_t b = 0; b < blocks; ++b) {
-      words.push_back(before + sizes[g] * b / blocks);
+      const int64_t first = before + sizes[g] * b / blocks, last = before + sizes[g] * (b + 1) / blocks;
+      words.push_back(first);
       words.push_back(static_cast<int64_t>(g));
+      words.push_back(segment_of(first));
+      words.push_back(segment_of(last - 1));
     }
     before += sizes[g];
     starts.push_back(starts.back() + blocks);
   }
   words.push_back(before);
-  words.push_back(static_cast<int64_t>(sizes.size()));
   words.insert(words.end(), starts.begin(), starts.end());
   return starts.back();
 }

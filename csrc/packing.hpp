@@ -45,8 +45,10 @@ class Packing {
   // Divides the segments, all of which are there, among blocks, group by group; the number of blocks. sizes: as divide()
   // has it. more: other words that kernels want.
   int64_t divide_groups(const std::vector<int64_t>& sizes, int64_t each, const std::vector<int64_t>& more) {
+    std::vector<int64_t> ends;
+    for (int64_t s = 0; s < segments_; ++s) ends.push_back(words_[s * (3 + m + others)]);
     shares_ = static_cast<int64_t>(words_.size());
-    const int64_t blocks = divide(sizes, each, words_);
+    const int64_t blocks = divide(sizes, each, ends, words_);
     words_.insert(words_.end(), more.begin(), more.end());
     return blocks;
   }

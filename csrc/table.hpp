@@ -65,29 +65,35 @@ FASTCONFIG_HD int clipped(int64_t left) { return static_cast<int>(left < INT32_M
 // First chunk of a block's share; the next block's first is its end.
 FASTCONFIG_HD int64_t share(int64_t chunks, int blocks, int block) { return chunks * block / blocks; }
 
+constexpr int kShareWords = 4;
+
 // What a block takes: chunks first..last - 1. Where blocks have shares of their own, each is of a group of segments that is
-// merged by itself; two words a block are its first chunk and its group, and two behind the last one the end of all. Then
-// come the numbers of blocks before each group, and of all.
+// merged by itself; of a block there are its first chunk, its group, and the segments of its first and its last chunk, and
+// behind the last block the end of all. Then come the numbers of blocks before each group, and of all.
 struct Share {
   int64_t first, last;
+  int32_t begins, ends;  // the segments, or -1: they are to be searched, load by load
 
-  FASTCONFIG_HD Share(const Table& table, int blocks, int block) {
+  FASTCONFIG_HD Share(const Table& table, int blocks, int block) : begins(-1), ends(-1) {
     if (table.shares == 0) {
       first = share(table.chunks, blocks, block);
       last = share(table.chunks, blocks, block + 1);
     } else {
-      first = table.word(table.shares + 2 * block);
-      last = table.word(table.shares + 2 * block + 2);
+      const int64_t place = table.shares + kShareWords * block;
+      first = table.word(place);
+      last = table.word(place + kShareWords);
+      begins = static_cast<int32_t>(table.word(place + 2));
+      ends = static_cast<int32_t>(table.word(place + 3));
     }
   }
 };
 
 FASTCONFIG_HD int64_t group_of(const Table& table, int block) {
-  return table.shares == 0 ? 0 : table.word(table.shares + 2 * block + 1);
+  return table.shares == 0 ? 0 : table.word(table.shares + kShareWords * block + 1);
 }
 
 // Where the numbers of blocks before each group begin.
-FASTCONFIG_HD int64_t starts_of(const Table& table, int blocks) { return table.shares + 2 * blocks + 2; }
+FASTCONFIG_HD int64_t starts_of(const Table& table, int blocks) { return table.shares + kShareWords * blocks + 1; }
 
 // The segment that a chunk lies in, by bisection.
 FASTCONFIG_HD int find_segment(const Table& table, int64_t chunk) {
@@ -133,11 +139,12 @@ struct Piece {
   FASTCONFIG_HD int each(int vector) const { return apart ? vector : 1; }
 };
 
-// visit(piece) for every segment's part of the chunks first..last - 1, in order.
+// visit(piece) for every segment's part of the chunks first..last - 1, in order. segment: that of the first one, if it is
+// known.
 template <class Visit>
-FASTCONFIG_HD void for_pieces(const Table& table, int64_t first, int64_t last, int width, Visit visit) {
+FASTCONFIG_HD void for_pieces(const Table& table, int64_t first, int64_t last, int width, Visit visit, int segment = -1) {
   if (first >= last) return;
-  int segment = table.segments == 1 ? 0 : find_segment(table, first);
+  if (segment < 0) segment = table.segments == 1 ? 0 : find_segment(table, first);
   for (; first < last; ++segment) {
     const int64_t end = entry_of(table, segment)[0];
     const int64_t stop = end < last ? end : last;
@@ -146,11 +153,12 @@ FASTCONFIG_HD void for_pieces(const Table& table, int64_t first, int64_t last, i
   }
 }
 
-// The same from the last to the first.
+// The same from the last to the first, whose segment it is.
 template <class Visit>
-FASTCONFIG_HD void for_pieces_reversed(const Table& table, int64_t first, int64_t last, int width, Visit visit) {
+FASTCONFIG_HD void for_pieces_reversed(const Table& table, int64_t first, int64_t last, int width, Visit visit,
+                                       int segment = -1) {
   if (first >= last) return;
-  int segment = table.segments == 1 ? 0 : find_segment(table, last - 1);
+  if (segment < 0) segment = table.segments == 1 ? 0 : find_segment(table, last - 1);
   for (; first < last; --segment) {
     const int64_t before = chunks_before(table, segment);
     const int64_t start = before > first ? before : first;

@@ -8,7 +8,20 @@ from typing import Any
 import emulated
 import pytest
 import torch
-from grouping import MAKERS, SHAPES, drawn, grouped, source
+from grouping import (
+    MAKERS,
+    SHAPES,
+    WAYS,
+    assert_written,
+    by_backward,
+    by_lists,
+    by_vectors,
+    drawn,
+    exact,
+    grouped,
+    network,
+    source,
+)
 from inputs import LENGTH_MODELS, half_bound, in_one_call, relative_error, rounding_bound
 from pairs import slow, some
 from schedules import count_on_every_device
@@ -113,8 +126,8 @@ def test_an_order_for_each_group(m: int) -> None:
     for places, order in zip(GROUPS, orders, strict=True):
         check_one = of_group(rows, places)
         if check_one.shape[1] >= 4 * m:
-            exact = reference.pcgrad(check_one, order=order)
-            assert relative_error(torch.cat([update[p] for p in places]), exact) <= 1e-12
+            wanted = reference.pcgrad(check_one, order=order)
+            assert relative_error(torch.cat([update[p] for p in places]), wanted) <= 1e-12
 
 
 @pytest.mark.parametrize("method", ["upgrad", "dualproj", "mgda", "cagrad", "aligned", "mean"])
@@ -168,6 +181,17 @@ def test_as_calls_group_by_group(name: str) -> None:
         for p, one in enumerate(ones[:5]):
             wanted = one.calculate_gradient([[row[p]] for row in rows], losses)[0]
             torch.testing.assert_close(found[p], wanted, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("take", [by_backward, by_lists, by_vectors])
+def test_networks(take: Callable[..., None]) -> None:
+    """Groups of several parameters, one of which no loss reaches."""
+    net, x = network(), torch.randn(6, 3, dtype=torch.float64)
+    make, names = WAYS["names"]
+    wanted = exact(net, x, names)
+    net = net.to(DEVICE)
+    take(net, x.to(DEVICE), grouped(ConFIGOperator(), make(net)))
+    assert_written(net.cpu(), wanted)
 
 
 def test_channels_last() -> None:

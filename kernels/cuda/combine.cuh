@@ -122,7 +122,7 @@ __device__ __forceinline__ void combine_share(const Table& table, const double* 
                 target.put_column(place - (u * V + e) * combine_threads, sum[u][e]);
           }
         }
-      });
+      }, own.ends);
 }
 
 // Rows that a block adds up at a time, behind the stage for up to M gradients.

@@ -72,7 +72,7 @@ __device__ __forceinline__ void add_share(const Table& table, Products<M>& produ
                  rows.read(v, index, THREADS, end);
                  products.add(v);
                }
-             });
+             }, own.begins);
 }
 
 // Ends a first launch: the next one may begin, and the block's products go to its place in the partials.

@@ -133,7 +133,7 @@ __device__ __forceinline__ void add_tile_share(const Table& table, TileProducts<
                      products.add(x);
                    }
                }
-             });
+             }, own.begins);
 }
 
 // Ends a first launch: the next one may begin, and the warps' sums, added up in a fixed order, go to the block's place

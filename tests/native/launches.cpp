@@ -313,17 +313,19 @@ void check_plans() {
 // Every chunk is of one block, and every block of one group, of which there are not more than run at once.
 void check_division() {
   for (int k = 0; k < 400; ++k) {
-    const int m = chance(0.5) ? scaled(64) : int(between(1, 64)), groups = scaled(300), processors = any(kProcessors);
+    Call call(chance(0.5) ? scaled(64) : int(between(1, 64)), any({2, 4, 8}));
+    const int groups = scaled(300), processors = any(kProcessors);
     const bool huge = chance(0.1);
     Words sizes;
-    for (int g = 0; g < groups; ++g)
-      sizes.push_back(chance(0.05) ? between(1, huge ? int64_t{1} << 36 : 5000) : between(1, scaled(60)));
-    const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
-    Call call(m, 4);
-    call.add(total * call.width, true);
-    const int64_t each = chunks_a_block(sizes, m, processors);
+    for (int g = 0; g < groups; ++g) {
+      const int64_t before = call.chunks();
+      for (int s = scaled(4); s > 0; --s)
+        call.add(call.width * (chance(0.05) ? between(1, huge ? int64_t{1} << 30 : 5000) : between(1, scaled(60))), chance(0.7));
+      sizes.push_back(call.chunks() - before);
+    }
+    const int64_t each = chunks_a_block(sizes, call.m, processors);
     const int blocks = static_cast<int>(call.packing.divide_groups(sizes, each, {7, 8}));
-    call.words = call.packing.words();  // of which those of the entries are checked elsewhere
+    call.words = call.packing.words();
     call.fill(true);
     const Table& table = call.table;
     situation += ", " + to_string(groups) + " groups, " + to_string(blocks) + " blocks of " + to_string(processors) +
@@ -338,11 +340,13 @@ void check_division() {
         const Share own(table, blocks, block);
         check(own.first == chunk && own.last > chunk && own.last <= end && own.last - own.first <= each, "a share");
         check(group_of(table, block) == g, "the group of a block");
+        check(own.begins == find_segment(table, own.first) && own.ends == find_segment(table, own.last - 1),
+              "the segments of a share");
         chunk = own.last;
       }
       check(block == table.word(starts + 1), "where the blocks of a group end");
     }
-    check(chunk == total && block == blocks, "the end of all groups");
+    check(chunk == call.chunks() && block == blocks, "the end of all groups");
     check(call.words[call.words.size() - 2] == 7 && call.words.back() == 8, "words behind those of the groups");
   }
 }

@@ -334,9 +334,9 @@ FAULTS = (
     Fault(
         "cuda-groups-share",
         "csrc/division.hpp",
-        "words.push_back(before + sizes[g] * b / blocks);",
-        "words.push_back(before + sizes[g] * (b + 1) / blocks);",
-        "no block takes the first chunks of a group that has several",
+        "      words.push_back(first);\n",
+        "      words.push_back(b > 0 ? first : last - 1);\n",
+        "the first block of a group takes its last chunk only",
         ("test_cuda_groups.py::test_as_the_oracle",),
     ),
     Fault(
