@@ -254,6 +254,12 @@ def readme_table() -> ModuleType:
     return module
 
 
+def test_the_table_of_predictions_is_what_its_script_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    predicted = importlib.import_module("gpu_predicted")
+    assert predicted.generated() == predicted.DOCUMENT.read_text(encoding="utf-8")
+
+
 def test_the_cards_tables_are_what_the_script_makes(readme_table: ModuleType) -> None:
     for place in readme_table.GPUS:
         text = (ROOT / place.document).read_text(encoding="utf-8")

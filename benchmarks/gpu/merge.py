@@ -145,7 +145,8 @@ def failures(points: dict[str, dict[str, Any]]) -> list[str]:
                 lines.append(f"{row['backend']} {row['operation']}, {where}: error {row['error']} is wrong")
     for row in methods(points):
         if not row["right"]:
-            lines.append(f"{row['backend']} {row['method']}, m = {row['m']}: error {row['error']} is wrong")
+            where = f"m = {row['m']}, N = {row['n']:,}"
+            lines.append(f"{row['backend']} {row['method']}, {where}: error {row['error']} is wrong")
     return lines
 
 

@@ -37,7 +37,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "IMTLGOperator": IMTLGOperator().calculate_gradient,
     "gram": ops.gram,
 }
-HEAVY = (1, 2, 3, 8, 9, 17, 33, 64)  # gradients of methods that iterate
+HEAVY = (1, 2, 3, 4, 8, 9, 17, 33, 64)  # gradients of methods that iterate, some of which up to 4 are fused
 SOLVED = 1e-8  # how far rounding of G moves what is solved for, on such rows
 MOMENTUM_BOUND = {"float32": 1e-4, "bfloat16": 3e-2}  # beside a root of what is near zero
 
@@ -115,7 +115,10 @@ def iterating(m: int, machine: Machine) -> Iterator[tuple[str, float]]:
         bound = 8 * torch.finfo(setting.torch_dtype).eps * float(spread) + SOLVED
         operator = GramOperator(rule)
         batch = operator.calculate_gradient(torch.stack([torch.stack(rows)] * 3))
-        for form, result in (("vectors", operator.calculate_gradient(rows)), ("a batch", batch[2])):
+        found = {"a batch": batch[2]}
+        for launches in launches_of(m, machine):
+            found[f"vectors, {launches}"] = operator.calculate_gradient(rows)
+        for form, result in found.items():
             yield f"{method}, {form}", float((result.cpu().double() - wanted).norm() / wanted.norm()) / bound
 
 

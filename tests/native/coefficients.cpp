@@ -224,7 +224,7 @@ void check_imtlg(const Problem& p) {
 void check_batch(const Problem& p) {
   const int m = p.m;
   for (int k = 0; k < 3; ++k)
-    for (Method method : {Method::config, Method::pcgrad}) {
+    for (Method method : {Method::config, Method::pcgrad, Method::upgrad, Method::dualproj}) {
       Vector weights(3 * m, double{NAN});
       std::vector<int64_t> order(3 * m * m);
       std::copy(p.weights.begin(), p.weights.end(), &weights[k * m]);

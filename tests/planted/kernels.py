@@ -10,6 +10,8 @@ _COMBINE = "kernels/numba/combine.py"
 _GRAM = "kernels/numba/gram.py"
 _MOMENTUM = "kernels/numba/momentum.py"
 _GPU = "test_gpu_kernels.py"
+_CONE = "kernels/cuda/dual_cone.cuh"
+_FEW = "test_gpu_few.py"
 _TAKEN_AGAIN = "test_products_that_float32_cannot_hold_are_taken_again"
 
 FAULTS = (
@@ -297,6 +299,54 @@ FAULTS = (
         "  combine_share<T, kGroup, false>(",
         "warps may read coefficients that others have not copied yet",
         ("test_cuda_orders.py::test_updates",),
+    ),
+    Fault(
+        "cuda-support-conflicts",
+        _CONE,
+        "mu[i] > 0 : slope >= -16 * DBL_EPSILON * total);",
+        "mu[i] > 0 : true);",
+        "a support counts that leaves another gradient in conflict",
+        (f"{_FEW}::test_conflicts",),
+    ),
+    Fault(
+        "cuda-support-negative",
+        _CONE,
+        "!= 0 ? mu[i] > 0 : slope",
+        "!= 0 ? mu[i] == mu[i] : slope",
+        "a support counts that takes away a part of a gradient",
+        (f"{_FEW}::test_conflicts",),
+    ),
+    Fault(
+        "cuda-support-order",
+        _CONE,
+        "i + (i >= last) : last;",
+        "i : last;",
+        "a gradient counts among the others, on which it depends: the general path always takes over",
+        ("test_native.py::test_coefficients_on_a_device",),
+    ),
+    Fault(
+        "cuda-support-dependent",
+        _CONE,
+        "held != 0 && determinant > clearly_independent(stage))",
+        "held != 0)",
+        "gradients that depend on each other but for rounding are solved for in registers",
+        ("test_native.py::test_coefficients_on_a_device",),
+    ),
+    Fault(
+        "cuda-support-weights",
+        _CONE,
+        "stage.rule.weights_of(problem);",
+        "stage.rule.weights_of(0);",
+        "all problems of a batch take the first one's weights",
+        ("test_native.py::test_coefficients_on_a_device",),
+    ),
+    Fault(
+        "cuda-support-barrier",
+        _CONE,
+        "  __syncwarp();\n  if (lane < m) {",
+        "  if (lane < m) {",
+        "lanes may read a projection that another has not written yet",
+        (f"{_FEW}::test_every_pattern_of_signs",),
     ),
     Fault(
         "cuda-momentum-average",
