@@ -254,7 +254,7 @@ def as_rule(rule: Any) -> Rule:
 
 def coefficients_of(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
     """:meth:`Rule.coefficients`, by compiled code where it has the method and G is in CPU memory."""
-    if gram.device.type == "cpu" and rule.native is not None:
+    if gram.is_cpu and rule.native is not None:
         return native_coefficients(gram, rule, dtype)
     return plain_coefficients(rule, gram, dtype, losses)
 
@@ -296,14 +296,13 @@ def load_solvers(device: torch.device) -> None:
         torch.linalg.solve_triangular(torch.linalg.cholesky_ex(problems)[0], problems, upper=False)
 
 
-@torch.no_grad()
 def native_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
     """:meth:`Rule.coefficients` by csrc/rules.hpp, for Gram matrices and rules in CPU memory."""
     from .. import _C
 
     refuse_transforms("gram")
     gram = gram.contiguous()
-    c = torch.empty(gram.shape[:-1], dtype=torch.float64, device=gram.device)
     m = gram.shape[-1]
+    c = gram.new_empty(m if gram.dim() == 2 else gram.shape[:-1])  # a third of torch.empty's time
     _C.coefficients(gram.data_ptr(), c.data_ptr(), c.numel() // m, m, rule.native_rule, rule.cutoff(dtype))
     return c
