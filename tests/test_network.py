@@ -68,7 +68,7 @@ def test_parameters_of_something_like_a_network() -> None:
     assert same(parameters_of(Bare()), [weight])  # type: ignore[arg-type]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is:Warning")
 def test_parameters_of_a_script() -> None:
     module = torch.jit.script(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
     assert [par.shape for par in parameters_of(module)] == [par.shape for par in module.parameters()]

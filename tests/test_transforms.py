@@ -17,7 +17,7 @@ import fastconfig
 from fastconfig import ConFIG_update, ops, pcgrad, utils
 
 Call = Callable[..., Any]
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, in jvp
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is:Warning")  # torch's own, in jvp
 
 
 def trace(call: Call, *given: Tensor) -> Any:
