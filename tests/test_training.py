@@ -306,3 +306,20 @@ def test_an_operator_of_ones_own_that_gives_something_else(result: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"operator: got .* from Own.calculate_gradient, want"):
         backward(net.losses(images()), net, Own())
     assert all(par.grad is None for par in net.parameters())
+
+
+def test_some_losses_of_a_momentum_operator_are_not_taken_for_the_first() -> None:
+    net, operator = Trunk(), PseudoMomentumOperator(2)
+    backward(net.losses(images()), net, operator)
+    state, before = copy.deepcopy(operator.state_dict()), written(net)
+    losses = net.losses(images())
+    h = net.trunk(images())
+    alone = net.heads[1](h).square().mean()
+    for call in (
+        lambda: backward(losses[1:], net, operator),
+        lambda: mtl_backward([alone], h, net.trunk, net.heads[1:], operator),
+    ):
+        with pytest.raises(ValueError, match=r"losses: got 1, want all 2 of the operator's, or in backward"):
+            call()
+    assert torch.equal(written(net), before)
+    assert str(operator.state_dict()) == str(state)

@@ -85,7 +85,7 @@ def backward(
             copies between forward and backward pass.
         operator: merges the gradients; ConFIG by default. A momentum operator works as well, and keeps this
             rank's part of its state.
-        indexes: for a momentum operator: which of its gradients these losses are; 0..m-1 by default.
+        indexes: for a momentum operator: which of its gradients these losses are; all by default.
         retain_graph: keep the graphs for another backward pass. Otherwise a loss's graph is freed in its own
             pass unless a later loss shares it; for small networks all are freed in the last pass.
         accumulate: add to ``.grad`` instead of replacing it.
@@ -296,6 +296,11 @@ class _Merging:
         """The update; written to ``room()`` if the operator is a rule."""
         operator = self.operator
         if isinstance(operator, MomentumOperator):
+            if self.indexes is None and grads.m != operator.num_vectors:
+                raise ValueError(
+                    f"losses: got {grads.m}, want all {operator.num_vectors} of the operator's, or in "
+                    "backward indexes= of some"
+                )
             chosen = range(grads.m) if self.indexes is None else self.indexes
             rows = grads.in_one_dtype().given_rows
             with among(self.groups):
