@@ -165,19 +165,31 @@ FASTCONFIG_HD void cholesky(const Team& team, double* b, int ld, int r) {
   }
 }
 
-// x := (L L^T)^-1 x for the lower factor l (r x r, leading dimension ld).
+// x := L^-1 x for the lower factor l (r x r, leading dimension ld).
 template <class Team>
-FASTCONFIG_CALLED void cholesky_solve(const Team& team, const double* l, int ld, int r, double* x) {
+FASTCONFIG_HD void lower_solve(const Team& team, const double* l, int ld, int r, double* x) {
   FASTCONFIG_ROLLED for (int k = 0; k < r; ++k) {
     const double s = team_sum(team, k, [&](int j) { return l[k * ld + j] * x[j]; });
     if (team.lane() == 0) x[k] = (x[k] - s) / l[k * ld + k];
     team.sync();
   }
+}
+
+// x := L^-T x.
+template <class Team>
+FASTCONFIG_HD void upper_solve(const Team& team, const double* l, int ld, int r, double* x) {
   FASTCONFIG_ROLLED for (int k = r - 1; k >= 0; --k) {
     const double s = team_sum(team, r - k - 1, [&](int j) { return l[(k + 1 + j) * ld + k] * x[k + 1 + j]; });
     if (team.lane() == 0) x[k] = (x[k] - s) / l[k * ld + k];
     team.sync();
   }
+}
+
+// x := (L L^T)^-1 x.
+template <class Team>
+FASTCONFIG_CALLED void cholesky_solve(const Team& team, const double* l, int ld, int r, double* x) {
+  lower_solve(team, l, ld, r, x);
+  upper_solve(team, l, ld, r, x);
 }
 
 // w.x := pinv(C) w.x, the minimum-norm solution; w.cosines becomes its factor. At full rank C x = b is solved

@@ -23,7 +23,9 @@ BACKENDS = (
 SETTINGS: dict[str, dict[str, Any]] = {"constant": {"weights": [0.5, -2.0, 3.0]}}
 DRAWS = ("random",)
 #: which other backends solve on the host, but for where a graph records
-ITERATE = [name for name, rule in RULES.items() if rule.native in _C.HEAVY and not rule.weighs]
+ITERATE = [
+    name for name, rule in RULES.items() if rule.native in _C.HEAVY and rule.iterates and not rule.weighs
+]
 
 
 def rule_of(method: str) -> Rule:

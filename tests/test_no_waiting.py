@@ -11,7 +11,7 @@ from fastconfig.methods import METHODS, RULES, AlignedMTL, GradVac, UPGrad, newt
 from fastconfig.methods.base import Rule, by_host, load_solvers
 
 DRAWS = ("random",)
-HOLD = ("constant", "pcd")  # tensors on the CPU, which the first call sends
+HOLD = ("constant",)  # tensors on the CPU, which the first call sends
 
 
 def rule_of(method: str, m: int) -> Rule:

@@ -1,4 +1,4 @@
-"""Mean, Sum, Constant, Random, Krum, GradVac, PCD and the log forms, against their papers' formulas."""
+"""Mean, Sum, Constant, Random, GradVac and the log forms, against their papers' formulas; states."""
 
 from __future__ import annotations
 
@@ -99,21 +99,6 @@ def coefficients(rule: Rule, rows: Tensor, dtype: torch.dtype = torch.float64) -
     return rule.coefficients(rows.double() @ rows.double().T, dtype)
 
 
-@pytest.mark.parametrize("m", [3, 5, 9, 33])
-def test_krum_selects_what_the_paper_selects(m: int) -> None:
-    for f, count in ((0, 1), (min(2, m - 3), 2), (m - 3, m)):
-        for decades in (0.0,) * (200 if m == 3 else 1) + (6.0,):  # the two closest of three have equal scores
-            rows = scaled(torch.randn(m, 20, dtype=torch.float64), decades)
-            exact = Krum.oracle(rows, f, count)
-            assert relative_error(coefficients(Krum(f, count), rows) @ rows, exact) <= 1e-12
-
-
-def test_krum_adds_up_squares_and_takes_the_first_of_equals() -> None:
-    rows = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0], [2.4, 2.4]])  # squares 18, 15.48, 15.48, 12.24
-    assert coefficients(Krum(0), rows).tolist() == [0, 0, 0, 1]
-    assert coefficients(Krum(0), rows.abs()[[1, 2, 1, 2]])[0] == 1
-
-
 @pytest.mark.parametrize("order", [None, "random"])
 @pytest.mark.parametrize("m", [1, 2, 3, 8])
 def test_gradvac_over_several_calls(m: int, order: str | None) -> None:
@@ -179,48 +164,6 @@ def test_gradvac_of_dependent_gradients_stays_finite(rows: list[list[float]]) ->
         update = operator.calculate_gradient(torch.tensor(rows))
         assert update.isfinite().all()
     assert (operator.state_dict()["targets"].abs() <= 1).all()
-
-
-@pytest.mark.parametrize("m", [1, 2, 3, 5])
-def test_pcd_over_several_calls(m: int) -> None:
-    operator = PCDOperator(0.5, 0.9)
-    average = torch.zeros(m, dtype=torch.float64)
-    for step in range(5):
-        rows = conflicting(m, 40).double() if m > 1 else torch.randn(1, 40).double()
-        average = 0.9 * average + 0.1 * rows.square().sum(1)
-        exact = PCD.oracle(rows, 0.5, squares=average / (1 - 0.9 ** (step + 1)))
-        assert relative_error(operator.calculate_gradient(rows), exact) <= 1e-9
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("tau", [0.0, 0.02, 1.0])
-def test_pcd_at_all_norms_and_angles(tau: float, dtype: torch.dtype) -> None:
-    for m, n, decades in ((4, 50, 0), (5, 50, 3), (6, 6, 1), (4, 3, 1)):
-        rows = scaled(torch.randn(m, n, dtype=torch.float64) - 0.5 * torch.randn(n), decades).to(dtype)
-        exact = PCD.oracle(rows, tau, 0.0)
-        bound = 1e-9 if dtype is torch.float64 else 1e-5
-        update = PCDOperator(tau, eps=0.0).calculate_gradient(rows.double())
-        if not exact.any():
-            assert update.norm() <= 1e-9 * rows.norm()
-            continue
-        if not exact.any():
-            assert update.norm() <= 1e-9 * rows.norm()
-            continue
-        assert relative_error(update, exact) <= bound
-        shares = rows.double() @ update / (rows.double().norm(dim=1) * update.norm())
-        if not torch.allclose(exact, rows[0].double()):
-            assert (shares[1:] >= -1e-9).all()
-
-
-def test_pcd_special_cases() -> None:
-    u, v = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
-    merge = PCDOperator().calculate_gradient
-    assert torch.equal(PCDOperator().calculate_gradient([u, v, -v]), u)  # v and -v contradict each other
-    assert not merge([0 * u, v, u]).any()
-    assert torch.allclose(PCDOperator().calculate_gradient([u, 0 * v]), u)
-    assert not PCDOperator(0.0).calculate_gradient([u, -u]).any()  # d is zero
-    with pytest.raises(ValueError, match=r"tau: got 3 of them for 3 gradients, want 2"):
-        PCDOperator([0.1, 0.2, 0.3]).calculate_gradient(torch.randn(3, 5))
 
 
 @pytest.mark.parametrize("rule", [IMTLG(), MGDA(), CAGrad(), ConFIG(), Krum(), PPCGrad()])

@@ -34,7 +34,7 @@ SHARE = 0.08  # seconds a contestant
 LEAST = 15  # samples of ours
 ABOUT = 1e-4  # float32 updates of rows that conflict, beside compiled code on the host
 FEW = ("config", "upgrad", "dualproj")  # what takes one launch or two for up to 4 gradients
-EAGER = ("random", "pcd")  # which draw on the host, or solve by a library that no graph captures
+EAGER = ("random",)  # which draw on the host
 EACH = 0.03  # seconds a method, where all of them are timed
 BEYOND = 171_798_203  # elements at which others' 3 N or stacked copies exceed 32-bit sizes
 

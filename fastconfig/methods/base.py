@@ -59,6 +59,8 @@ class Rule(Shown):
 
     native: ClassVar[str | None] = None
     weighs: ClassVar[bool] = False  # whether the weights hang on nothing: G only tells of NaN and Inf
+    iterates: ClassVar[bool] = True  # whether a heavy one takes hundreds of torch operations
+    state_dims: ClassVar[int] = 2  # of the state of one problem
     rank_dtype: ClassVar[torch.dtype | None] = None  # whose cut-off is taken for gradients of any dtype
     parameters: tuple[float, ...] = ()
     oracle: ClassVar[Callable[..., Tensor]]  # the paper's formula on full rows (m, N), never through G
@@ -100,6 +102,17 @@ class Rule(Shown):
             (..., m) float64; what a zero gradient gets does not count.
         """
         raise abstract(self, "unit_coefficients")
+
+    def for_rows(self, m: int, device: torch.device) -> Rule:
+        """The rule for so many gradients, whose Gram matrix is on a device, as compiled code takes it.
+
+        Compiled code asks nothing: a rule that has no answer for some m, or that holds tensors, overrides
+        this.
+
+        Raises:
+            ValueError: where there is no answer for so many.
+        """
+        return self
 
     @property
     def takes_losses(self) -> bool:
@@ -182,7 +195,7 @@ class Rule(Shown):
             order_step=0 if order is None or order.dim() == 2 else order.shape[-1] ** 2,
             parameters=self.parameters,
             state=0 if state is None else state.data_ptr(),
-            state_step=0 if state is None or state.dim() == 2 else state.shape[-1] ** 2,
+            state_step=0 if state is None or state.dim() == self.state_dims else state.stride(0),
         )
 
     @cached_property
@@ -267,7 +280,7 @@ def plain_coefficients(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Ten
     """
     from .. import _C
 
-    iterates = rule.native in _C.HEAVY and not rule.weighs
+    iterates = rule.native in _C.HEAVY and rule.iterates and not rule.weighs
     if iterates and gram.device.type not in ("cpu", "meta") and not capturing(gram.device):
         return by_host(rule, gram, dtype)
     return rule.coefficients(gram, dtype, losses)
@@ -303,6 +316,7 @@ def native_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
     refuse_transforms("gram")
     gram = gram.contiguous()
     m = gram.shape[-1]
+    rule = rule.for_rows(m, gram.device)
     c = gram.new_empty(m if gram.dim() == 2 else gram.shape[:-1])  # a third of torch.empty's time
     _C.coefficients(gram.data_ptr(), c.data_ptr(), c.numel() // m, m, rule.native_rule, rule.cutoff(dtype))
     return c

@@ -149,7 +149,7 @@ class GramOperator(GradientOperator):
     @property
     def fixed_rule(self) -> Rule | None:
         """The rule, if it is the same for all gradients; None for one that is made for each call."""
-        return self._rule
+        return self._rule if type(self._rule).for_rows is Rule.for_rows else None
 
     def rule_for(self, grads: Gradients) -> Rule:
         """How coefficients of these gradients follow from their Gram matrix."""
@@ -166,7 +166,7 @@ class GramOperator(GradientOperator):
             device: where G will be.
             spread: whether the gradients are spread over processes, which must all draw alike.
         """
-        return self._rule
+        return self._rule.for_rows(norms[-1], device)
 
     @torch.no_grad()
     def coefficients(self, gram: Tensor, losses: Any = None, *, dtype: torch.dtype | None = None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +32,8 @@ class PCD(Rule):
         tau: share of progress, 0 to 1; one for all, or m - 1 of them.
         beta: constant of the moving average, 0 to 1 (excluded).
         eps: added to it; the only scale in the method.
-        squares, steps: (..., m) and (..., 1) float64, the moving average and its number of calls, which each
-            call changes in place; None is their start.
+        averages: (..., m + 1) float64, the moving averages and, at last, the number of calls, which each call
+            changes in place; None is a first call.
         rcond: a gradient whose part apart from those of other constraints is below this, squared and
             relative, counts as dependent on them; None takes the dtype's.
 
@@ -39,41 +41,56 @@ class PCD(Rule):
         TypeError, ValueError: naming the argument, what came and what is wanted.
     """
 
+    native = "pcd"
+    state_dims = 1
+
     def __init__(
         self,
         tau: Any = 0.02,
         beta: float = 0.999,
         eps: float = 1e-8,
-        squares: Tensor | None = None,
-        steps: Tensor | None = None,
+        averages: Tensor | None = None,
         *,
         rcond: float | None = None,
     ) -> None:
         super().__init__(rcond=rcond)
         wanted = "a number from 0 to 1, or m - 1 of them"
-        self.tau = as_tensor("tau", tau, wanted, torch.float64).detach().double()
+        given = as_tensor("tau", tau, wanted, torch.float64).detach()
+        self.tau = given.to("cpu", torch.float64, copy=True).contiguous()
         if self.tau.dim() > 1 or not bool(((self.tau >= 0) & (self.tau <= 1)).all()):
             raise ValueError(f"tau: got {tau}, want {wanted}")
         self.beta = float(fraction("beta", beta))
         if not number("eps", eps) >= 0:
             raise ValueError(f"eps: got {eps}, want at least 0")
-        self.eps, self.squares, self.steps = float(eps), squares, steps
+        self.eps, self.state = float(eps), averages
+        self.weights = self.tau if self.tau.dim() == 1 else None
+        self.parameters = (0.0 if self.tau.dim() == 1 else float(self.tau), self.beta, self.eps)
+
+    def for_rows(self, m: int, device: torch.device) -> Rule:
+        if self.weights is None:
+            return self
+        if len(self.weights) != m - 1:
+            raise ValueError(f"tau: got {len(self.weights)} of them for {m} gradients, want {m - 1}")
+        if self.weights.device == device:
+            return self
+        made = copy(self)
+        made.weights = self.placed(self.weights, device)
+        return made
 
     def unit_coefficients(
         self, cosines: Tensor, norms: Tensor, losses: Tensor | None, rcond: float
     ) -> Tensor:
         m = norms.shape[-1]
-        if self.tau.dim() == 1 and len(self.tau) != m - 1:
-            raise ValueError(f"tau: got {len(self.tau)} of them for {m} gradients, want {m - 1}")
+        tau = self.for_rows(m, norms.device).weights
         finite = norms.isfinite().all(-1, keepdim=True)
         safe = torch.where(finite, norms, 0)
         cosines = torch.where(
             finite.unsqueeze(-1), cosines, torch.eye(m, dtype=norms.dtype, device=norms.device)
         )
         lengths = safe * self._scales(safe, finite)  # of the h_i
-        tau = self.placed(self.tau, norms.device).expand(m - 1)
+        shares = lengths[..., 1:] * (self.parameters[0] if tau is None else tau)
         first, others = cosines[..., 0, 1:], cosines[..., 1:, 1:]
-        wanted = torch.where(lengths[..., 1:] > 0, tau * lengths[..., 1:] - lengths[..., :1] * first, 0)
+        wanted = torch.where(lengths[..., 1:] > 0, shares - lengths[..., :1] * first, 0)
         added, met = nearest_in_cone(others, wanted, lengths[..., :1], rcond)
         x = torch.cat([lengths[..., :1], torch.where(met.unsqueeze(-1), added, 0)], -1)
         squared = (x * (cosines @ x.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
@@ -83,11 +100,12 @@ class PCD(Rule):
     def _scales(self, norms: Tensor, finite: Tensor) -> Tensor:
         """s_i, with the moving average one call further where the gradients are finite."""
         average = norms.square()
-        if self.squares is not None and self.steps is not None:
-            moved = torch.lerp(average, self.squares, self.beta)
-            self.squares.copy_(torch.where(finite, moved, self.squares))
-            self.steps.add_(finite)
-            average = self.squares / (1 - self.beta**self.steps)
+        if self.state is not None:
+            averages, calls = self.state[..., :-1], self.state[..., -1:]
+            moved = self.beta * averages + (1 - self.beta) * average
+            averages.copy_(torch.where(finite, moved, averages))
+            calls.add_(finite)
+            average = averages / (1 - self.beta**calls)
         root = (average + self.eps).sqrt()
         return torch.where(root > 0, 1 / root, 0)
 
@@ -99,7 +117,8 @@ class PCD(Rule):
         """
         full = rows.double()
         squares = full.square().sum(1) if squares is None else squares
-        scaled = full / (squares + eps).sqrt()[:, None]
+        roots = (squares + eps).sqrt()[:, None]
+        scaled = torch.where(roots > 0, full / roots, 0)
         h, others = scaled[0], list(scaled[1:])
         taus = torch.as_tensor(tau, dtype=torch.float64, device="cpu").expand(len(others)).tolist()
         needs = [(row, t * float(row @ row)) for row, t in zip(others, taus, strict=True) if row.any()]
@@ -157,10 +176,18 @@ class PCDOperator(StatefulOperator):
 
     def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
         """The rule of the next call; it changes the averages."""
-        rule, m = self._rule, norms[-1]
-        if rule.tau.dim() == 1 and len(rule.tau) != m - 1:
-            raise ValueError(f"tau: got {len(rule.tau)} of them for {m} gradients, want {m - 1}")
-        kept = self._kept("squares", norms, device), self._kept("steps", (*norms[:-1], 1), device)
-        made = PCD(rule.tau, rule.beta, rule.eps, *kept, rcond=rule.rcond)
-        made.tau = rule.placed(rule.tau, device)
-        return made
+        rule, m = copy(self._rule.for_rows(norms[-1], device)), norms[-1]
+        rule.state = self._kept("averages", (*norms[:-1], m + 1), device)
+        return rule
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a :meth:`state_dict`, whose tensors are copied; one of version 0.2.0, too.
+
+        Raises:
+            TypeError: for what is none.
+        """
+        super().load_state_dict(state)
+        for name in [name for name in self._state if name.endswith("squares")]:  # one of two tensors then
+            prefix = name.removesuffix("squares")
+            both = self._state.pop(name), self._state.pop(f"{prefix}steps")
+            self._state[f"{prefix}averages"] = torch.cat(both, -1)

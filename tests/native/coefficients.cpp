@@ -56,7 +56,8 @@ const std::vector<Method> kServed = [] {
 
 // All rules, for problems whose answer is the same for all.
 void check_all(const Problem& p, const char* what, double rcond, bool (*holds)(double)) {
-  for (Method method : kServed)
+  for (Method method : kServed) {
+    if (method == Method::krum && p.m < 3) continue;  // which is refused
     for (int length = 0; length < (method == Method::config ? 8 : 1); ++length)
       for (bool with : {false, true}) {
         Rule rule = make_rule(p, method, with, static_cast<Length>(length));
@@ -64,6 +65,7 @@ void check_all(const Problem& p, const char* what, double rcond, bool (*holds)(d
         for (double e : run(p, rule, rcond))
           if (!holds(e)) fail(p, rule, what + std::to_string(e) + " at cut-off " + std::to_string(rcond));
       }
+  }
 }
 
 Vector in_units(const Problem& p, const Vector& c) {

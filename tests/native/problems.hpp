@@ -93,6 +93,8 @@ Rule make_rule(const Problem& p, Method method, bool weighted_or_ordered, Length
   const bool bargains = method == Method::nash || method == Method::fairgrad;
   if (weighted_or_ordered && (bargains || method == Method::cagrad || method == Method::aligned))
     rule.parameters[0] = 2, rule.parameters[1] = 1;
+  if (method == Method::krum) rule.parameters[1] = 1;
+  if (method == Method::pcd) rule.parameters[0] = 0.1, rule.parameters[1] = 0.9;
   return rule;
 }
 

@@ -12,6 +12,8 @@ _NEWTON = "csrc/rules/newton.hpp"
 _CAGRAD = "csrc/rules/cagrad.hpp"
 _ALIGNED = "csrc/rules/aligned.hpp"
 _GRADVAC = "csrc/rules/gradvac.hpp"
+_KRUM = "csrc/rules/krum.hpp"
+_PCD = "csrc/rules/pcd.hpp"
 _TORCH = "fastconfig/methods/solvers.py"
 _TORCH_NEWTON = "fastconfig/methods/newton.py"
 _TORCH_ALIGNED = "fastconfig/methods/aligned.py"
@@ -152,8 +154,8 @@ FAULTS = (
         "",
         "constraints that contradict each other count as met",
         (
-            "test_simple_methods.py::test_pcd_special_cases",
-            "test_simple_methods.py::test_pcd_at_all_norms_and_angles",
+            "test_krum_and_pcd.py::test_pcd_special_cases",
+            "test_krum_and_pcd.py::test_pcd_at_all_norms_and_angles",
         ),
     ),
     Fault(
@@ -187,5 +189,88 @@ FAULTS = (
         "rest[i] > 2 * rcond && value > best",
         "a rest that is rounding of large parts counts as a component",
         ("test_aligned.py::test_what_is_a_thousand_times_the_difference_of_two_longer_ones",),
+    ),
+    Fault(
+        "krum-one-too-many",
+        _KRUM,
+        "for (; end > closest; --end)",
+        "for (; end > closest + 1; --end)",
+        "a score counts one gradient more",
+        ("test_krum_and_pcd.py::test_krum_selects_what_the_paper_selects",),
+    ),
+    Fault(
+        "krum-rounding-decides",
+        _KRUM,
+        "8 * DBL_EPSILON * closest",
+        "0 * closest",
+        "scores that are equal but for rounding differ",
+        ("test_krum_and_pcd.py::test_scores_that_are_equal_but_for_rounding",),
+    ),
+    Fault(
+        "krum-last-of-equals",
+        _KRUM,
+        "&& -i > before",
+        "&& -i < before",
+        "of equal scores not the first counts",
+        ("test_krum_and_pcd.py::test_krum_adds_up_squares_and_takes_the_first_of_equals",),
+    ),
+    Fault(
+        "krum-chosen-again",
+        _KRUM,
+        "least[first] = most[first] = INFINITY;",
+        "most[first] = INFINITY;",
+        "a gradient that was chosen is chosen again",
+        ("test_krum_and_pcd.py::test_krum_selects_what_the_paper_selects",),
+    ),
+    Fault(
+        "pcd-not-corrected",
+        _PCD,
+        "share = averages ? 1 - pow(beta, calls) : 1;",
+        "share = 1;",
+        "the moving averages begin at zero, uncorrected",
+        ("test_krum_and_pcd.py::test_pcd_of_batches_with_averages_and_shares",),
+    ),
+    Fault(
+        "pcd-shares-shifted",
+        _PCD,
+        "taus[j - 1] : p",
+        "taus[j] : p",
+        "each gradient has another one's share",
+        ("test_krum_and_pcd.py::test_pcd_of_batches_with_averages_and_shares",),
+    ),
+    Fault(
+        "pcd-contradictions-kept",
+        _PCD,
+        "met ? cone.y[j] : 0",
+        "cone.y[j]",
+        "constraints that contradict each other move the update",
+        (
+            "test_krum_and_pcd.py::test_pcd_special_cases",
+            "test_krum_and_pcd.py::test_pcd_at_all_norms_and_angles",
+        ),
+    ),
+    Fault(
+        "pcd-never-dropped",
+        _PCD,
+        "const double length = fmin(-nearest, whole);",
+        "const double length = whole;",
+        "a constraint in use may push",
+        ("test_krum_and_pcd.py::test_pcd_of_many",),
+    ),
+    Fault(
+        "pcd-factor-not-renewed",
+        _PCD,
+        "enter(j, squared > 0 ? squared : DBL_MIN);",
+        "enter(j, 1);",
+        "what stood behind a dropped constraint keeps a wrong row in the factor",
+        ("test_krum_and_pcd.py::test_pcd_of_many",),
+    ),
+    Fault(
+        "pcd-length-of-d",
+        _PCD,
+        "w.norms[0] / sqrt(squared)",
+        "1",
+        "the update keeps the length of d",
+        ("test_krum_and_pcd.py::test_pcd_at_all_norms_and_angles",),
     ),
 )
