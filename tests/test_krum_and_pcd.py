@@ -116,7 +116,7 @@ def test_pcd_of_batches_with_averages_and_shares(solve: Solve) -> None:
         broken = step == 1
         if broken:
             batch[1, 2, 5] = torch.inf
-        c = solve(batch @ batch.mT, PCD(taus, 0.9, averages=kept))
+        c = solve(batch @ batch.mT, PCD(taus, 0.9, 20.0, averages=kept))
         for k in range(3):
             if broken and k == 1:
                 assert c[k].isnan().all()
@@ -124,7 +124,7 @@ def test_pcd_of_batches_with_averages_and_shares(solve: Solve) -> None:
             averages[k, :4] = 0.9 * averages[k, :4] + 0.1 * batch[k].square().sum(1)
             averages[k, 4] += 1
             squares = averages[k, :4] / (1 - 0.9 ** averages[k, 4])
-            assert relative_error(c[k] @ batch[k], PCD.oracle(batch[k], taus, squares=squares)) <= 1e-9
+            assert relative_error(c[k] @ batch[k], PCD.oracle(batch[k], taus, 20.0, squares)) <= 1e-9
         torch.testing.assert_close(kept, averages, rtol=1e-12, atol=0)
 
 
@@ -141,23 +141,23 @@ def test_pcd_at_all_norms_and_angles(tau: float, solve: Solve) -> None:
 @pytest.mark.parametrize(("m", "rank"), [(9, 9), (33, 33), (33, 7)])
 def test_pcd_of_many(m: int, rank: int, solve: Solve) -> None:
     """What the solution of a convex program is known by: feasible, y >= 0, and one of both is tight."""
-    tau = 0.0 if rank < m else 0.3  # which dependent ones may not all have
-    basis = orthonormal(rank, 80)
-    turns = torch.nn.functional.normalize(torch.randn(m, rank - 1, dtype=F64)) @ basis[1:]
-    rows = turns + basis[0]  # at 45 degrees to it, so that zero is no solution
-    rows[0] -= 1.3 * basis[0]
-    rows = scaled(rows, 3)
-    norms = rows.norm(dim=1)
-    units = rows / norms[:, None]
-    c = solve(rows @ rows.T, PCD(tau, eps=0.0))
-    y = c * norms / (c[0] * norms[0])  # h_1 has length 1
-    products = units @ (y @ units)
-    assert float((c @ rows).norm() / norms[0]) == pytest.approx(1, abs=1e-9)
-    assert (y >= 0).all()
-    assert (y[1:] > 0).any()
-    size = 1e-9 * y.sum()
-    assert (products[1:] >= tau - size).all()
-    assert (y[1:] * (products[1:] - tau)).abs().max() <= size * y.max()
+    for _ in range(10 if solve is SOLVES["native"] else 1):  # so that some constraints have to be dropped
+        basis = orthonormal(rank, 80)
+        turns = torch.nn.functional.normalize(torch.randn(m, rank - 1, dtype=F64)) @ basis[1:]
+        rows = turns + basis[0]  # along which all constraints can be met
+        rows[0] -= 1.9 * basis[0]
+        rows = scaled(rows, 3)
+        norms = rows.norm(dim=1)
+        units = rows / norms[:, None]
+        c = solve(rows @ rows.T, PCD(0.3, eps=0.0))
+        y = c * norms / (c[0] * norms[0])  # h_1 has length 1
+        products = units @ (y @ units)
+        assert float((c @ rows).norm() / norms[0]) == pytest.approx(1, abs=1e-9)
+        size = 1e-9 * y.abs().sum()
+        assert (y >= -size).all()
+        assert (y[1:] > 0).any()
+        assert (products[1:] >= 0.3 - size).all()
+        assert (y[1:] * (products[1:] - 0.3)).abs().max() <= size * y.max()
 
 
 def test_pcd_special_cases(solve: Solve) -> None:

@@ -212,7 +212,7 @@ FAULTS = (
         "&& -i > before",
         "&& -i < before",
         "of equal scores not the first counts",
-        ("test_krum_and_pcd.py::test_krum_adds_up_squares_and_takes_the_first_of_equals",),
+        ("test_krum_and_pcd.py::test_scores_that_are_equal_but_for_rounding",),
     ),
     Fault(
         "krum-chosen-again",
@@ -252,8 +252,8 @@ FAULTS = (
     Fault(
         "pcd-never-dropped",
         _PCD,
-        "const double length = fmin(-nearest, whole);",
-        "const double length = whole;",
+        "if (held[k] > 0 && -y[used[k]]",
+        "if (held[k] > INFINITY && -y[used[k]]",
         "a constraint in use may push",
         ("test_krum_and_pcd.py::test_pcd_of_many",),
     ),
