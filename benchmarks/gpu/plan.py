@@ -36,7 +36,7 @@ STEPS = (
     Step(
         "install", 75, "gpu.install:run", 100, "a wheel that was built beforehand, or else a build; the peers"
     ),
-    Step("smoke", 30, "gpu.smoke:run", 20, "every kernel variant, aligned and odd, against float64"),
+    Step("smoke", 30, "gpu.smoke:run", 20, "every kernel variant, groups, a monitor: against float64"),
     Step("ours", 85, "gpu.times:ours", 25, "CUDA kernels as graph replays, cold and warm L2, with % of copy"),
     Step("host", 20, "gpu.host:run", 20, "microseconds of the host in an eager call"),
     Step("peers", 20, "gpu.times:peers", 25, "other packages, eager, with ours eager beside them"),
