@@ -46,7 +46,7 @@ inline bool is_fused(const Stage& stage, int64_t m) {
 
 enum class Mode { ordinary, following, cooperative };
 
-// A launch whose blocks take `shared` bytes of dynamic_shared(), up to 48 KB.
+// A launch whose blocks take `shared` bytes of dynamic_shared(); more than 48 KB a kernel has to be allowed before.
 template <class... Parameters, class... Arguments>
 void launch_shared(const Context& context, void (*kernel)(Parameters...), int64_t blocks, int64_t problems, int threads,
                    int shared, Mode mode, Arguments&&... arguments) {

@@ -1,46 +1,12 @@
 // Small dense linear algebra in float64 on the host and, compiled by nvcc, on the device.
-//
-// A team works on one m x m problem: a single thread, or one warp on the device.
 #pragma once
 
 #include <cstdint>
 
 #include "host_device.hpp"
+#include "teams.hpp"
 
 namespace fastconfig {
-
-// One thread that does everything.
-struct ThreadTeam {
-  static constexpr int width = 1;
-  FASTCONFIG_HD int lane() const { return 0; }
-  FASTCONFIG_HD void sync() const {}
-  FASTCONFIG_HD double sum(double v) const { return v; }
-  FASTCONFIG_HD void argmax(double&, int&) const {}
-};
-
-#if defined(__CUDACC__) || defined(FASTCONFIG_EMULATED)
-struct WarpTeam {
-  static constexpr int width = 32;
-  __device__ __forceinline__ int lane() const { return threadIdx.x & 31; }
-  __device__ __forceinline__ void sync() const { __syncwarp(); }
-  __device__ __forceinline__ double sum(double v) const {
-#pragma unroll
-    for (int hop = 16; hop; hop >>= 1) v += __shfl_xor_sync(0xffffffffu, v, hop);
-    return v;
-  }
-  __device__ __forceinline__ void argmax(double& v, int& i) const {
-#pragma unroll
-    for (int hop = 16; hop; hop >>= 1) {
-      const double other = __shfl_xor_sync(0xffffffffu, v, hop);
-      const int j = __shfl_xor_sync(0xffffffffu, i, hop);
-      if (other > v || (other == v && j < i)) {
-        v = other;
-        i = j;
-      }
-    }
-  }
-};
-#endif
 
 // Scratch of one team.
 struct Workspace {
@@ -190,6 +156,32 @@ template <class Team>
 FASTCONFIG_CALLED void cholesky_solve(const Team& team, const double* l, int ld, int r, double* x) {
   lower_solve(team, l, ld, r, x);
   upper_solve(team, l, ld, r, x);
+}
+
+// x := a^-1 x for a symmetric positive definite a (n x n, leading dimension ld, all of it), which is written over, in one
+// barrier a step; false, and x of no use, if a pivot is not positive.
+template <class Team>
+FASTCONFIG_CALLED bool solve_positive(const Team& team, double* a, int ld, int n, double* x) {
+  FASTCONFIG_ROLLED for (int k = 0; k < n; ++k) {
+    const double *row = a + k * ld, pivot = row[k], beside = x[k];
+    if (!(pivot > 0)) return false;
+    const double inverse = 1 / pivot;
+    team_parts(team, n - k - 1, [&](const auto& part, int i) {
+      i += k + 1;
+      const double factor = a[i * ld + k] * inverse;
+      FASTCONFIG_ROLLED for (int j = k + 1 + part.lane(); j < n; j += part.width) a[i * ld + j] -= factor * row[j];
+      if (part.lane() == 0) x[i] -= factor * beside;
+    });
+  }
+  team_for(team, n, [&](int k) { a[k * ld + k] = 1 / a[k * ld + k]; });
+  team_leads(team, [&](const auto& leader) {
+    FASTCONFIG_ROLLED for (int k = n - 1; k > 0; --k) {
+      const double *row = a + k * ld, value = x[k] * row[k];
+      team_for(leader, k, [&](int i) { x[i] -= row[i] * value; });
+    }
+  });
+  team_for(team, n, [&](int k) { x[k] *= a[k * ld + k]; });
+  return true;
 }
 
 // w.x := pinv(C) w.x, the minimum-norm solution; w.cosines becomes its factor. At full rank C x = b is solved

@@ -29,6 +29,9 @@ constexpr Weight weight_of(Method method) {
   return Weight::heavy;
 }
 
+// Whether many gradients keep more than a warp busy.
+constexpr bool has_use_for_a_block(Method method) { return method == Method::aligned; }
+
 // Of the scratch memory of a workspace for a method, on a team of so many lanes.
 constexpr int64_t scratch_doubles(Method method, int64_t m, [[maybe_unused]] int64_t lanes = 1) {
   switch (method) {
@@ -62,19 +65,20 @@ FASTCONFIG_HD void coefficients(const Team& team, const Workspace& w, const Prob
     w.norms[i] = sqrt(gram[i * m + i]);
     w.inverse[i] = w.norms[i] > 0 ? 1 / w.norms[i] : 0;
   });
-  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i)
-    FASTCONFIG_ROLLED for (int j = team.lane(); j < m; j += Team::width)
+  team_parts(team, m, [&](const auto& part, int i) {
+    FASTCONFIG_ROLLED for (int j = part.lane(); j < m; j += part.width)
       w.cosines[i * m + j] = i == j ? 1 : gram[i * m + j] * w.inverse[i] * w.inverse[j];
-  team.sync();
+  });
   bool served = false;
   if (!(broken > 0)) {
     switch (p.rule.method) {
-#define FASTCONFIG_RULE(name, weight, more)                            \
-  case Method::name:                                                   \
-    if constexpr (Weight::weight >= LEAST && Weight::weight <= MOST) { \
-      name(team, w, p);                                                \
-      served = true;                                                   \
-    }                                                                  \
+#define FASTCONFIG_RULE(name, weight, more)                                     \
+  case Method::name:                                                            \
+    if constexpr (Weight::weight >= LEAST && Weight::weight <= MOST &&          \
+                  (Team::width <= 32 || has_use_for_a_block(Method::name))) {   \
+      name(team, w, p);                                                         \
+      served = true;                                                            \
+    }                                                                           \
     break;
 #include "rules.def"
 #undef FASTCONFIG_RULE

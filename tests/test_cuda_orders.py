@@ -19,7 +19,9 @@ from pairs import slow
 from schedules import odd_addresses, strided
 from torch import Tensor
 
-from fastconfig import ConFIGOperator, MGDAOperator, PCGradOperator, use_backend
+from fastconfig import ConFIGOperator, MGDAOperator, PCGradOperator, backends, use_backend
+from fastconfig.gradients import Gradients
+from fastconfig.methods import RULES
 from fastconfig.momentum_operator import PseudoMomentumOperator
 
 RACES = Path(__file__).parent / "emulator" / "races.cpp"
@@ -95,6 +97,21 @@ def test_updates(m: int, give: Callable[[Tensor], Any], seed: int, monkeypatch: 
         for name, method in METHODS.items():
             if name in ("config-projection", "pcgrad", "imtlg", "upgrad"):
                 assert same_bits(lambda: method.ours(rows), seed, monkeypatch), (name, dtype)  # noqa: B023
+
+
+@pytest.mark.parametrize("m", [6, pytest.param(17, marks=slow), 36])
+def test_methods_that_iterate(m: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a warp and on a block: of several problems, one of gradients that depend on each other."""
+    emulated.serve(monkeypatch, float64=True)
+    backend = backends.load("cuda")
+    rows = torch.randn(3, m, m + 5, dtype=torch.float64)
+    rows[1, :2] = rows[1, 2:4] - 0.7 * rows[1, 4:5]
+    rows -= 0.7 * rows.mean(1, keepdim=True)
+    for name in ("upgrad", "nash", "fairgrad", "aligned"):
+        rule = RULES[name]()
+        grads = Gradients(rows)
+        gram = backend.gram(grads)
+        assert same_bits(lambda: backend.coefficients(gram, rule, grads), seed, monkeypatch), name  # noqa: B023
 
 
 @pytest.mark.usefixtures("_served")

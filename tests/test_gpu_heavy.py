@@ -36,7 +36,7 @@ from fastconfig import (
     use_backend,
 )
 from fastconfig.gradients import Gradients
-from fastconfig.methods import RULES
+from fastconfig.methods import RULES, native_coefficients
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OPERATORS: dict[str, Callable[..., Any]] = {
@@ -142,6 +142,18 @@ def test_many(method: str, m: int) -> None:
         rows, groups = in_blocks(m)
         exact = of_blocks(method, m, groups)
     assert relative_error(merged(method, rows), exact) <= 1e-9
+
+
+@every
+@pytest.mark.parametrize("m", some([9, 17, 31, 33, 64], quick=[17, 64]))
+def test_as_on_the_host(method: str, m: int) -> None:
+    """One source: many lanes add up in another order, and no more."""
+    rows, backend = scaled(conflicting(m, 3 * m), 2), backends.load("cuda")
+    grads, operator = Gradients(rows.to(DEVICE)), OPERATORS[method]()
+    gram = backend.gram(grads)
+    c = backend.coefficients(gram, operator.rule_for(grads), grads).cpu()
+    same = OPERATORS[method]().rule_for(Gradients(rows))
+    assert relative_error(c, native_coefficients(gram.cpu(), same, rows.dtype)) <= 1e-10
 
 
 @every

@@ -1,5 +1,5 @@
 // The m x m stage of methods that are not light (csrc/rules.def) in a launch of its own: within others, their code would take
-// registers from the passes over the gradients. One warp a problem, whatever m is.
+// registers from the passes over the gradients. A warp a problem; of many gradients a block, where a method has use for it.
 #include <algorithm>
 
 #include "launch.hpp"
@@ -8,39 +8,39 @@
 namespace fastconfig {
 namespace {
 
-constexpr int kLanes = WarpTeam::width;
-constexpr int64_t kSharedDoubles = (48 << 10) / sizeof(double);  // of a block, without being asked for
+constexpr int kUnasked = 48 << 10;  // bytes of shared memory that a block has without asking for them
+constexpr int kOwn = 1 << 10;       // of them that kernels declare themselves, or less
 constexpr int64_t kScratchDoubles = (64 << 20) / sizeof(double);  // of a launch whose problems need more than that
 #if defined(FASTCONFIG_EMULATED)
-constexpr int kWarps = 2;  // so that tests see a warp with several problems
+constexpr int kTeams = 2;  // so that tests see a team with several problems
 #else
-constexpr int kWarps = 2048;
+constexpr int kTeams = 2048;
 #endif
 
-// Sums also order memory, which shuffles alone do not.
-struct OrderedWarp : WarpTeam {
-  __device__ __forceinline__ double sum(double v) const {
-    sync();
-    return WarpTeam::sum(v);
-  }
-  __device__ __forceinline__ void argmax(double& v, int& i) const {
-    sync();
-    WarpTeam::argmax(v, i);
-  }
+// How the problems of a launch are solved.
+struct Allotment {
+  bool block;    // by a block each, or a warp
+  int64_t each;  // doubles of a team: a workspace and its pivots
+  bool shared;   // they lie in shared memory
+  int64_t teams;
 };
 
-// Of a warp: a workspace and its pivots.
-int64_t doubles_of(Method method, int m) { return scratch_doubles(method, m, kLanes) + (m + 1) / 2; }
-
-bool fits(Method method, int m) { return doubles_of(method, m) <= kSharedDoubles; }
-
-int64_t warps_of(Method method, int m, int64_t problems) {
-  if (fits(method, m)) return std::min<int64_t>(problems, kWarps);
-  return std::min(problems, std::clamp<int64_t>(kScratchDoubles / doubles_of(method, m), 1, kWarps));
+Allotment allotted(Method method, int m, int64_t problems) {
+  Allotment given{};
+  given.block = m > kSmallRows && has_use_for_a_block(method);
+  given.each = scratch_doubles(method, m, given.block ? BlockTeam::width : PartedWarp::width) + (m + 1) / 2;
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory");
+  given.shared = given.each * static_cast<int64_t>(sizeof(double)) <= most - kOwn;
+  const int64_t room = given.shared ? kTeams : std::clamp<int64_t>(kScratchDoubles / given.each, 1, kTeams);
+  given.teams = std::min(problems, room);
+  return given;
 }
 
-// scratch: null, or of every warp its memory, `each` doubles; else that is shared memory.
-__global__ void __launch_bounds__(kLanes)
+// scratch: null, or of every team its memory, `each` doubles; else that is shared memory.
+template <class Team>
+__global__ void __launch_bounds__(Team::width)
     solve_heavy(const double* gram, double* c, double* scratch, int64_t each, int m, int64_t first, int64_t problems,
                 const __grid_constant__ Stage stage) {
 #if __CUDA_ARCH__ >= 900
@@ -50,22 +50,25 @@ __global__ void __launch_bounds__(kLanes)
   const Workspace workspace(memory, reinterpret_cast<int*>(memory + each - (m + 1) / 2), m);
   for (int64_t number = blockIdx.x; number < problems; number += gridDim.x)
     coefficients<Weight::heavy, Weight::medium>(
-        OrderedWarp{}, workspace, {gram + number * m * m, m, stage.rule, first + number, stage.rcond}, c + number * m);
+        Team{}, workspace, {gram + number * m * m, m, stage.rule, first + number, stage.rcond}, c + number * m);
 }
 
 }  // namespace
 
 int64_t heavy_doubles(Method method, int m, int64_t problems) {
-  return fits(method, m) ? 0 : warps_of(method, m, problems) * doubles_of(method, m);
+  const Allotment given = allotted(method, m, problems);
+  return given.shared ? 0 : given.teams * given.each;
 }
 
 void launch_heavy(const Context& context, int m, int64_t first, int64_t problems, const double* gram, double* c,
                   double* scratch, const Stage& stage) {
-  const Method method = stage.rule.method;
-  const int64_t each = doubles_of(method, m);
-  const bool shared = fits(method, m);
-  launch_shared(context, solve_heavy, warps_of(method, m, problems), 1, kLanes, shared ? static_cast<int>(each * 8) : 0,
-                Mode::following, gram, c, shared ? nullptr : scratch, each, m, first, problems, stage);
+  const Allotment given = allotted(stage.rule.method, m, problems);
+  const auto kernel = given.block ? solve_heavy<BlockTeam> : solve_heavy<PartedWarp>;
+  const int bytes = given.shared ? static_cast<int>(given.each * sizeof(double)) : 0;
+  if (bytes > kUnasked)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "shared memory of a block");
+  launch_shared(context, kernel, given.teams, 1, given.block ? BlockTeam::width : PartedWarp::width, bytes,
+                Mode::following, gram, c, given.shared ? nullptr : scratch, given.each, m, first, problems, stage);
 }
 
 }  // namespace fastconfig

@@ -6,6 +6,8 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -35,6 +37,7 @@ struct Device {
   int minor = FASTCONFIG_EMULATED_FLOAT64 ? 0 : 9;
   int cooperative = 1;
   int l2_bytes = 50 << 20;
+  int shared_bytes = 227 << 10;  // of a block that asks for them
 };
 
 inline Device device;
@@ -49,6 +52,11 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
   cudaDevAttrCooperativeLaunch = 95,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+};
+
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
 };
 
 enum cudaStreamCaptureStatus {
@@ -115,6 +123,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrComputeCapabilityMajor: *value = emulator::device.major; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *value = emulator::device.minor; return cudaSuccess;
     case cudaDevAttrCooperativeLaunch: *value = emulator::device.cooperative; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = emulator::device.shared_bytes; return cudaSuccess;
   }
   return emulator::answer(cudaErrorInvalidValue);
 }
@@ -123,6 +132,27 @@ template <class Kernel>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
   const int version = 10 * emulator::device.major + emulator::device.minor;
   *attributes = {version, version};
+  return cudaSuccess;
+}
+
+namespace emulator {
+
+inline std::mutex allowing;
+inline std::map<const void*, size_t> allowed;  // bytes of dynamic shared memory by kernel
+
+inline size_t allowed_bytes(const void* kernel) {
+  const std::lock_guard<std::mutex> lock(allowing);
+  const auto found = allowed.find(kernel);
+  return found == allowed.end() ? 48 << 10 : found->second;
+}
+
+}  // namespace emulator
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
+  if (value < 0 || value > emulator::device.shared_bytes) return emulator::answer(cudaErrorInvalidValue);
+  const std::lock_guard<std::mutex> lock(emulator::allowing);
+  emulator::allowed[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(value);
   return cudaSuccess;
 }
 
@@ -137,7 +167,7 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 namespace emulator {
 
 // Whether the device would take a launch.
-inline cudaError_t check(const cudaLaunchConfig_t& config, bool* cooperative) {
+inline cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel, bool* cooperative) {
   *cooperative = false;
   for (unsigned k = 0; k < config.numAttrs; ++k) {
     if (config.attrs[k].id == cudaLaunchAttributeCooperative)
@@ -148,7 +178,7 @@ inline cudaError_t check(const cudaLaunchConfig_t& config, bool* cooperative) {
   const auto volume = [](dim3 d) { return uint64_t{d.x} * d.y * d.z; };
   const dim3 grid = config.gridDim;
   const dim3 block = config.blockDim;
-  if (config.dynamicSmemBytes > 48 * 1024) return cudaErrorInvalidValue;  // more has to be asked for
+  if (config.dynamicSmemBytes > allowed_bytes(kernel)) return cudaErrorInvalidValue;
   if (volume(grid) == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
   if (volume(block) == 0 || block.x > 1024 || block.y > 1024 || block.z > 64 || volume(block) > 1024)
@@ -167,7 +197,7 @@ template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "one argument for each parameter of the kernel");
   bool cooperative;
-  const cudaError_t error = emulator::check(*config, &cooperative);
+  const cudaError_t error = emulator::check(*config, reinterpret_cast<const void*>(kernel), &cooperative);
   if (error != cudaSuccess) return emulator::answer(error);
   const std::tuple<std::decay_t<Params>...> parameters(std::forward<Args>(args)...);
   emulator::Grid grid(config->gridDim, config->blockDim, config->dynamicSmemBytes, cooperative,
