@@ -58,7 +58,7 @@ def test_everything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert code == 0
     assert torch.get_num_threads() == 1
     assert numbers["command"].startswith("fastconfig bench --no-memory --json ")
-    assert numbers["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(numbers["versions"]["torch"])  # the package has no +cu130
     assert {"processor", "cores", "device", "load_before", "load_after"} < set(numbers["machine"])
     assert numbers["machine"]["threads"] == 2
     assert {"commit", "date", "seconds", "options", "peers", "format"} < set(numbers)
