@@ -226,6 +226,34 @@ def test_tied_and_frozen_parameters(backend: str) -> None:
     assert relative_error(get_gradient_vector(net), wanted) <= 1e-9
 
 
+#: docs/training.md names those whose update does not grow with the losses; unscale_ would shrink it
+NOT_SCALED: dict[str, Callable[[], Any]] = {
+    "FairGradOperator": fastconfig.FairGradOperator,
+    "NashMTLOperator": fastconfig.NashMTLOperator,
+    "LogLossesOperator": lambda: fastconfig.LogLossesOperator(fastconfig.methods.MGDA()),
+    "PseudoMomentumOperator": lambda: fastconfig.PseudoMomentumOperator(3),
+    "SeparateMomentumOperator": lambda: fastconfig.SeparateMomentumOperator(3),
+}
+SCALED: dict[str, Callable[[], Any]] = {
+    f"{kind}Operator": getattr(fastconfig, f"{kind}Operator")
+    for kind in fastconfig.methods.METHODS.values()
+    if kind not in ("FairGrad", "NashMTL", "Constant")
+}
+
+
+@pytest.mark.parametrize("name", [*SCALED, *NOT_SCALED])
+def test_which_updates_grow_with_a_scaler(name: str, seed: int) -> None:
+    job = Job(torch.float64)
+    found = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(seed)  # for random orders
+        operator = (SCALED | NOT_SCALED)[name]()
+        fastconfig.backward([scale * loss for loss in job.losses(job.x)], job.network, operator)
+        found.append(get_gradient_vector(job.network))
+    # Adam's epsilon counts against short gradients
+    assert relative_error(found[1], (1024 if name in SCALED else 1) * found[0]) <= 1e-2
+
+
 def test_hundreds_of_tensors_of_mixed_sizes() -> None:
     """Tiny, odd and large ones, some missing, in one call; the same answer as their vector has."""
     sizes = [(1,), (3,), (2, 5), (64, 3, 3), (1001,), (), (7, 1, 5), (40_000,)] * 40
