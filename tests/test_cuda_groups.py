@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import emulated
 import pytest
 import torch
+from emulated import ROOT
 from grouping import (
     MAKERS,
     SHAPES,
@@ -238,6 +240,14 @@ def test_tables_are_kept() -> None:
         patch.setattr(backend, "_capturing", lambda: True)
         before = bytes(next(iter(backend._tables.values()))[0])
         assert call(1) == before  # a CUDA graph's table is its own
+
+
+def test_rules_ask_where_their_tensors_are() -> None:
+    """Those of groups lie anywhere: no step from the first ones' leads to them."""
+    files = [*ROOT.glob("csrc/rules/*.hpp"), *ROOT.glob("kernels/cuda/*.cu*")]
+    assert len(files) > 20
+    for file in files:
+        assert not re.findall(r"rule\.(?:weights|order|state)(?:_step)?\b", file.read_text()), file
 
 
 def test_rules_that_differ_are_not_merged_at_once() -> None:

@@ -13,7 +13,7 @@ template <class Team>
 FASTCONFIG_HD void scales(const Team& team, const Problem& p, const double* norms, double* s) {
   const int m = p.m;
   const double beta = p.rule.parameters[1], eps = p.rule.parameters[2];
-  double* averages = p.rule.state ? p.rule.state + p.index * p.rule.state_step : nullptr;
+  double* averages = p.rule.state_of(p.index);
   const double calls = averages ? averages[m] + 1 : 0, share = averages ? 1 - pow(beta, calls) : 1;
   team.sync();
   team_for(team, m, [&](int i) {
