@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import fastconfig
+from fastconfig import methods
 from fastconfig.methods import METHODS
 from fastconfig.methods.stateful import StatefulOperator
 
@@ -27,7 +28,7 @@ HEADS = ("method", "the update", "no conflict", "rescaling a loss", "between cal
 PROBLEMS, LIMIT = 200, 1e-6  # of each size; a cosine below -LIMIT is a conflict
 WITH_STATE = 20
 
-# what the update is, and the paper
+# what the update is, and the paper; other rules have ``words`` of their own
 WORDS = {
     "ConFIG": (
         "has the same cosine with every gradient, or cosines in the ratio of your weights",
@@ -141,7 +142,7 @@ def turns(kind: str) -> bool:
 
 
 def row(kind: str) -> list[str]:
-    what, paper = WORDS[kind]
+    what, paper = WORDS.get(kind) or getattr(methods, kind).words
     two = kind != "Krum" and not conflicts(kind, 2)  # Krum has no answer for two
     operator = operator_of(kind, 4)
     keeps = ["a state"] if isinstance(operator, StatefulOperator) else []

@@ -188,13 +188,19 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    if name in _HOME or _is_operator(name):
+        value = getattr(importlib.import_module(f".{_HOME.get(name, 'methods')}", __name__), name)
         globals()[name] = value
         return value
     if not name.startswith("_") and importlib.util.find_spec(f".{name}", __name__) is not None:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _is_operator(name: str) -> bool:
+    """Whether a method has an operator of this name; type checkers know those that are listed above."""
+    kind = name.removesuffix("Operator")
+    return kind != name and kind in importlib.import_module(".methods", __name__).METHODS.values()
 
 
 def __dir__() -> list[str]:

@@ -67,6 +67,14 @@ def test_every_name_is_tested_and_has_its_weighting() -> None:
 
 def test_every_method_has_an_aggregator() -> None:
     assert set(methods.METHODS.values()) - {"PPCGrad"} == set(NAMES)
+    rows = conflicting(3, 50)  # of one that TorchJD does not have, it is made
+    aggregator = pickle.loads(pickle.dumps(aggregation.PPCGrad(reduction="mean")))
+    wanted = methods.PPCGradOperator(reduction="mean").calculate_gradient(rows)
+    assert torch.equal(aggregator(rows), wanted)
+    weights = aggregation.PPCGradWeighting(reduction="mean")(rows.double() @ rows.double().T)
+    torch.testing.assert_close(weights @ rows.double(), wanted.double(), rtol=1e-6, atol=1e-6)
+    assert repr(aggregator) == "PPCGrad(reduction='mean')"
+    assert not hasattr(aggregation, "TrimmedMean")
 
 
 def test_the_table_in_the_docs_has_every_method() -> None:

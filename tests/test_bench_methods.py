@@ -23,7 +23,7 @@ from fastconfig.methods import METHODS
 def test_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, numbers = bench("--only", "methods", "--m", "3", "--n", "64", "--dtype", "float64", out=tmp_path)
     assert code == 0
-    assert {row["method"] for row in numbers["methods"]} == {*METHODS.values()} - {"PPCGrad"}
+    assert {row["method"] for row in numbers["methods"]} == {*METHODS.values()}
     for row in numbers["methods"]:
         assert row["method"] == "Random" or row["error"] <= 1e-9
         assert row["us"] > 0

@@ -8,10 +8,15 @@
 Answers differ from TorchJD's only where TorchJD's is not the paper's: docs/from/torchjd.md lists these.
 Arguments that configure TorchJD's solvers are accepted and ignored, because the answers are exact.
 ``TrimmedMean`` and ``GradDrop`` are not here: they look at every coordinate, not at the Gram matrix.
+
+A method that TorchJD does not have is here by its rule's name, too, with the parameters of its operator.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+from ..methods import METHODS
 from .base import Aggregator, GramianWeightedAggregator, WeightedAggregator, Weighting, jac_to_grad
 from .simple import (
     IMTLG,
@@ -93,3 +98,14 @@ __all__ = [
     "Weighting",
     "jac_to_grad",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    kind = name.removesuffix("Weighting")
+    if kind not in METHODS.values():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .made import made
+
+    value = made(kind)[kind != name]
+    globals()[name] = value
+    return value

@@ -61,6 +61,7 @@ class Rule(Shown):
     weighs: ClassVar[bool] = False  # whether the weights hang on nothing: G only tells of NaN and Inf
     iterates: ClassVar[bool] = True  # whether a heavy one takes hundreds of torch operations
     state_dims: ClassVar[int] = 2  # of the state of one problem
+    words: ClassVar[tuple[str, str]]  # for the table in the docs: what the update is, and the paper or "–"
     rank_dtype: ClassVar[torch.dtype | None] = None  # whose cut-off is taken for gradients of any dtype
     parameters: tuple[float, ...] = ()
     oracle: ClassVar[Callable[..., Tensor]]  # the paper's formula on full rows (m, N), never through G
