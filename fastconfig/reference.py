@@ -273,7 +273,7 @@ def onto_dual_cone(rows: Tensor, shares: Tensor, rcond: float | None = None) -> 
         rcond: cut-off on squared lengths, relative; by default float64's.
 
     Returns:
-        (N,) float64; zero where it is not :func:`certainly_free` of conflict.
+        (N,) float64; zero where it is not :func:`certain`.
     """
     if not torch.isfinite(rows).all():
         return _all_nan(rows)
@@ -285,45 +285,43 @@ def onto_dual_cone(rows: Tensor, shares: Tensor, rcond: float | None = None) -> 
     units, start = full[alive] / norms[alive, None], (shares * norms)[alive]
     largest = start.abs().max()
     start = start / largest if largest > 0 else start
-    w = start + nonnegative_least_squares(units, -(start @ units), rcond)
+    w = start + nonnegative_least_squares(units, -(start @ units))
     v = w @ units
-    return largest * v if certainly_free(units, w, v, rcond) else torch.zeros_like(v)
+    return largest * v if certain(w, v, rcond) else torch.zeros_like(v)
 
 
-def certainly_free(units: Tensor, w: Tensor, v: Tensor, rcond: float) -> bool:
-    """Whether rounding leaves something certain of v = w @ units, which is to conflict with none of them.
-
-    |v|^2 > rcond / 8 (sum_i |w_i|)^2, and no cosine of v with a unit is below -sqrt(rcond).
-    """
-    rcond, length = max(rcond, 64 * torch.finfo(v.dtype).eps), torch.linalg.vector_norm(v)
-    return bool(length**2 > rcond / 8 * w.abs().sum() ** 2 and (units @ v).min() >= -(rcond**0.5) * length)
+def certain(w: Tensor, v: Tensor, rcond: float) -> bool:
+    """Whether |v|^2 > rcond / 8 (sum_i |w_i|)^2 of v = sum_i w_i u_i: above what rounding of C may hide."""
+    least = max(rcond / 8, 8 * torch.finfo(v.dtype).eps)
+    return bool(v.square().sum() > least * w.abs().sum() ** 2)
 
 
-def nonnegative_least_squares(rows: Tensor, target: Tensor, rcond: float) -> Tensor:
+def nonnegative_least_squares(rows: Tensor, target: Tensor) -> Tensor:
     """x >= 0 of least |sum_i x_i a_i - b|: NNLS of Lawson and Hanson (1974, chapter 23) on the rows.
+
+    A row that is a combination of those in use, up to rounding of the rows, stays out.
 
     Args:
         rows: (m, N) float64 a_i, of lengths near one.
         target: (N,) float64 b.
-        rcond: a row that is a combination of those in use but for a rest, of squared length rcond / 64 times
-            the square of the combination's summed lengths at most, stays out.
 
     Returns:
         (m,) float64.
     """
+    eps = torch.finfo(rows.dtype).eps
     r = torch.linalg.qr(torch.cat([rows, target[None]]).T).R  # lengths and products as they were
     columns, b = r[:, :-1], r[:, -1]
     x = columns.new_zeros(columns.shape[1])
     used: list[int] = []
     while True:
         slopes = columns.T @ (b - columns @ x)
-        tolerance = 4 * torch.finfo(x.dtype).eps * (x.sum() + torch.linalg.vector_norm(b))
+        tolerance = 4 * eps * (x.sum() + torch.linalg.vector_norm(b))
         for entering in slopes.argsort(descending=True).tolist():
             if entering in used or slopes[entering] <= tolerance:
                 continue
             parts = _least_squares(columns[:, used], columns[:, entering])
             rest = columns[:, entering] - columns[:, used] @ parts
-            if rest.square().sum() > rcond / 64 * (1 + parts.abs().sum()) ** 2:
+            if rest.norm() > 64 * eps * (1 + parts.abs().sum()):
                 break
         else:
             return x
@@ -368,9 +366,7 @@ def fair(rows: Tensor, alpha: float, *, rcond: float | None = None) -> Tensor:
     units, most = r.T, norms.max()
     weights = (norms[alive] / most) ** (1 - alpha)
     extended = torch.cat([units, torch.ones_like(weights)[:, None]], 1)
-    x = nonnegative_least_squares(
-        extended, torch.eye(extended.shape[1], dtype=r.dtype, device=r.device)[-1], rcond
-    )
+    x = nonnegative_least_squares(extended, torch.eye(extended.shape[1], dtype=r.dtype, device=r.device)[-1])
     v = x @ units / x.sum()
     if v.square().sum() <= rcond:
         return torch.zeros_like(full[0])

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
 import pytest
 import torch
+from hard import EPS, Judged, hard_rows
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from inputs import equiangular, low_rank, orthonormal, relative_error, scaled
 from pairs import some
 from schedules import assert_served
@@ -25,7 +24,6 @@ from fastconfig.methods.solvers import _best_of_all, nonnegative
 RULES: dict[str, type[Rule]] = {"upgrad": UPGrad, "dualproj": DualProj, "mgda": MGDA}
 OPERATORS: dict[str, Any] = {"upgrad": UPGradOperator, "dualproj": DualProjOperator, "mgda": MGDAOperator}
 CPU = torch.device("cpu")
-EPS = torch.finfo(torch.float64).eps
 every = pytest.mark.parametrize("method", RULES)
 
 
@@ -79,63 +77,6 @@ BY_SUPPORTS = {
 }
 
 
-def cosines(c: Tensor, rows: Tensor) -> list[float]:
-    """Of the update c @ rows with all rows but zero ones, to the last digit; none if the update is zero."""
-    exact = [[Fraction(v) for v in row] for row in rows.tolist()]
-    update = [
-        sum((Fraction(x) * row[k] for x, row in zip(c.tolist(), exact, strict=True)), Fraction())
-        for k in range(rows.shape[1])
-    ]
-    squared = sum(v * v for v in update)
-    found = []
-    for row in exact if squared else []:
-        product, length = sum(u * v for u, v in zip(row, update, strict=True)), sum(v * v for v in row)
-        if length:
-            found.append(math.copysign(math.sqrt(product * product / (length * squared)), product))
-    return found
-
-
-@st.composite
-def hard_rows(draw: st.DrawFn) -> Tensor:
-    """Up to 7 rows: of low rank, of small integers, nearly parallel or opposed, zero, over twelve decades."""
-    m, n = draw(st.integers(1, 7)), draw(st.integers(1, 9))
-    maker = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    rows = torch.randn(m, n, generator=maker, dtype=torch.float64)
-    kind = draw(st.sampled_from(["any", "rank", "integers", "balanced", "near", "near"]))
-    if kind == "rank":
-        rank = draw(st.integers(1, min(m, n)))
-        rows = torch.randn(m, rank, generator=maker, dtype=torch.float64) @ rows[:1].expand(rank, n)
-    elif kind == "integers":
-        rows = torch.randint(-1, 2, (m, n), generator=maker).double()
-    elif kind == "balanced":
-        rows = rows - rows.mean(0)
-    elif kind == "near":
-        for away in torch.eye(n + 3, dtype=torch.float64)[n:]:
-            i, j = draw(st.integers(0, m - 1)), draw(st.integers(0, m - 1))
-            rows = torch.nn.functional.pad(rows, (0, n + 3 - rows.shape[1]))
-            angle = draw(st.sampled_from([0, 1.5e-6, 1e-4, 1e-2]))  # the first: a cosine of 1 - 1e-12
-            rows[i] = draw(st.sampled_from([-1, 1])) * (rows[j] / rows[j].norm() + angle * away)
-    exponents = torch.tensor(draw(st.lists(st.integers(-6, 6), min_size=m, max_size=m)))
-    rows = rows * 10.0 ** exponents[:, None]
-    if draw(st.integers(0, 9)) == 0:
-        rows[draw(st.integers(0, m - 1))] = 0
-    return rows
-
-
-@every
-@settings(max_examples=30, deadline=None)
-@given(rows=hard_rows())
-def test_no_conflict_whatever_the_gradients(method: str, rows: Tensor) -> None:
-    # MGDA's corners of dependent gradients are as far apart as the inverses of their norms: its docstring
-    least = 1e-13**0.5 if method == "mgda" else 1e-9
-    for c in coefficients(method, rows):
-        assert c.isfinite().all()
-        found = cosines(c, rows)
-        if found:  # where the parts nearly cancel, as much as rounding of the coefficients moves their sum
-            rounding = 8 * len(c) * EPS * (c.abs() @ rows.norm(dim=1)) / (c @ rows).norm()
-            assert min(found) >= -max(least, float(rounding))
-
-
 @every
 @pytest.mark.parametrize("decades", [0, 2])
 @pytest.mark.parametrize(("m", "n"), [(1, 5), (2, 2), (3, 2), (3, 9), (5, 3), (5, 20)])
@@ -176,8 +117,9 @@ def test_two_nearly_opposed(ratio: float, gap: float) -> None:
     other = rows[1] / rows[1].norm()
     exact = (rows[0] - (rows[0] @ other) * other + rows[1] - (rows[1] @ u) * u) / 2
     for c in coefficients("upgrad", rows):
+        judged = Judged(c, rows)
         assert relative_error(c @ rows, exact) <= 5e-15 / angle  # a dozen roundings of what nearly cancels
-        assert min(cosines(c, rows)) >= -1e-9
+        assert min(judged.products) >= -1e-9 * judged.length
 
 
 @every
@@ -327,7 +269,7 @@ def test_best_of_all_sets_is_the_active_sets(m: int) -> None:
     gram, target = rows @ rows.mT, torch.randn(4, 1, 9, dtype=torch.float64)
     q, size = -(target @ rows.mT)[:, 0], target.norm(dim=-1)
     one = nonnegative(gram, q, size, 1e-13)
-    other = _best_of_all(gram, q, size, 4e-16, torch.eye(m, dtype=torch.float64))
+    other = _best_of_all(gram, q, size, 8 * EPS, torch.eye(m, dtype=torch.float64))
     for mu in (one, other):
         assert (mu >= 0).all()
     assert ((one - other).unsqueeze(-2) @ rows).norm() <= 1e-12

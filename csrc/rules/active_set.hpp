@@ -5,92 +5,81 @@
 #include <cmath>
 
 #include "linalg.hpp"
+#include "rounding.hpp"
 
 namespace fastconfig {
 
 // The active set method of Lawson and Hanson (1974, chapter 23) on a Cholesky factor that grows by a row for all that
 // enter. First all enter that lower the objective, as most will stay; later the one that promises most. Each round lowers
 // the objective, so no set comes twice; where rounding has the last word, the number of rounds is bounded. The same in
-// torch, and what M, q and `size` have to be: nonnegative of fastconfig/methods/solvers.py.
+// torch, why M gets a ridge, and what M, q and `size` have to be: nonnegative of fastconfig/methods/solvers.py.
 struct ActiveSet {
   const double* matrix;  // m x m
   int m;
-  double noise;
+  double ridge;   // on the diagonal of M
   double* factor;  // m x m; row k of L, its diagonal inverted, for the k-th of the set
   double* mu;      // m, and so on: the solution
   double* slope;   // M mu + q
   double* solved;  // by position: the solution on the set
   double* forward;  // by position: L forward = -q
-  int* order;       // m: first the set, then what may enter, at last what may not before something has moved
+  int* order;       // m: first the set
   int count;        // of the set
-  int open;         // where those begin that may not enter
 
   // With scratch memory of a workspace, of which `more` has one vector here.
   FASTCONFIG_HD ActiveSet(const Workspace& w, int m, double rcond)
       : matrix(w.cosines),
         m(m),
-        noise(noise_of(rcond)),
+        ridge(ridge_of(rcond)),
         factor(w.factor),
         mu(w.y),
         slope(w.schur),
         solved(w.z),
         forward(w.more),
         order(w.pivots),
-        count(0),
-        open(m) {}
+        count(0) {}
 
   // On memory of its own, doubles(m); `beside` has room for a vector more.
   FASTCONFIG_HD ActiveSet(const double* matrix, double* memory, int m, double rcond)
       : matrix(matrix),
         m(m),
-        noise(noise_of(rcond)),
+        ridge(ridge_of(rcond)),
         factor(memory),
         mu(factor + m * m),
         slope(mu + m),
         solved(slope + m),
         forward(solved + m),
         order(reinterpret_cast<int*>(forward + 2 * m)),
-        count(0),
-        open(m) {}
+        count(0) {}
 
   FASTCONFIG_HD double* beside() const { return forward + m; }
 
   // Odd: lanes that do the same side by side then meet at few banks of shared memory.
   FASTCONFIG_HD static constexpr int64_t doubles(int64_t m) { return (m * m + 5 * m + (m + 1) / 2) | 1; }
 
-  FASTCONFIG_HD static double noise_of(double rcond) { return fmax(rcond / 256, 2 * DBL_EPSILON); }
-
-  static constexpr int kTogether = 6;
-
-  // In the first rounds all may enter, then one by one.
-  FASTCONFIG_CALLED void solve(const double* q, double size, int together = kTogether) {
+  FASTCONFIG_CALLED void solve(const double* q, double size) {
     FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) {
       mu[j] = 0;
       slope[j] = q[j];
       order[j] = j;
     }
     count = 0;
-    open = m;
     double total = size;
     FASTCONFIG_ROLLED for (int round = 0; round < 4 * m + 10; ++round) {
       const int before = count;
-      if (round < together)
-        enter_all(q, noise * total);
+      if (round < kTogether)
+        enter_all(q, ridge / 4 * total);
       else
-        enter_best(q, noise * total);
-      if (count == before) return;
-      const int after = count;
-      const double moved = settle(q);
-      if (moved > noise * total) {
-        open = m;
-      } else {  // what came and went, all at the ends of their parts, waits
-        FASTCONFIG_ROLLED for (int left = after - count; left > 0; --left) swap(count + left - 1, --open);
-      }
+        enter_best(q, ridge / 4 * total);
+      if (count == before) break;
+      settle(q);
       total = slopes(q, size);
     }
+    refine(q, size);
   }
 
  private:
+  static constexpr int kTogether = 6;  // rounds in which all may enter, before one by one
+
   FASTCONFIG_HD void swap(int a, int b) {
     const int held = order[a];
     order[a] = order[b];
@@ -98,42 +87,28 @@ struct ActiveSet {
   }
 
   FASTCONFIG_HD void enter_all(const double* q, double least) {
-    FASTCONFIG_ROLLED for (int k = count; k < open; ++k)
-      if (slope[order[k]] < -least && append(q, order[k])) swap(k, count++);
+    FASTCONFIG_ROLLED for (int k = count; k < m; ++k)
+      if (slope[order[k]] < -least) append(q, k);
   }
 
   FASTCONFIG_HD void enter_best(const double* q, double least) {
-    int end = open;  // those that depend on the set go behind it for now
-    while (true) {
-      int best = -1;
-      FASTCONFIG_ROLLED for (int k = count; k < end; ++k)
-        if (slope[order[k]] < -least && (best < 0 || slope[order[k]] < slope[order[best]])) best = k;
-      if (best < 0) return;
-      if (append(q, order[best])) {
-        swap(best, count++);
-        return;
-      }
-      swap(best, --end);
-    }
+    int best = -1;
+    FASTCONFIG_ROLLED for (int k = count; k < m; ++k)
+      if (slope[order[k]] < -least && (best < 0 || slope[order[k]] < slope[order[best]])) best = k;
+    if (best >= 0) append(q, best);
   }
 
-  // Adds row `count` to the factor; false if the vector is a combination of those of the set.
-  FASTCONFIG_HD bool append(const double* q, int j) {
+  // The gradient at a place behind the set becomes its last, with a row of the factor.
+  FASTCONFIG_HD void append(const double* q, int place) {
+    const int j = order[place];
     double* row = factor + count * m;
     const double* products = matrix + j * m;
     FASTCONFIG_ROLLED for (int k = 0; k < count; ++k)
       row[k] = (products[order[k]] - dot(row, factor + k * m, k)) * factor[k * m + k];
-    const double rest = products[j] - dot(row, row, count);
-    double parts = 1;
-    if (rest < 1e-3) {  // only then they decide
-      FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) solved[k] = row[k];
-      back_substitute();
-      FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) parts += fabs(solved[k]);
-    }
-    if (!(rest > 4 * noise * parts * parts)) return false;
+    const double rest = fmax(products[j] + ridge - dot(row, row, count), ridge / 2);
     row[count] = 1 / sqrt(rest);
     forward[count] = (-q[j] - dot(row, forward, count)) * row[count];
-    return true;
+    swap(place, count++);
   }
 
   // solved := L^-T solved
@@ -145,9 +120,8 @@ struct ActiveSet {
     }
   }
 
-  // Moves mu to the solution on the set, from which leaves what would be negative; how far in all.
-  FASTCONFIG_HD double settle(const double* q) {
-    double moved = 0;
+  // Moves mu to the solution on the set, from which leaves what would be negative.
+  FASTCONFIG_HD void settle(const double* q) {
     while (true) {
       FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) solved[k] = forward[k];
       back_substitute();
@@ -161,14 +135,34 @@ struct ActiveSet {
       FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) {
         double& now = mu[order[k]];
         const bool leaves = !(solved[k] > 0) && ratio(k) <= step;
-        const double next = leaves ? 0 : fmax(now + step * (solved[k] - now), 0.0);
-        moved += fabs(next - now);
-        now = next;
+        now = leaves ? 0 : fmax(now + step * (solved[k] - now), 0.0);
         if (leaves) order[k] = ~order[k];
       }
-      if (all_stay) return moved;
+      if (all_stay) return;
       shrink(q);
     }
+  }
+
+  // Takes out of mu what the ridge costs, but for its square, unless that leaves slopes further from the optimum's.
+  FASTCONFIG_HD void refine(const double* q, double size) {
+    const double before = error();
+    FASTCONFIG_ROLLED for (int k = 0; k < count; ++k)
+      solved[k] = (-slope[order[k]] - dot(factor + k * m, solved, k)) * factor[k * m + k];
+    back_substitute();
+    FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) {
+      forward[k] = mu[order[k]];
+      mu[order[k]] = fmax(mu[order[k]] + solved[k], 0.0);
+    }
+    slopes(q, size);
+    if (error() <= before) return;
+    FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) mu[order[k]] = forward[k];
+    slopes(q, size);
+  }
+
+  FASTCONFIG_HD double error() const {
+    double most = 0;
+    FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) most = fmax(most, mu[j] > 0 ? fabs(slope[j]) : -slope[j]);
+    return most;
   }
 
   FASTCONFIG_HD double ratio(int k) const {
@@ -185,12 +179,7 @@ struct ActiveSet {
     FASTCONFIG_ROLLED for (int k = kept; k < end; ++k)
       if (order[k] >= 0) swap(k, kept++);
     FASTCONFIG_ROLLED for (int k = kept; k < end; ++k) order[k] = ~order[k];
-    FASTCONFIG_ROLLED for (int k = count; k < kept; ++k) {
-      if (append(q, order[k]))
-        swap(k, count++);
-      else
-        mu[order[k]] = 0;
-    }
+    while (count < kept) append(q, count);
   }
 
   // slope := M mu + q; what its entries are made of.

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <cfloat>
 #include <cmath>
 
 #include "linalg.hpp"
 #include "problem.hpp"
+#include "rounding.hpp"
 
 namespace fastconfig {
 
@@ -14,32 +14,34 @@ struct ConflictAverse {
   const Team& team;
   const Workspace& w;
   const int m;
-  const double rcond;
-  double *mean, *along, *weights, *parts, *state, *x;
+  const double ridge;  // on the diagonal of C
+  double *mean, *along, *weights, *x;
   int count = 0;  // of the set; w.pivots has it, w.factor its Cholesky factor
-  bool stationary = false;
 
   FASTCONFIG_HD ConflictAverse(const Team& team, const Workspace& w, int m, double rcond)
-      : team(team), w(w), m(m), rcond(rcond), mean(w.more), along(mean + m), weights(along + m), parts(weights + m),
-        state(parts + m), x(w.x) {}
+      : team(team), w(w), m(m), ridge(ridge_of(rcond)), mean(w.more), along(mean + m),
+        weights(along + m), x(w.x) {}
 
   FASTCONFIG_HD double inverse(int i) const { return mean[i] > 0 ? 1 / mean[i] : 0; }
   FASTCONFIG_HD const double* row(int k) const { return w.cosines + w.pivots[k] * m; }
 
-  // Appends a row to the factor; what the gradient is made of goes to `parts`. The squared rest.
-  FASTCONFIG_CALLED double appended(int i, int k) const {
-    double* l = w.factor + k * m;
-    FASTCONFIG_ROLLED for (int a = 0; a < k; ++a) {
+  // Appends a gradient to the set, and a row to the factor.
+  FASTCONFIG_CALLED void enter(int i) {
+    double* l = w.factor + count * m;
+    FASTCONFIG_ROLLED for (int a = 0; a < count; ++a) {
       const double* of = w.factor + a * m;
       const double s = team_sum(team, a, [&](int j) { return of[j] * l[j]; });
       team.sync();
       if (team.lane() == 0) l[a] = (w.cosines[i * m + w.pivots[a]] - s) / of[a];
       team.sync();
     }
-    const double rest = 1 - team_sum(team, k, [&](int j) { return l[j] * l[j]; });
-    team_for(team, k, [&](int j) { parts[j] = l[j]; });
-    backward(parts, k);
-    return rest;
+    const double rest = 1 + ridge - team_sum(team, count, [&](int j) { return l[j] * l[j]; });
+    if (team.lane() == 0) {
+      w.pivots[count] = i;
+      l[count] = sqrt(fmax(rest, ridge / 2));
+    }
+    ++count;
+    team.sync();
   }
 
   // v := L^-T v.
@@ -52,28 +54,13 @@ struct ConflictAverse {
     }
   }
 
-  FASTCONFIG_HD void enter(int i, double rest) {
-    if (team.lane() == 0) {
-      w.pivots[count] = i;
-      w.factor[count * m + count] = sqrt(rest);
-    }
-    ++count;
-    team.sync();
-  }
-
   // Those of weight zero leave, and the factor is made anew.
   FASTCONFIG_CALLED void without_zeros() {
     const int before = count;
     count = 0;
     FASTCONFIG_ROLLED for (int k = 0; k < before; ++k) {
       const int i = w.pivots[k];
-      if (!(weights[i] > 0)) continue;
-      const double rest = appended(i, count);
-      if (rest > 0)
-        enter(i, rest);
-      else if (team.lane() == 0)
-        weights[i] = 0;
-      team.sync();
+      if (weights[i] > 0) enter(i);
     }
   }
 
@@ -125,11 +112,6 @@ struct ConflictAverse {
       const int i = w.pivots[a];
       weights[i] = leaves && a == at ? 0 : fmax(weights[i] + step * p[a], 0.0);
     });
-    if (step > 0)
-      team_for(team, m, [&](int i) { state[i] = 0; });  // nothing is blocked any more
-    else if (leaves && team.lane() == 0)
-      state[w.pivots[at]] = 1;
-    team.sync();
     if (leaves) {
       without_zeros();
       return At::way;
@@ -148,71 +130,20 @@ struct ConflictAverse {
     team_for(team, m, [&](int i) {
       double product = along[i];
       FASTCONFIG_ROLLED for (int a = 0; a < count; ++a) product += row(a)[i] * v[a];
-      below[i] = mean[i] > 0 && state[i] == 0 ? level * inverse(i) - product : -1;
+      below[i] = mean[i] > 0 ? level * inverse(i) - product : -1;
     });
     team_for(team, count, [&](int a) { below[w.pivots[a]] = -1; });
-    FASTCONFIG_ROLLED for (int tries = 0; tries < m; ++tries) {
-      double most = -1;
-      int i = 0;
-      FASTCONFIG_ROLLED for (int j = team.lane(); j < m; j += Team::width)
-        if (below[j] > most) {
-          most = below[j];
-          i = j;
-        }
-      team.argmax(most, i);
-      if (!(most > 8 * DBL_EPSILON * size)) return false;
-      const double rest = fmax(appended(i, count), 0.0);
-      const double whole = 1 + team_sum(team, count, [&](int j) { return fabs(parts[j]); });
-      const bool dependent = rest <= fmax(2 * rcond, rcond / 64 * whole * whole);
-      const double apart = dependent ? sqrt(fmax(rest - 4 * DBL_EPSILON * whole * whole, 0.0)) : 0;
-      const double noise = 8 * DBL_EPSILON * size * whole + 2 * apart * size;
-      if (most > noise) {
-        if (!dependent)
-          enter(i, rest);
-        else
-          exchange(i, sqrt(rcond) * whole);
-        return !stationary;
+    double most = -1;
+    int i = 0;
+    FASTCONFIG_ROLLED for (int j = team.lane(); j < m; j += Team::width)
+      if (below[j] > most) {
+        most = below[j];
+        i = j;
       }
-      if (team.lane() == 0) below[i] = -1;
-      team.sync();
-    }
-    return false;
-  }
-
-  // A gradient that depends on the set takes the place of one of it, of which it is made by more than `least`.
-  FASTCONFIG_CALLED void exchange(int i, double least) {
-    double nearest = -INFINITY;
-    int at = 0;
-    FASTCONFIG_ROLLED for (int a = team.lane(); a < count; a += Team::width) {
-      const int j = w.pivots[a];
-      const double share = -weights[j] / (parts[a] * inverse(j));
-      if (parts[a] > least && share > nearest) {
-        nearest = share;
-        at = a;
-      }
-    }
-    team.argmax(nearest, at);
-    if (nearest == -INFINITY) {  // it is the negative of a combination of the others
-      stationary = true;
-      return;
-    }
-    team.sync();
-    team_for(team, count, [&](int a) {
-      const int j = w.pivots[a];
-      weights[j] = a == at ? 0 : fmax(weights[j] + nearest * parts[a] * inverse(j), 0.0);
-    });
-    if (team.lane() == 0) weights[i] = -nearest * inverse(i);
-    team.sync();
-    const double sum = team_sum(team, m, [&](int j) { return weights[j]; });
-    team.sync();
-    team_for(team, m, [&](int j) { weights[j] /= sum; });
-    without_zeros();
-    const double rest = appended(i, count);
-    if (rest > 0)
-      enter(i, rest);
-    else if (team.lane() == 0)
-      weights[i] = 0;
-    team.sync();
+    team.argmax(most, i);
+    if (!(most > ridge * size)) return false;
+    enter(i);
+    return true;
   }
 };
 
@@ -222,7 +153,7 @@ FASTCONFIG_CALLED bool certain(const Team& team, const Workspace& w, const doubl
   const double squared = team_sum(team, m, [&](int i) { return x[i] * dot(w.cosines + i * m, x, m); });
   const double whole = team_sum(team, m, [&](int i) { return fabs(x[i]); });
   team.sync();
-  return squared > fmax(rcond / 8, 8 * DBL_EPSILON) * whole * whole;
+  return certain(squared, whole, rcond);
 }
 
 // CAGrad (Liu et al. 2021, algorithm 1). Parameters: c, and what the update is multiplied by.
@@ -239,7 +170,7 @@ FASTCONFIG_CALLED void cagrad(const Team& team, const Workspace& w, const Proble
   double *mean = set.mean, *along = set.along;
   team_for(team, m, [&](int i) {
     mean[i] = w.norms[i] / (m * most);
-    set.weights[i] = set.state[i] = w.x[i] = 0;
+    set.weights[i] = w.x[i] = 0;
   });
   team_for(team, m, [&](int i) { along[i] = dot(w.cosines + i * m, mean, m); });
   if (!certain(team, w, mean, m, p.rcond)) return;
@@ -257,7 +188,7 @@ FASTCONFIG_CALLED void cagrad(const Team& team, const Workspace& w, const Proble
     w.x[first] = radius;
   }
   team.sync();
-  set.enter(first, 1);
+  set.enter(first);
   FASTCONFIG_ROLLED for (int step = 0; step < 4 * m + 10 && set.count > 0; ++step) {
     double level = 0;
     using At = typename ConflictAverse<Team>::At;
@@ -266,7 +197,7 @@ FASTCONFIG_CALLED void cagrad(const Team& team, const Workspace& w, const Proble
   }
   const bool away = certain(team, w, w.x, m, p.rcond);
   team_for(team, m, [&](int i) { w.x[i] += mean[i]; });
-  const bool sure = !set.stationary && away && certain(team, w, w.x, m, p.rcond);
+  const bool sure = away && certain(team, w, w.x, m, p.rcond);
   team_for(team, m, [&](int i) { w.x[i] = sure ? factor * most * w.x[i] : 0; });
 }
 

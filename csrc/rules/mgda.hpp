@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "dual_cone.hpp"
+#include "active_set.hpp"
 #include "linalg.hpp"
 #include "problem.hpp"
 
@@ -19,15 +19,14 @@ FASTCONFIG_HD double shortest(ActiveSet& set, const double* cosines, const doubl
   }
   set.matrix = matrix;
   set.solve(q, 1);
-  double squared = 0, share = 0, parts = 0, least = 0;
+  double squared = 0, share = 0, parts = 0;
   FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) {
     const double y = set.mu[j];
     squared += y * (set.slope[j] + r[j]);
     share += y * r[j];
     parts += y;
   }
-  FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) least = fmin(least, set.slope[j] + r[j] - share * r[j]);
-  return certainly_free(squared - share * share, parts, least, rcond) ? share : 0;
+  return certain(squared - share * share, parts, rcond) ? share : 0;
 }
 
 // MGDA (Desideri 2012): the shortest convex combination, y = c d up to its length for r_i the least norm over d_i.

@@ -12,12 +12,10 @@ from ..checks import check_rcond, not_negative
 from ..numbers import cutoff
 from .base import Rule
 from .operator import GramOperator
-from .solvers import certain, cholesky_solved, one_hot
+from .solvers import certain, one_hot, ridge_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-_EPS = torch.finfo(torch.float64).eps
 
 
 class CAGrad(Rule):
@@ -26,7 +24,8 @@ class CAGrad(Rule):
     Liu et al. 2021, "Conflict-Averse Gradient Descent for Multi-task Learning", equation 3 and algorithm 1:
     v = g_0 + sqrt(phi) g_w / |g_w| with sqrt(phi) = c |g_0| and w of the least
     F(w) = g_w . g_0 + sqrt(phi) |g_w|, w >= 0 of sum one, g_w = sum_i w_i g_i. c = 0 is the mean; c < 1
-    converges to a minimum of the mean loss but may conflict, c >= 1 does not conflict.
+    converges to a minimum of the mean loss but may conflict, c >= 1 does not: no cosine of the update with a
+    gradient is below -16 eps times sum_i c_i |g_i| / |update|, which is what rounding of G may cost.
 
     F is minimised exactly, by an active set with the closed form of the best v on each. TorchJD calls a
     conic solver on the host, on the root of G over its trace, where norms that differ by more than 1e8 are
@@ -107,7 +106,7 @@ class _Nearest:
         rows = torch.cat([self.units, wanted[:, None]], 1) / lengths[:, None]
         target = torch.zeros_like(rows[0])
         target[-1] = 1
-        x = reference.nonnegative_least_squares(rows, target, self.rcond)
+        x = reference.nonnegative_least_squares(rows, target)
         rest = target - x @ rows
         if rest.square().sum() <= 1e-13 * (1 + x.sum()) ** 2:
             return None
@@ -118,7 +117,7 @@ class _Nearest:
         hull = torch.cat([self.units, torch.ones_like(self.sizes)[:, None]], 1) / 2**0.5
         target = torch.zeros_like(hull[0])
         target[-1] = 1
-        x = reference.nonnegative_least_squares(hull, target, self.rcond)
+        x = reference.nonnegative_least_squares(hull, target)
         balanced = (x @ self.units).square().sum() <= self.rcond * x.sum() ** 2
         if balanced and (still := self.at(0.0)) is not None and still[0].norm() <= radius * (1 + 1e-12):
             return torch.zeros_like(self.mean)
@@ -162,34 +161,33 @@ def conflict_averse(cosines: Tensor, mean: Tensor, c: float, rcond: float) -> Te
     """v = sum_i x_i u_i within c |g_0| of g_0 = sum_i mean_i u_i, of the greatest least product with any g_i.
 
     An active set: the gradients whose product with v is the least. With P and Q of L P = 1 / r, L Q = C mean,
-    C = L L^T on the set, the best vector of equal products ``level`` has level = mu + sqrt(gap / P . P),
-    gap = (c |g_0|)^2 - |Q - mu P|^2, mu = P . Q / P . P. A weight that would be negative stops the way there
-    and leaves; the gradient furthest below the level enters, in place of another if it depends on the set.
-    F falls in every step, so that none comes back to a set. On a device a fixed number of steps, without a
-    look at the values.
+    C = L L^T on the set with a ridge (:func:`ridge_of`), the best vector of equal products ``level`` has
+    level = mu + sqrt(gap / P . P), gap = (c |g_0|)^2 - |Q - mu P|^2, mu = P . Q / P . P. A weight that would
+    be negative stops the way there and leaves; the gradient furthest below the level enters. F falls in every
+    step, so that none comes back to a set. On a device a fixed number of steps, without a look at the values.
 
     Args:
         cosines: (..., m, m) float64, C of the unit gradients.
         mean: (..., m) float64, norms over m, up to a common factor; zero for zero gradients.
         c: > 0.
-        rcond: cut-off on the squared distance of a unit gradient from the others' span.
+        rcond: the ridge is rcond / 64.
     """
     m = mean.shape[-1]
     on_cpu = mean.device.type == "cpu"
+    ridge = ridge_of(rcond)
     unit = torch.eye(m, dtype=mean.dtype, device=mean.device)
+    ridged = cosines + ridge * unit
     alive = mean > 0
     inverse = torch.where(alive, 1 / mean, 0)
     along = _times(cosines, mean)
     radius = c * (mean * along).sum(-1, keepdim=True).clamp(min=0).sqrt()
     first = torch.where(alive, mean * (along + radius), torch.inf).argmin(-1)
     weights = one_hot(first, m).to(mean.dtype)
-    active, last = weights > 0, weights > 0
-    blocked = torch.zeros_like(active)
+    active = weights > 0
     x = torch.where(active & alive, radius, 0)
-    stationary = torch.zeros_like(active[..., :1])
     for _ in range(4 * m + 10):
         inner = active.unsqueeze(-1) & active.unsqueeze(-2)
-        factor, broken = torch.linalg.cholesky_ex(torch.where(inner, cosines, unit))
+        factor, broken = torch.linalg.cholesky_ex(torch.where(inner, ridged, unit))
         sides = torch.stack([inverse, along], -1).masked_fill(~active.unsqueeze(-1), 0)
         p, q = torch.linalg.solve_triangular(factor, sides, upper=False).unbind(-1)
         squared = p.square().sum(-1, keepdim=True)
@@ -204,47 +202,24 @@ def conflict_averse(cosines: Tensor, mean: Tensor, c: float, rcond: float) -> Te
 
         ends = active & torch.where(bounded, ~(z > 0), toward < 0)
         ratio = torch.where(ends, torch.where(weights > 0, -weights / toward, 0), torch.inf)
-        failed = (broken > 0).unsqueeze(-1)  # rounding made what entered dependent
+        sound = (broken == 0).unsqueeze(-1)  # else C is not positive semidefinite: that is the end
         step = torch.where(bounded, ratio.amin(-1, keepdim=True).clamp(max=1), ratio.amin(-1, keepdim=True))
-        step = torch.where(failed | step.isinf(), 0, step)
-        leaving = torch.where(failed, last, ends & (ratio <= step))
+        step = torch.where(step.isinf(), 0, step)
+        leaving = ends & (ratio <= step) & sound
         moved = torch.where(leaving | ~active, 0, weights + step * toward).clamp(min=0)
-        settled = bounded & ~failed & ~leaving.any(-1, keepdim=True)
-        blocked = (blocked & (step == 0)) | (leaving & (step == 0))
+        weights = torch.where(sound, moved, weights)
+        settled = bounded & sound & ~leaving.any(-1, keepdim=True)
         x = torch.where(settled, z, x)
 
-        level = mu + over
         size = mean.sum(-1, keepdim=True) + x.abs().sum(-1, keepdim=True)
-        short = along + _times(cosines, x) - level * inverse  # below zero: less than the level
-        parts = cholesky_solved(factor, torch.where(active.unsqueeze(-1), cosines, 0))
-        parts = torch.where(active.unsqueeze(-1), parts, 0)  # of all, in those of the set
-        distance = (1 - (cosines * parts).sum(-2)).clamp(min=0)
-        whole = 1 + parts.abs().sum(-2)
-        dependent = distance <= (rcond / 64 * whole.square()).clamp(min=2 * rcond)
-        apart = torch.where(dependent, (distance - 4 * _EPS * whole.square()).clamp(min=0).sqrt(), 0)
-        noise = (8 * _EPS * whole + 2 * apart) * size
-        enters = settled & alive & (short < -noise) & ~(active | blocked | stationary)
+        short = along + _times(cosines, x) - (mu + over) * inverse  # below zero: less than the level
+        enters = settled & alive & (short < -ridge * size) & ~active
         enters &= one_hot(torch.where(enters, short, torch.inf).argmin(-1), m)
-        swaps = (enters & dependent).any(-1, keepdim=True)
-        entering = enters.to(mean.dtype)
-        of_it = _times(parts, entering)  # what the one that enters is made of
-        certainly = of_it > rcond**0.5 * (1 + of_it.abs().sum(-1, keepdim=True))
-        share = torch.where(swaps & active & certainly, moved / (of_it * inverse), torch.inf)
-        most = share.amin(-1, keepdim=True)
-        vanishes = swaps & most.isinf()  # it is the negative of a combination of the others
-        exchanged = swaps & ~vanishes
-        stationary = stationary | vanishes
-        change = torch.where(active, -of_it, entering) * inverse
-        weights = torch.where(exchanged, moved + torch.where(exchanged, most, 0) * change, moved).clamp(min=0)
-        leaving = leaving | (exchanged & (share <= most))
-        weights = torch.where(leaving, 0, weights)
-        weights = weights / weights.sum(-1, keepdim=True)
-        last = enters & ~vanishes
-        active = (active & ~leaving) | last
-        if on_cpu and not bool((leaving | last).any()):
+        active = (active & ~leaving) | enters
+        if on_cpu and not bool((leaving | enters).any()):
             break
     sure = certain(cosines, mean, rcond) & certain(cosines, x, rcond) & certain(cosines, mean + x, rcond)
-    return torch.where(sure & ~stationary, mean + x, 0)
+    return torch.where(sure, mean + x, 0)
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:

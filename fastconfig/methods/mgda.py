@@ -12,7 +12,7 @@ from ..checks import check_rcond
 from ..numbers import cutoff
 from .base import Rule
 from .operator import GramOperator
-from .solvers import certainly_free, nonnegative
+from .solvers import certain, nonnegative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -28,8 +28,8 @@ class MGDA(Rule):
     most rcond / 8). The program is solved exactly; TorchJD stops after 100 steps of Frank and Wolfe, 2 to 3 %
     off with 8 gradients or more.
 
-    Cosines of the update with the gradients are above -1e-9; above -sqrt(rcond) = -3e-7 where gradients
-    depend on each other and their norms differ by more than 1e6: rounding hides then which of them stay.
+    No cosine of the update with a gradient is below -16 eps times sum_i c_i |g_i| / |update|, which is what
+    rounding of G and of the coefficients may cost.
 
     In unit gradients: y = c d is the solution of min |sum_i y_i u_i|^2 + (1 - r . y)^2, y >= 0, up to its
     length, with r_i the least norm over d_i. rcond is 1e-13 whatever the gradients' dtype.
@@ -47,7 +47,7 @@ class MGDA(Rule):
         cosines = cosines.unsqueeze(-3)
         matrix = cosines + both.unsqueeze(-1) * both.unsqueeze(-2)
         y = nonnegative(matrix, -both, torch.ones_like(both[..., :1]), rcond)
-        moving = certainly_free(cosines, y, rcond).all(-2)
+        moving = certain(cosines, y, rcond).all(-2)
         y = y[..., 1, :]
         return torch.where(moving, y * (least / (r * y).sum(-1, keepdim=True)), 0)
 
@@ -71,8 +71,8 @@ class MGDA(Rule):
         units, r = full / norms[:, None], norms.min() / norms
         for last in (torch.ones_like(r), r):  # the shortest of unit gradients tells stationary ones
             target = torch.cat([torch.zeros_like(full[0]), r.new_ones(1)])
-            y = reference.nonnegative_least_squares(torch.cat([units, last[:, None]], 1), target, rcond)
-            if not reference.certainly_free(units, y, y @ units, rcond):
+            y = reference.nonnegative_least_squares(torch.cat([units, last[:, None]], 1), target)
+            if not reference.certain(y, y @ units, rcond):
                 return torch.zeros_like(full[0])
         return (y @ units) * (norms.min() / (r @ y))
 

@@ -87,10 +87,20 @@ def one_hot(index: Tensor, m: int) -> Tensor:
     return torch.arange(m, device=index.device) == index.unsqueeze(-1)
 
 
+def ridge_of(rcond: float) -> float:
+    """What a quadratic program adds to the diagonal of C: all that rounding of C may hide, and no more.
+
+    As if every unit gradient had a part of that squared length that it shares with none: so none depends on
+    the others, the optimum is unique, and an active set comes to it whatever the gradients. A product u_j . v
+    of the answer v = sum_j w_j u_j is off by at most that times w_j, as it is by rounding of C anyway.
+    """
+    return max(rcond / 64, 8 * _EPS)
+
+
 def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
     """w >= start, of which v = sum_j w_j u_j is sum_j start_j u_j projected on {v: u_j . v >= 0 for all j}.
 
-    Zero where v is not :func:`certainly_free` of conflict.
+    Zero where v is not :func:`certain`.
 
     Args:
         cosines: (..., m, m) float64, C of the unit gradients u_j.
@@ -103,7 +113,7 @@ def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
     cosines = cosines.expand(*start.shape, start.shape[-1])
     slope = (cosines @ start.unsqueeze(-1)).squeeze(-1)
     w = start + nonnegative(cosines, slope, start.abs().sum(-1, keepdim=True), rcond)
-    return torch.where(certainly_free(cosines, w, rcond), w, 0)
+    return torch.where(certain(cosines, w, rcond), w, 0)
 
 
 def certain(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
@@ -112,94 +122,93 @@ def certain(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
     return squared > max(rcond / 8, 8 * _EPS) * w.abs().sum(-1, keepdim=True).square()
 
 
-def certainly_free(cosines: Tensor, w: Tensor, rcond: float) -> Tensor:
-    """(..., 1): whether v is :func:`certain`, and of no cosine below -sqrt(rcond) with any u_j."""
-    products = (cosines @ w.unsqueeze(-1)).squeeze(-1)
-    squared = (w * products).sum(-1, keepdim=True).clamp(min=0)
-    least = -(max(rcond, 64 * _EPS) * squared).sqrt()
-    return certain(cosines, w, rcond) & (products.amin(-1, keepdim=True) >= least)
-
-
 def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor:
     """mu >= 0 of least 1/2 mu^T M mu + q^T mu: non-negative least squares by inner products.
 
     M = B^T B and q = -B^T b for some vectors B, b of lengths near one. The active set method of Lawson and
-    Hanson (1974, chapter 23): exact steps, each lowers the objective, so none comes back to a set. The
-    coordinate of the steepest slope enters, not of the greatest gain, which vectors that nearly depend on the
-    set would promise; one whose vector is a combination of those of the set, up to what
-    rounding of M leaves, does not. On a device a fixed number of steps, without a look at the values; of few
-    vectors the best of all sets.
+    Hanson (1974, chapter 23) on M with a ridge (:func:`ridge_of`): exact steps, each lowers the objective, so
+    none comes back to a set. The coordinate of the steepest slope enters, not of the greatest gain, which
+    vectors that nearly depend on the set would promise. Then one step on M itself takes out what the ridge
+    costs, where it can. On a device a fixed number of steps, without a look at the values; of few vectors the
+    best of all sets.
 
     Args:
         matrix: (..., m, m) float64, positive semidefinite up to rounding.
         q: (..., m) float64, in the range of M.
         size: (..., 1) float64, what |b| is made of: slopes are as certain as rounding of that leaves them.
-        rcond: that rest's squared length is rcond / 64 times the square of the combination's summed lengths.
+        rcond: the ridge is rcond / 64.
 
     Returns:
-        (..., m) float64: M mu + q >= 0 up to rounding, for independent vectors; zero where mu > 0.
+        (..., m) float64: M mu + q is not below zero, and zero where mu > 0, up to the ridge times the sum of
+        ``size`` and mu.
     """
     m = q.shape[-1]
     on_cpu = q.device.type == "cpu"
-    noise = max(rcond / 256, 2 * _EPS)
+    ridge = ridge_of(rcond)
     identity = torch.eye(m, dtype=q.dtype, device=q.device)
     if m <= (4 if on_cpu else 8) and q.numel() * m << m <= 1 << 24:
-        return _best_of_all(matrix, q, size, noise, identity)
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+        return _best_of_all(matrix, q, size, ridge, identity)
+    ridged = matrix + ridge * identity
     mu = torch.zeros_like(q)
     free = torch.zeros_like(q, dtype=torch.bool)  # the set: what may be positive
-    last, blocked = free, free  # what entered last, and what cannot enter before something has moved
     for _ in range(4 * m + 10):
-        inner = free.unsqueeze(-1) & free.unsqueeze(-2)
-        factor, broken = torch.linalg.cholesky_ex(torch.where(inner, matrix, identity))
-        sides = torch.where(free.unsqueeze(-1), torch.cat([matrix, -q.unsqueeze(-1)], -1), 0)
-        spans, z = cholesky_solved(factor, sides).split([m, 1], -1)
-        z = z.squeeze(-1)
+        held = free
+        inner = held.unsqueeze(-1) & held.unsqueeze(-2)
+        factor, broken = torch.linalg.cholesky_ex(torch.where(inner, ridged, identity))
+        z = cholesky_solved(factor, torch.where(held, -q, 0).unsqueeze(-1)).squeeze(-1)
 
-        leaving = free & ~(z > 0)
+        sound = (broken == 0).unsqueeze(-1)  # else M is not positive semidefinite: that is the end
+        leaving = held & ~(z > 0) & sound
         ratio = torch.where(leaving, torch.where(mu > 0, mu / (mu - z), 0), torch.inf)
         step = ratio.amin(-1, keepdim=True).clamp(max=1)
-        failed = (broken > 0).unsqueeze(-1)  # rounding made what entered dependent
-        moved = torch.where(free & ~failed, mu + step * (z - mu), mu).clamp(min=0)
-        leaving = torch.where(failed, last, leaving & (ratio <= step))
-        settled = ~leaving.any(-1, keepdim=True)
-        moved = torch.where(leaving & ~failed, 0, moved)
+        leaving &= ratio <= step
+        moved = torch.where(held & sound, mu + step * (z - mu), mu).clamp(min=0)
+        moved = torch.where(leaving, 0, moved)
 
-        size_now = size + moved.sum(-1, keepdim=True)
-        slope = q + (matrix @ moved.unsqueeze(-1)).squeeze(-1)
-        distance = diagonal - (matrix * spans).sum(-2)  # squared, from the span of the set
-        dependent = distance <= 4 * noise * (1 + spans.abs().sum(-2)).square()
-        progress = (moved - mu).abs().sum(-1, keepdim=True) > noise * size_now
-        blocked = (blocked & ~progress) | (leaving & ~progress)
-        enters = settled & (slope < -noise * size_now) & ~(free | blocked | dependent)
-        steepest = torch.where(enters, slope, 0).argmin(-1)
-        enters = enters & one_hot(steepest, m)
-        free, last, mu = (free & ~leaving) | enters, enters, moved
+        slope = _slopes(matrix, q, moved)
+        steep = slope < -ridge / 4 * (size + moved.sum(-1, keepdim=True))
+        enters = sound & ~leaving.any(-1, keepdim=True) & steep & ~held
+        enters &= one_hot(torch.where(enters, slope, 0).argmin(-1), m)
+        free, mu = (held & ~leaving) | enters, moved
         if on_cpu and not bool((leaving | enters).any()):
             break
-    return mu
+    return _refined(matrix, q, mu, held, factor)
 
 
-def _best_of_all(matrix: Tensor, q: Tensor, size: Tensor, noise: float, identity: Tensor) -> Tensor:
+def _slopes(matrix: Tensor, q: Tensor, mu: Tensor) -> Tensor:
+    return q + (matrix @ mu.unsqueeze(-1)).squeeze(-1)
+
+
+def _refined(matrix: Tensor, q: Tensor, mu: Tensor, held: Tensor, factor: Tensor) -> Tensor:
+    """mu, or what a step from there makes of it, by the factor of M with a ridge on the set ``held``."""
+
+    def error(mu: Tensor) -> Tensor:
+        slope = _slopes(matrix, q, mu)
+        return torch.where(mu > 0, slope.abs(), -slope).amax(-1, keepdim=True)
+
+    side = torch.where(held, -_slopes(matrix, q, mu), 0).unsqueeze(-1)
+    other = (mu + cholesky_solved(factor, side).squeeze(-1)).clamp(min=0)
+    return torch.where(error(other) <= error(mu), other, mu)
+
+
+def _best_of_all(matrix: Tensor, q: Tensor, size: Tensor, ridge: float, identity: Tensor) -> Tensor:
     """:func:`nonnegative` by the solutions on all sets at once: the one of the least negative slope."""
     m = q.shape[-1]
     places = torch.arange(m, device=q.device)
     free = (torch.arange(1 << m, device=q.device).unsqueeze(-1) >> places & 1).bool()  # (sets, m)
     inner = free.unsqueeze(-1) & free.unsqueeze(-2)
-    matrix, q = matrix.unsqueeze(-3), q.unsqueeze(-2)
-    factor, broken = torch.linalg.cholesky_ex(torch.where(inner, matrix, identity))
-    sides = torch.cat([identity.expand_as(factor), torch.where(free, -q, 0).unsqueeze(-1)], -1)
-    inverse, z = cholesky_solved(factor, sides).split([m, 1], -1)
-    z = z.squeeze(-1)
-    slope = q + (matrix @ z.unsqueeze(-1)).squeeze(-1)
-    # 1 / inverse_jj is the squared distance of j from the others' span, of parts inverse_kj / inverse_jj
-    column = torch.where(inner, inverse, 0).abs().sum(-2)
-    apart = inverse.diagonal(dim1=-2, dim2=-1) > 4 * noise * column.square()
-    valid = (broken == 0) & ((apart & (z > 0)) | ~free).all(-1)
+    ridged = (matrix + ridge * identity).unsqueeze(-3)
+    factor, broken = torch.linalg.cholesky_ex(torch.where(inner, ridged, identity))
+    side = torch.where(free, -q.unsqueeze(-2), 0).unsqueeze(-1)
+    z = cholesky_solved(factor, side).squeeze(-1)
+    slope = _slopes(matrix.unsqueeze(-3), q.unsqueeze(-2), z)
+    valid = (broken == 0) & ((z > 0) | ~free).all(-1)
     worst = torch.where(free, 0, -slope).amax(-1)
-    worst = torch.where(valid, torch.maximum(worst, noise * (size + z.sum(-1))), torch.inf)
+    worst = torch.where(valid, torch.maximum(worst, ridge / 4 * (size + z.sum(-1))), torch.inf)
     best = worst.argmin(-1, keepdim=True).unsqueeze(-1)
-    return torch.take_along_dim(z, best, dim=-2).squeeze(-2)
+    mu = torch.take_along_dim(z, best, dim=-2).squeeze(-2)
+    chosen = torch.take_along_dim(factor, best.unsqueeze(-1), dim=-3).squeeze(-3)
+    return _refined(matrix, q, mu, mu > 0, chosen)
 
 
 def nearest_in_cone(cosines: Tensor, wanted: Tensor, size: Tensor, rcond: float) -> tuple[Tensor, Tensor]:

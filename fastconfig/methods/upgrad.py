@@ -20,12 +20,11 @@ class UPGrad(PreferringRule):
     diagonal and takes a trace below 1e-4 for zero: its update conflicts where norms differ by a hundred.
 
     A projection is zero where rounding of G leaves nothing certain of it: where its squared length is at most
-    rcond / 8 times the square of its parts' summed lengths, as for opposed gradients. Cosines of the update
-    with the gradients are above -1e-9, in exact sums. Where the parts nearly cancel, what float64 rounding
-    of the coefficients leaves of them may be more, in proportion to the update. And a gradient that is a
-    combination of others but for some 1e-7 of its length, as rounding to float32 leaves it, is taken for one,
-    and may see a cosine down to -sqrt(rcond) = -3e-7. rcond is 1e-13 whatever the gradients' dtype, as G is
-    exact in all. A zero gradient counts in the mean and bounds nothing.
+    rcond / 8 times the square of its parts' summed lengths, as for opposed gradients. No cosine of the update
+    with a gradient is below -16 eps times sum_i c_i |g_i| / |update|, which is what rounding of G and of the
+    coefficients may cost: -4e-15 where the parts hardly cancel, -3e-8 where they nearly do. rcond is 1e-13
+    whatever the gradients' dtype, as G is exact in all. A zero gradient counts in the mean, and bounds
+    nothing.
 
     Args:
         weights: (m,) or (B, m) float64, not negative: the preference vector; None is 1/m each.

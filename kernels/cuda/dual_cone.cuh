@@ -14,8 +14,8 @@
 
 namespace fastconfig {
 
-// Determinants of C above this are those of gradients that are clearly independent: certainly_free of
-// csrc/rules/dual_cone.hpp asks for less, and what rounding does to the update stays below 1e-8 of it.
+// Determinants of C above this are those of gradients that are clearly independent: certain of
+// csrc/rules/rounding.hpp asks for less, and what rounding does to the update stays below 1e-8 of it.
 __device__ __forceinline__ double clearly_independent(const Stage& stage) { return fmax(8 * stage.rcond, 1e-8); }
 
 // What a lane sees of the gradients: in an order of its own, those first that its support may have.
