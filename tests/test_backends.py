@@ -314,3 +314,22 @@ def test_a_tensor_without_memory_of_its_own_is_refused() -> None:
         rows = torch.randn(2, 10)
     with use_backend("numba"), pytest.raises(TypeError, match="got a FakeTensor without memory of its own"):
         ConFIG_update(rows)
+
+
+def test_a_checkout_that_is_not_built_computes_by_torch() -> None:
+    """And says what it lacks."""
+    code = (
+        "import sys\n"
+        "sys.modules['fastconfig._C'] = None\n"
+        "import torch, fastconfig\n"
+        "from fastconfig import methods\n"
+        "rows = torch.randn(3, 50, dtype=torch.float64)\n"
+        "for name in ('config', 'upgrad', 'mgda', 'imtlg'):\n"
+        "    rule = methods.RULES[name]()\n"
+        "    update = fastconfig.GramOperator(rule).calculate_gradient(rows)\n"
+        "    torch.testing.assert_close(update, rule.oracle(rows))\n"
+        "print(fastconfig.last_backend())\n"
+    )
+    done = with_torch(code)
+    assert done.stdout.strip() == "pytorch", done.stderr
+    assert "C++ code is not built, want: pip install" in done.stderr

@@ -9,7 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .. import _C
+try:
+    from .. import _C
+except ImportError as error:
+    raise ImportError("fastconfig's C++ code is not built, want: pip install . (in the checkout)") from error
 from ..gradients import TYPES, Gradients, GradientsLike, Update
 from ..gradients.results import KEPT_FROM
 from ..kernels.numba import ir as ir_numba

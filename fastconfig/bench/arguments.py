@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Times every operation beside a memory floor measured in the same run and beside conflictfree, "
         "torchjd and a plain-torch Gram solution, all taking turns; checks each result against the "
-        "float64 oracle; prints a table."
+        "float64 oracle; prints a table. With --only methods instead: every method from the Gram matrix to "
+        "the coefficients and as a whole, beside torchjd and LibMTL."
     )
     parser.add_argument("--m", type=_numbers, metavar="M,M", help="numbers of gradients")
     parser.add_argument("--n", type=_numbers, metavar="N,N", help="elements of a gradient (1000, 1e6)")
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", metavar="B,B", help="by default those that serve the device")
     parser.add_argument("--threads", type=_number, metavar="T", help="of torch (default: torch's own)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a small matrix, in less than a minute")
+    parser.add_argument("--quick", action="store_true", help="few sizes, in about a minute")
     parser.add_argument("--no-memory", action="store_true", help="leave out the extra peak memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw time over N for each m")

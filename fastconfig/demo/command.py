@@ -167,7 +167,9 @@ def operator_table(numbers: dict[str, Any]) -> Table:
     operators = numbers["operators"]
     summaries = operators.values()
     compared = numbers["operators"]["fastconfig"]["compared_steps"]
-    table = new_table(f"ConFIG's update on the gradients of {compared} steps", operators)
+    table = new_table(
+        f"ConFIG's update on the gradients of {compared} step{'s' * (compared != 1)}", operators
+    )
     table.add_row("time (median)", *(f"{s['median_ms']:.3f} ms" for s in summaries))
     key = "share_off_by_more_than_1_percent"
     table.add_row("steps off by more than 1 %", *(percent(s[key]) for s in summaries))

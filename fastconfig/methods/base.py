@@ -21,6 +21,11 @@ from ..numbers import DTYPES, capturing, cutoff, sent
 from ..showing import Shown
 from ..transforms import refuse_transforms
 
+try:
+    from .. import _C
+except ImportError:  # not built: torch's own operations do the same, more slowly
+    _C = None  # type: ignore[assignment]
+
 LENGTHS = (  # in the order of enum Length in csrc/problem.hpp
     "projection",
     "minimum",
@@ -182,8 +187,6 @@ class Rule(Shown):
     @cached_property
     def native_rule(self) -> Any:
         """The same rule for compiled code; its tensors must lie in that code's memory."""
-        from .. import _C
-
         w, order, state = self.weights, self.order, self.state
         return _C.Rule(
             method=_C.METHODS.index(self.native),
@@ -268,7 +271,7 @@ def as_rule(rule: Any) -> Rule:
 
 def coefficients_of(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Tensor | None = None) -> Tensor:
     """:meth:`Rule.coefficients`, by compiled code where it has the method and G is in CPU memory."""
-    if gram.is_cpu and rule.native is not None:
+    if gram.is_cpu and rule.native is not None and _C is not None:
         return native_coefficients(gram, rule, dtype)
     return plain_coefficients(rule, gram, dtype, losses)
 
@@ -279,9 +282,7 @@ def plain_coefficients(rule: Rule, gram: Tensor, dtype: torch.dtype, losses: Ten
     A method that iterates, hundreds to thousands of operations on a device, is solved on the host instead, in
     microseconds, unless a CUDA graph records.
     """
-    from .. import _C
-
-    iterates = rule.native in _C.HEAVY and rule.iterates and not rule.weighs
+    iterates = _C is not None and rule.native in _C.HEAVY and rule.iterates and not rule.weighs
     if iterates and gram.device.type not in ("cpu", "meta") and not capturing(gram.device):
         return by_host(rule, gram, dtype)
     return rule.coefficients(gram, dtype, losses)
@@ -312,8 +313,6 @@ def load_solvers(device: torch.device) -> None:
 
 def native_coefficients(gram: Tensor, rule: Rule, dtype: torch.dtype) -> Tensor:
     """:meth:`Rule.coefficients` by csrc/rules.hpp, for Gram matrices and rules in CPU memory."""
-    from .. import _C
-
     refuse_transforms("gram")
     gram = gram.contiguous()
     m = gram.shape[-1]
