@@ -30,7 +30,9 @@ constexpr Weight weight_of(Method method) {
 }
 
 // Whether many gradients keep more than a warp busy.
-constexpr bool has_use_for_a_block(Method method) { return method == Method::aligned; }
+FASTCONFIG_HD constexpr bool has_use_for_a_block(Method method) {
+  return method == Method::upgrad || method == Method::nash || method == Method::fairgrad || method == Method::aligned;
+}
 
 // Of the scratch memory of a workspace for a method, on a team of so many lanes.
 constexpr int64_t scratch_doubles(Method method, int64_t m, [[maybe_unused]] int64_t lanes = 1) {

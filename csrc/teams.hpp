@@ -14,6 +14,7 @@ namespace fastconfig {
 struct ThreadTeam {
   static constexpr int width = 1, parts = 1;
   FASTCONFIG_HD int lane() const { return 0; }
+  FASTCONFIG_HD int apart() const { return 0; }  // the lane's number, of neighbouring numbers in different warps
   FASTCONFIG_HD void sync() const {}
   FASTCONFIG_HD double sum(double v) const { return v; }
   FASTCONFIG_HD void argmax(double&, int&) const {}
@@ -35,6 +36,7 @@ struct Lanes {
       return ((1u << LANES) - 1) << (threadIdx.x & 31 & ~(LANES - 1));
   }
   __device__ __forceinline__ int lane() const { return threadIdx.x & (LANES - 1); }
+  __device__ __forceinline__ int apart() const { return lane(); }
   __device__ __forceinline__ void sync() const { __syncwarp(mask()); }
   __device__ __forceinline__ double sum(double v) const {
     if constexpr (ORDERED) sync();
@@ -73,6 +75,7 @@ struct PartedWarp : Lanes<32> {
 struct BlockTeam {
   static constexpr int width = 512, parts = width / 16;
   __device__ __forceinline__ int lane() const { return threadIdx.x; }
+  __device__ __forceinline__ int apart() const { return threadIdx.x % 32 * (width / 32) + threadIdx.x / 32; }
   __device__ __forceinline__ void sync() const { __syncthreads(); }
   __device__ __forceinline__ double sum(double v) const {
     __shared__ double sums[width / 32];

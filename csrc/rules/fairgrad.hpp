@@ -22,7 +22,7 @@ FASTCONFIG_HD void fairgrad(const Team& team, const Workspace& w, const Problem&
   double scale = 1;
   if (exists && alpha != 1) {
     double *logs = w.more, *t = logs + m, *ratio = t + m;
-    const double most = newton::team_max(team, m, [&](int i) { return w.norms[i]; });
+    const double most = newton::team_max(team.leader(), m, [&](int i) { return w.norms[i]; });
     team_for(team, m, [&](int i) { logs[i] = w.norms[i] > 0 ? (power - 1) * log(w.norms[i] / most) : 0; });
     newton::fair_point(team, w, logs, t, ratio, power, m);
     scale = pow(most, (power - 1) / (power + 1));

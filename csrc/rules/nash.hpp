@@ -14,12 +14,13 @@ template <class Team>
 FASTCONFIG_HD void nash(const Team& team, const Workspace& w, const Problem& p) {
   const int m = p.m;
   const double longest = p.rule.parameters[0];
-  const double count = team_sum(team, m, [&](int i) { return w.norms[i] > 0 ? 1.0 : 0.0; });
+  const auto own = team.leader();
+  const double count = team_sum(own, m, [&](int i) { return w.norms[i] > 0 ? 1.0 : 0.0; });
   const bool exists = newton::nash_point(team, w, m, p.rcond);
   double scale = 1;
   if (p.rule.parameters[1] != 0) {
-    const double most = newton::team_max(team, m, [&](int i) { return w.norms[i]; });
-    const double squares = team_sum(team, m, [&](int i) {
+    const double most = newton::team_max(own, m, [&](int i) { return w.norms[i]; });
+    const double squares = team_sum(own, m, [&](int i) {
       double sum = 0;
       FASTCONFIG_ROLLED for (int j = 0; j < m; ++j) {
         const double e = w.norms[i] / most * w.cosines[i * m + j] * (w.norms[j] / most);
