@@ -54,7 +54,7 @@ def ours(points: Points, machine: Machine) -> None:
     for setting, operations in of_ours(machine):
         take(points, machine, setting, operations, backend)
         if setting == (Setting(3, 1000) if machine.dry else Setting(M[-1], N[1])):
-            for m in M[:1] if machine.dry else M[:2]:
+            for m in M[:1] if machine.dry else (*M, 64):
                 some_methods(points, machine, Setting(m, setting.n), backend, tuple(RULES))
             for m, n in () if machine.dry else product((2, 3, 4), (N[0], N[1], N[3])):
                 some_methods(points, machine, Setting(m, n), backend, FEW)

@@ -130,6 +130,32 @@ FASTCONFIG_CALLED void rotate(const Team& team, double* v, double* j, double* sq
   }
 }
 
+// w.x := the vector with the coordinates w.y in the base of the Cholesky factor of rank r: L^T x = y.
+template <class Team>
+FASTCONFIG_CALLED void of_coordinates(const Team& team, const Workspace& w, int r, int m) {
+  double *l = w.factor, *v = w.cosines, *y = w.y;
+  if (r == m) {
+    team_for(team, m, [&](int k) { w.schur[k] = 1 / l[w.pivots[k] * m + k]; });
+    team_leads(team, [&](const auto& leader) {
+      FASTCONFIG_ROLLED for (int k = m - 1; k > 0; --k) {
+        const double *row = l + w.pivots[k] * m, value = y[k] * w.schur[k];
+        team_for(leader, k, [&](int a) { y[a] -= row[a] * value; });
+      }
+    });
+    team_for(team, m, [&](int k) { w.x[w.pivots[k]] = y[k] * w.schur[k]; });
+    return;
+  }
+  team_parts(team, r, [&](const auto& part, int a) {
+    FASTCONFIG_ROLLED for (int b = part.lane(); b < r; b += part.width) {
+      double sum = 0;
+      FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) sum += l[i * m + a] * l[i * m + b];
+      v[a * m + b] = sum;
+    }
+  });
+  const bool solved = solve_positive(team, v, m, r, y);
+  team_for(team, m, [&](int i) { w.x[i] = solved ? dot(l + i * m, y, r) : 0; });
+}
+
 // Aligned-MTL (Senushkin et al. 2023). The parameter: 0 takes the least eigenvalue, 1 the median, 2 the mean.
 template <class Team>
 FASTCONFIG_CALLED void aligned(const Team& team, const Workspace& w, const Problem& p) {
@@ -176,27 +202,7 @@ FASTCONFIG_CALLED void aligned(const Team& team, const Workspace& w, const Probl
     FASTCONFIG_ROLLED for (int a = 0; a < r; ++a) sum += turned[a * r + b] * z[a];
     y[b] = scale * sum;
   });
-  // the vector with the coordinates y in the base of the Cholesky factor: L^T x = y
-  if (r == m) {
-    team_for(team, m, [&](int k) { w.schur[k] = 1 / l[w.pivots[k] * m + k]; });
-    team_leads(team, [&](const auto& leader) {
-      FASTCONFIG_ROLLED for (int k = m - 1; k > 0; --k) {
-        const double *row = l + w.pivots[k] * m, value = y[k] * w.schur[k];
-        team_for(leader, k, [&](int a) { y[a] -= row[a] * value; });
-      }
-    });
-    team_for(team, m, [&](int k) { w.x[w.pivots[k]] = y[k] * w.schur[k]; });
-    return;
-  }
-  team_parts(team, r, [&](const auto& part, int a) {
-    FASTCONFIG_ROLLED for (int b = part.lane(); b < r; b += part.width) {
-      double sum = 0;
-      FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) sum += l[i * m + a] * l[i * m + b];
-      v[a * m + b] = sum;
-    }
-  });
-  const bool solved = solve_positive(team, v, m, r, y);
-  team_for(team, m, [&](int i) { w.x[i] = solved ? dot(l + i * m, y, r) : 0; });
+  of_coordinates(team, w, r, m);
 }
 
 }  // namespace fastconfig
