@@ -156,23 +156,13 @@ FASTCONFIG_CALLED void of_coordinates(const Team& team, const Workspace& w, int 
   team_for(team, m, [&](int i) { w.x[i] = solved ? dot(l + i * m, y, r) : 0; });
 }
 
-// Aligned-MTL (Senushkin et al. 2023). The parameter: 0 takes the least eigenvalue, 1 the median, 2 the mean.
+// w.y := the update in the base of the Cholesky factor, from components, the rows of w.cosines, that rotations `turned` led to.
 template <class Team>
-FASTCONFIG_CALLED void aligned(const Team& team, const Workspace& w, const Problem& p) {
+FASTCONFIG_CALLED void weigh(const Team& team, const Workspace& w, const Problem& p, const double* turned, double* lengths,
+                             double most, int r) {
   const int m = p.m;
-  const double* weights = p.weights();
-  double *turned = w.more, *size = turned + m * m, *lengths = size + m, *y = w.y, *z = w.z, *l = w.factor, *v = w.cosines;
-  double most = 0;
-  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) most = fmax(most, w.norms[i]);
-  team_for(team, m, [&](int i) { w.x[i] = 0; });
-  if (most == 0) return;
-  const int r = longest_first(team, w, turned, size, lengths, most, m, p.rcond);
-  if (r == 0) return;
-  team_parts(team, r, [&](const auto& part, int a) {
-    FASTCONFIG_ROLLED for (int i = part.lane(); i < m; i += part.width) v[a * m + i] = size[i] * l[i * m + a];
-    FASTCONFIG_ROLLED for (int b = part.lane(); b < r; b += part.width) turned[a * r + b] = a == b;
-  });
-  rotate(team, v, turned, lengths, y, r, m);
+  const double *weights = p.weights(), *v = w.cosines;
+  double *y = w.y, *z = w.z;
   team_parts(team, r, [&](const auto& part, int a) {
     const double* row = v + a * m;
     const double share = team_sum(part, m, [&](int i) { return row[i] * (weights ? weights[i] : 1. / m); });
@@ -202,6 +192,25 @@ FASTCONFIG_CALLED void aligned(const Team& team, const Workspace& w, const Probl
     FASTCONFIG_ROLLED for (int a = 0; a < r; ++a) sum += turned[a * r + b] * z[a];
     y[b] = scale * sum;
   });
+}
+
+// Aligned-MTL (Senushkin et al. 2023). The parameter: 0 takes the least eigenvalue, 1 the median, 2 the mean.
+template <class Team>
+FASTCONFIG_CALLED void aligned(const Team& team, const Workspace& w, const Problem& p) {
+  const int m = p.m;
+  double *turned = w.more, *size = turned + m * m, *lengths = size + m, *l = w.factor, *v = w.cosines;
+  double most = 0;
+  FASTCONFIG_ROLLED for (int i = 0; i < m; ++i) most = fmax(most, w.norms[i]);
+  team_for(team, m, [&](int i) { w.x[i] = 0; });
+  if (most == 0) return;
+  const int r = longest_first(team, w, turned, size, lengths, most, m, p.rcond);
+  if (r == 0) return;
+  team_parts(team, r, [&](const auto& part, int a) {
+    FASTCONFIG_ROLLED for (int i = part.lane(); i < m; i += part.width) v[a * m + i] = size[i] * l[i * m + a];
+    FASTCONFIG_ROLLED for (int b = part.lane(); b < r; b += part.width) turned[a * r + b] = a == b;
+  });
+  rotate(team, v, turned, lengths, w.y, r, m);
+  weigh(team, w, p, turned, lengths, most, r);
   of_coordinates(team, w, r, m);
 }
 
