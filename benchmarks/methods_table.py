@@ -1,6 +1,9 @@
-"""Write the decision table of docs/methods.md: every method of fastconfig.methods.METHODS, a row each.
+"""Write the tables of docs/methods.md: every method of fastconfig.methods.METHODS, a row each.
 
+    fastconfig bench --only methods --threads 1 --json benchmarks/results/methods/CPU.json
     python benchmarks/methods_table.py
+
+The first line measures the times and errors of the second table anew; the newest JSON file counts.
 
 The words are below. Whether a method avoids conflict, keeps its direction when a loss is rescaled, remembers
 something or draws random numbers is found by asking the code: the first two on random gradients in float64.
@@ -9,6 +12,7 @@ something or draws random numbers is found by asking the code: the first two on 
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -19,14 +23,17 @@ from torch import Tensor
 
 import fastconfig
 from fastconfig import methods
+from fastconfig.bench.report import figure
 from fastconfig.methods import METHODS
 from fastconfig.methods.stateful import StatefulOperator
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "methods.md"
+RESULTS = ROOT / "benchmarks" / "results" / "methods"
 HEADS = ("method", "the update", "no conflict", "rescaling a loss", "between calls")
 PROBLEMS, LIMIT = 200, 1e-6  # of each size; a cosine below -LIMIT is a conflict
 WITH_STATE = 20
+PEERS = {"torchjd": "TorchJD", "LibMTL": "LibMTL"}
 
 # what the update is, and the paper; other rules have ``words`` of their own
 WORDS = {
@@ -158,14 +165,72 @@ def row(kind: str) -> list[str]:
     ]
 
 
+def markdown(heads: tuple[str, ...], rows: list[list[str]], left: int) -> str:
+    """A table; all columns but the first ``left`` to the right."""
+    rule = ["---"] * left + ["---:"] * (len(heads) - left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *rows))
+
+
+def times(numbers: dict[str, Any], source: str) -> str:
+    """Times and errors beside TorchJD's and LibMTL's."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for each in numbers["methods"]:
+        rows.setdefault(each["method"], []).append(each)
+    sizes = len(rows["ConFIG"])
+    listed = " / ".join(str(each["m"]) for each in rows["ConFIG"])
+    versions, machine = numbers["versions"], numbers["machine"]
+    others = ", ".join(f"{name} {versions[name]}" for name in ("torch", *PEERS))
+    head = (
+        f"m = {listed} float32 gradients of {rows['ConFIG'][0]['n']:,} elements, in turn in each cell. "
+        f"{machine['processor']}, {machine['threads']} thread, {others} ([all figures]({source}))."
+    )
+    lines = []
+    for kind, of_kind in rows.items():
+        line = [kind]
+        for key in ("us", "merge_us"):
+            line.append(" / ".join([figure(each[key]) for each in of_kind] + ["–"] * (sizes - len(of_kind))))
+            line += [faster(of_kind, name, key) for name in PEERS]
+        line.append(worst(of_kind))
+        line += [worst([each["peers"].get(name, {}) for each in of_kind]) for name in PEERS]
+        lines.append(line)
+    by = [f"× {name}" for name in PEERS.values()]
+    heads = ("method", "G → c, µs", *by, "merge, µs", *by, "error", *(f"{name}'s" for name in PEERS.values()))
+    return f"{head}\n\n{markdown(heads, lines, 1)}"
+
+
+def faster(rows: list[dict[str, Any]], name: str, key: str) -> str:
+    """How many times, for every m."""
+    theirs = [row["peers"].get(name, {}).get(key) for row in rows]
+    ratios = [rounded(t / row[key]) if t else "–" for t, row in zip(theirs, rows, strict=True)]
+    return " / ".join(ratios) if any(theirs) else "–"
+
+
+def rounded(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
+
+
+def worst(figures: list[dict[str, Any]]) -> str:
+    """The largest error for any m."""
+    if any("failure" in each for each in figures):
+        return "fails"
+    if not any("error" in each for each in figures):
+        return "–"
+    errors = [each["error"] for each in figures]
+    return "nan" if None in errors else f"{max(errors):.0e}"
+
+
 def documented() -> str:
     """docs/methods.md as it must be."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    from readme_table import inserted
+    from readme_table import inserted, newest
 
-    lines = [HEADS, ("---",) * len(HEADS), *(row(kind) for kind in METHODS.values())]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return inserted(DOCUMENT.read_text(encoding="utf-8"), table, "methods")
+    text = DOCUMENT.read_text(encoding="utf-8")
+    table = markdown(HEADS, [row(kind) for kind in METHODS.values()], len(HEADS))
+    path = newest(RESULTS)
+    assert path is not None, f"no JSON file in {RESULTS}"
+    source = f"../{path.relative_to(ROOT).as_posix()}"
+    measured = times(json.loads(path.read_text(encoding="utf-8")), source)
+    return inserted(inserted(text, table, "methods"), measured, "times")
 
 
 if __name__ == "__main__":
