@@ -365,8 +365,8 @@ FAULTS = (
         "aligned-parts-bound",
         _ALIGNED,
         "most_parts[i] += fabs(share) * whole;",
-        "most_parts[i] += fabs(share);",
-        "what a gradient is made of seems less than it is, and is not looked at",
+        "static_cast<void>(whole);",
+        "what a gradient is made of is not looked at",
         ("test_aligned.py::test_what_is_a_thousand_times_the_difference_of_two_longer_ones",),
     ),
 )
