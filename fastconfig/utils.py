@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Tuple, Union  # noqa: UP035  # also taken from here by star import
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -66,12 +67,15 @@ def get_gradient_vector(
         TypeError: if it is no torch.nn.Module.
         ValueError: for another mode.
 
+    Warns:
+        UserWarning: if "skip" leaves out other parameters than in the network's last vector of this length.
+
     Examples:
         >>> vector = fastconfig.get_gradient_vector(network)
     """
     _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
     parameters = parameters_of(checked_network(network))
-    vector = joined_gradients(parameters, none_grad_mode != "skip")
+    vector = joined_gradients(parameters, True)
     if vector is not None:
         return vector
     grads = [par.grad for par in parameters]
@@ -79,12 +83,34 @@ def get_gradient_vector(
         if none_grad_mode == "raise":
             name = next(name for name, par in network.named_parameters() if par.grad is None)
             raise RuntimeError(f"None gradient detected: parameter {name!r} has none")
-        if none_grad_mode == "zero":
+        if none_grad_mode == "skip":
+            _check_alike(network, parameters)
+            if (vector := joined_gradients(parameters, False)) is not None:
+                return vector
+        else:
             grads = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
         grads = [grad for grad in grads if grad is not None]
     if not grads:
         raise RuntimeError("no parameter of the network has a gradient: call backward() first")
     return joined(grads)  # type: ignore[arg-type]
+
+
+_left_out: WeakKeyDictionary[torch.nn.Module, dict[int, list[bool]]] = WeakKeyDictionary()
+
+
+def _check_alike(network: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Warns of vectors of one length whose elements belong to different parameters."""
+    missing = [par.grad is None for par in parameters]
+    length = sum(par.numel() for par, none in zip(parameters, missing, strict=True) if not none)
+    if _left_out.setdefault(network, {}).setdefault(length, missing) == missing:
+        return
+    _left_out[network][length] = missing
+    warnings.warn(
+        "none_grad_mode='skip' left out other parameters than in an earlier vector of the same length: their "
+        "elements do not belong together. If the losses reach different parts of the network, use 'zero' "
+        "here and in apply_gradient_vector",
+        stacklevel=3,
+    )
 
 
 def apply_gradient_vector(

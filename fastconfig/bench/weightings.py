@@ -54,7 +54,7 @@ def in_order() -> Iterator[None]:
     """Who draws an order gets 0 to m - 1 in here, so that its answer can be compared."""
 
     def count(n: int, **named: Any) -> Tensor:
-        return torch.arange(n)
+        return torch.arange(n, device=named.get("device"))
 
     with mock.patch("random.shuffle"), mock.patch("torch.randperm", count):
         yield
