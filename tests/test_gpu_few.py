@@ -89,7 +89,9 @@ def test_nearly_dependent(method: str, m: int, angle: float) -> None:
         rows[1] = sign * (1 - angle * angle) ** 0.5 * u[0] + angle * u[1]
         rows[2:] += 0.3 * u[:1] - 0.4 * u[1:2]
     for rows, update in updates(method, problems):
-        if angle == 1e-9:  # more than rounding of the rows hides, less than C shows: docs/numbers.md has the bound
+        if (
+            angle == 1e-9
+        ):  # more than rounding of the rows hides, less than C shows: docs/numbers.md has the bound
             cosines = (rows / rows.norm(dim=1, keepdim=True)) @ update
             assert cosines.min() >= -16 * EPS * (8 / RCOND) ** 0.5 * update.norm()
             continue

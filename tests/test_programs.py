@@ -58,7 +58,7 @@ def by_sets(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def best(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor:
         identity = torch.eye(q.shape[-1], dtype=q.dtype)
-        return solvers._best_of_all(matrix, q, size, solvers.ridge_of(rcond), identity)
+        return solvers._best_of_all(matrix, q, size, solvers.ridge_of(rcond, len(identity)), identity)
 
     monkeypatch.setattr(solvers, "nonnegative", best)
 
@@ -221,6 +221,32 @@ def test_low_rank(method: str) -> None:
         exact = RULES[method].oracle(rows)
         for c in coefficients(method, rows):
             assert (c @ rows.double() - exact).norm() <= 1e-5 * rows.norm(dim=1).max()
+
+
+@free
+@pytest.mark.parametrize("rank", [1, 3, 40])
+def test_many_that_depend_on_each_other(case: str, rank: int) -> None:
+    """Their Cholesky factor is all rounding."""
+    m = 96
+    rows = torch.randn(m, rank, dtype=torch.float64) @ torch.randn(rank, 50, dtype=torch.float64)
+    along = torch.nn.functional.normalize(torch.randn(rank, dtype=torch.float64) @ rows[:rank], dim=0)
+    rows *= torch.where(rows @ along < 0, -1, 1)[:, None]  # on one side of a plane: not all is rounding
+    rows = rows[torch.randint(m, (m,))]  # with duplicates
+    units = torch.nn.functional.normalize(rows)
+    for c in coefficients(case, rows):
+        update = c @ rows
+        parts = (c.abs() * rows.norm(dim=1)).sum()
+        assert update.any()
+        assert (units @ update).min() >= -(m + 8) * EPS * parts
+
+
+@free
+def test_many_on_a_line(case: str) -> None:
+    """Zero, whatever rounding makes of their Cholesky factor; tests/native looks at the factor itself."""
+    for m in (31, 32, 32, 64, 100):
+        lengths = torch.randn(m, 1, dtype=torch.float64).sign() * 10.0 ** torch.randint(-30, 31, (m, 1))
+        rows = lengths * torch.randn(1, 40, dtype=torch.float64)
+        assert not any(c.any() for c in coefficients(case, rows))
 
 
 @pytest.mark.parametrize("case", ["upgrad", "dualproj", "mgda"])

@@ -29,7 +29,7 @@ struct ActiveSet {
   FASTCONFIG_HD ActiveSet(const Workspace& w, int m, double rcond)
       : matrix(w.cosines),
         m(m),
-        ridge(ridge_of(rcond)),
+        ridge(ridge_of(rcond, m)),
         factor(w.factor),
         mu(w.y),
         slope(w.schur),
@@ -42,7 +42,7 @@ struct ActiveSet {
   FASTCONFIG_HD ActiveSet(const double* matrix, double* memory, int m, double rcond)
       : matrix(matrix),
         m(m),
-        ridge(ridge_of(rcond)),
+        ridge(ridge_of(rcond, m)),
         factor(memory),
         mu(factor + m * m),
         slope(mu + m),
@@ -134,7 +134,7 @@ struct ActiveSet {
         }
       FASTCONFIG_ROLLED for (int k = 0; k < count; ++k) {
         double& now = mu[order[k]];
-        const bool leaves = !(solved[k] > 0) && ratio(k) <= step;
+        const bool leaves = !(solved[k] > 0) && !(ratio(k) > step);  // also what is not a number: the loop has an end
         now = leaves ? 0 : fmax(now + step * (solved[k] - now), 0.0);
         if (leaves) order[k] = ~order[k];
       }

@@ -19,7 +19,7 @@ struct ConflictAverse {
   int count = 0;  // of the set; w.pivots has it, w.factor its Cholesky factor
 
   FASTCONFIG_HD ConflictAverse(const Team& team, const Workspace& w, int m, double rcond)
-      : team(team), w(w), m(m), ridge(ridge_of(rcond)), mean(w.more), along(mean + m),
+      : team(team), w(w), m(m), ridge(ridge_of(rcond, m)), mean(w.more), along(mean + m),
         weights(along + m), x(w.x) {}
 
   FASTCONFIG_HD double inverse(int i) const { return mean[i] > 0 ? 1 / mean[i] : 0; }

@@ -25,7 +25,8 @@ class CAGrad(Rule):
     v = g_0 + sqrt(phi) g_w / |g_w| with sqrt(phi) = c |g_0| and w of the least
     F(w) = g_w . g_0 + sqrt(phi) |g_w|, w >= 0 of sum one, g_w = sum_i w_i g_i. c = 0 is the mean; c < 1
     converges to a minimum of the mean loss but may conflict, c >= 1 does not: no cosine of the update with a
-    gradient is below -16 eps times sum_i c_i |g_i| / |update|, which is what rounding of G may cost.
+    gradient is below -16 eps times sum_i c_i |g_i| / |update| (of more than 8 gradients -(m + 8) eps), which
+    is what rounding of G may cost.
 
     F is minimised exactly, by an active set with the closed form of the best v on each. TorchJD calls a
     conic solver on the host, on the root of G over its trace, where norms that differ by more than 1e8 are
@@ -170,11 +171,11 @@ def conflict_averse(cosines: Tensor, mean: Tensor, c: float, rcond: float) -> Te
         cosines: (..., m, m) float64, C of the unit gradients.
         mean: (..., m) float64, norms over m, up to a common factor; zero for zero gradients.
         c: > 0.
-        rcond: the ridge is rcond / 64.
+        rcond: decides on the ridge (:func:`ridge_of`).
     """
     m = mean.shape[-1]
     on_cpu = mean.device.type == "cpu"
-    ridge = ridge_of(rcond)
+    ridge = ridge_of(rcond, m)
     unit = torch.eye(m, dtype=mean.dtype, device=mean.device)
     ridged = cosines + ridge * unit
     alive = mean > 0

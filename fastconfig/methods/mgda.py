@@ -28,8 +28,8 @@ class MGDA(Rule):
     most rcond / 8). The program is solved exactly; TorchJD stops after 100 steps of Frank and Wolfe, 2 to 3 %
     off with 8 gradients or more.
 
-    No cosine of the update with a gradient is below -16 eps times sum_i c_i |g_i| / |update|, which is what
-    rounding of G and of the coefficients may cost.
+    No cosine of the update with a gradient is below -16 eps times sum_i c_i |g_i| / |update| (of more than 8
+    gradients -(m + 8) eps), which is what rounding of G and of the coefficients may cost.
 
     In unit gradients: y = c d is the solution of min |sum_i y_i u_i|^2 + (1 - r . y)^2, y >= 0, up to its
     length, with r_i the least norm over d_i. rcond is 1e-13 whatever the gradients' dtype.

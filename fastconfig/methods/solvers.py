@@ -87,14 +87,15 @@ def one_hot(index: Tensor, m: int) -> Tensor:
     return torch.arange(m, device=index.device) == index.unsqueeze(-1)
 
 
-def ridge_of(rcond: float) -> float:
+def ridge_of(rcond: float, m: int) -> float:
     """What a quadratic program adds to the diagonal of C: all that rounding of C may hide, and no more.
 
     As if every unit gradient had a part of that squared length that it shares with none: so none depends on
     the others, the optimum is unique, and an active set comes to it whatever the gradients. A product u_j . v
-    of the answer v = sum_j w_j u_j is off by at most that times w_j, as it is by rounding of C anyway.
+    of the answer v = sum_j w_j u_j is off by at most that times w_j, as it is by rounding of C anyway. It
+    grows with m, for rounding of the Cholesky factor of many dependent gradients must not use it up.
     """
-    return max(rcond / 64, 8 * _EPS)
+    return max(rcond / 64, max(8, m) * _EPS)
 
 
 def dual_cone(cosines: Tensor, start: Tensor, rcond: float) -> Tensor:
@@ -136,7 +137,7 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
         matrix: (..., m, m) float64, positive semidefinite up to rounding.
         q: (..., m) float64, in the range of M.
         size: (..., 1) float64, what |b| is made of: slopes are as certain as rounding of that leaves them.
-        rcond: the ridge is rcond / 64.
+        rcond: decides on the ridge (:func:`ridge_of`).
 
     Returns:
         (..., m) float64: M mu + q is not below zero, and zero where mu > 0, up to the ridge times the sum of
@@ -144,7 +145,7 @@ def nonnegative(matrix: Tensor, q: Tensor, size: Tensor, rcond: float) -> Tensor
     """
     m = q.shape[-1]
     on_cpu = q.device.type == "cpu"
-    ridge = ridge_of(rcond)
+    ridge = ridge_of(rcond, m)
     identity = torch.eye(m, dtype=q.dtype, device=q.device)
     if m <= (4 if on_cpu else 8) and q.numel() * m << m <= 1 << 24:
         return _best_of_all(matrix, q, size, ridge, identity)

@@ -21,10 +21,10 @@ class UPGrad(PreferringRule):
 
     A projection is zero where rounding of G leaves nothing certain of it: where its squared length is at most
     rcond / 8 times the square of its parts' summed lengths, as for opposed gradients. No cosine of the update
-    with a gradient is below -16 eps times sum_i c_i |g_i| / |update|, which is what rounding of G and of the
-    coefficients may cost: -4e-15 where the parts hardly cancel, -3e-8 where they nearly do. rcond is 1e-13
-    whatever the gradients' dtype, as G is exact in all. A zero gradient counts in the mean, and bounds
-    nothing.
+    with a gradient is below -16 eps times sum_i c_i |g_i| / |update| (of more than 8 gradients -(m + 8) eps),
+    which is what rounding of G and of the coefficients may cost: -4e-15 where the parts hardly cancel, -3e-8
+    where they nearly do. rcond is 1e-13 whatever the gradients' dtype, as G is exact in all. A zero gradient
+    counts in the mean, and bounds nothing.
 
     Args:
         weights: (m,) or (B, m) float64, not negative: the preference vector; None is 1/m each.

@@ -17,7 +17,7 @@
 
 // Lanes that meet here are in the same epoch afterwards.
 #define __syncthreads() (next_epoch(), __syncthreads())
-#define __syncwarp() (next_epoch(), __syncwarp())
+#define __syncwarp(...) (next_epoch(), __syncwarp(__VA_ARGS__))
 #define __shfl_sync(...) (next_epoch(), __shfl_sync(__VA_ARGS__))
 #define __shfl_xor_sync(...) (next_epoch(), __shfl_xor_sync(__VA_ARGS__))
 
