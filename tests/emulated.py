@@ -14,6 +14,7 @@ from types import ModuleType
 
 import built
 import pytest
+import torch
 from processes import compiler
 
 from fastconfig import backends
@@ -59,6 +60,13 @@ def serve(monkeypatch: pytest.MonkeyPatch, float64: bool) -> None:
     """Have the CUDA backend serve the CPU."""
     monkeypatch.setitem(sys.modules, NAME, module(float64))
     monkeypatch.setattr(backends, "registry", backends.Registry())
+
+
+def serve_here(monkeypatch: pytest.MonkeyPatch, float64: bool = True) -> None:
+    """Have the CUDA backend serve a GPU; where there is none, the CPU."""
+    monkeypatch.setattr(backends, "registry", backends.Registry())  # a failure withdraws the backend
+    if not torch.cuda.is_available():
+        serve(monkeypatch, float64)
 
 
 def _build(command: list[str], options: tuple[str, ...], target: Path) -> None:

@@ -54,9 +54,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.fixture(autouse=True)
 def _served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """By the CUDA backend; also when it is emulated, the device counts the steps."""
-    monkeypatch.setattr(backends, "registry", backends.Registry())
+    emulated.serve_here(monkeypatch)
     if not ON_GPU:
-        emulated.serve(monkeypatch, True)
         count_on_every_device(monkeypatch)
     with use_backend("cuda"):
         yield

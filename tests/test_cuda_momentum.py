@@ -49,9 +49,8 @@ def float64(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture(autouse=True)
 def _served(float64: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """By the CUDA backend; also when it is emulated, the device counts the steps."""
-    monkeypatch.setattr(backends, "registry", backends.Registry())
+    emulated.serve_here(monkeypatch, float64)
     if not ON_GPU:
-        emulated.serve(monkeypatch, float64)
         count_on_every_device(monkeypatch)
     with use_backend("cuda"):
         yield

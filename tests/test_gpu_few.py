@@ -13,7 +13,7 @@ import torch
 from inputs import orthonormal, relative_error, scaled
 from torch import Tensor
 
-from fastconfig import DualProjOperator, UPGradOperator, backends, use_backend
+from fastconfig import DualProjOperator, UPGradOperator, use_backend
 from fastconfig.methods import RULES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,10 +27,7 @@ few = pytest.mark.parametrize("m", [1, 2, 3, 4])
 @pytest.fixture(autouse=True)
 def _served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """By the CUDA backend; emulated, where there is no GPU."""
-    monkeypatch.setattr(backends, "registry", backends.Registry())
-    if DEVICE.type == "cpu":
-        emulated.serve(monkeypatch, float64=True)
-    backends.load("cuda")
+    emulated.serve_here(monkeypatch)
     with use_backend("cuda"):
         yield
         importlib.import_module("fastconfig._cuda").options(True, True)

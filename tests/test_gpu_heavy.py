@@ -63,10 +63,7 @@ every = pytest.mark.parametrize("method", OPERATORS)
 @pytest.fixture(autouse=True)
 def _served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """By the CUDA backend; emulated, where there is no GPU."""
-    monkeypatch.setattr(backends, "registry", backends.Registry())
-    if DEVICE.type == "cpu":
-        emulated.serve(monkeypatch, float64=True)
-    backends.load("cuda")
+    emulated.serve_here(monkeypatch)
     with use_backend("cuda"):
         yield
 

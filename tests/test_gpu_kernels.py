@@ -67,13 +67,12 @@ def few_interpreted(names: str, values: Sequence[Any], few: Sequence[Any]) -> py
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A backend that can serve here; CUDA's also without its form in one launch, which small inputs take."""
-    monkeypatch.setattr(backends, "registry", backends.Registry())  # a failure withdraws the backend
     if request.param == "triton":
+        monkeypatch.setattr(backends, "registry", backends.Registry())  # a failure withdraws the backend
         pytest.importorskip("triton")
         yield "triton"
         return
-    if not ON_GPU:
-        emulated.serve(monkeypatch, float64=True)
+    emulated.serve_here(monkeypatch)
     backends.load("cuda")
     kernels = importlib.import_module("fastconfig._cuda")
     kernels.options(request.param == "cuda", True)

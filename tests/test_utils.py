@@ -1,4 +1,4 @@
-"""Vector functions of utils.py, the coefficients of two, and the slice selectors."""
+"""Vector functions of utils.py, the coefficients of two, and slice selectors; vectors of other parameters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from peer import THEIRS, conflicting
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastconfig.utils import (
     OrderedSliceSelector,
     RandomSliceSelector,
     estimate_conflict,
     get_cos_similarity,
+    get_gradient_vector,
     has_zero,
     transfer_coef_double,
     unit_vector,
@@ -277,3 +278,18 @@ def test_random_selector_reaches_everything() -> None:
 def test_selectors_say_what_they_want(selector: Any, n: int) -> None:
     with pytest.raises(ValueError, match=rf"n: got {n}, want 1\.\.5"):
         selector.select(n, SOURCE)
+
+
+def test_vectors_of_one_length_and_different_parameters_are_told_of() -> None:
+    network = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+    x = torch.randn(4, 3)
+    first, second = (head(x).sum() for head in network)
+    for _ in range(2):  # the same loss again
+        first.backward(retain_graph=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            get_gradient_vector(network)
+    network.zero_grad()
+    second.backward()
+    with pytest.warns(UserWarning, match="left out other parameters"):
+        assert len(get_gradient_vector(network)) == 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import Any
 
 import pytest
@@ -183,21 +182,6 @@ def test_applying_by_parameters_needs_no_gradients() -> None:
     apply_gradient_vector_para_based(network, vector)
     assert torch.equal(get_gradient_vector(network, "raise"), vector)
     torch.optim.SGD(network.parameters(), lr=1.0).step()
-
-
-def test_vectors_of_one_length_and_different_parameters_are_told_of() -> None:
-    network = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
-    x = torch.randn(4, 3)
-    first, second = (head(x).sum() for head in network)
-    for _ in range(2):  # the same loss again
-        first.backward(retain_graph=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            get_gradient_vector(network)
-    network.zero_grad()
-    second.backward()
-    with pytest.warns(UserWarning, match="left out other parameters"):
-        assert len(get_gradient_vector(network)) == 8
 
 
 @pytest.mark.parametrize("zero_grad_mode", ["pad_value", "pad_zero", "padding", "skip"])

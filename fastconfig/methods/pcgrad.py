@@ -143,16 +143,18 @@ class PCGradOperator(DrawingOperator):
         """How coefficients of these gradients follow from G; in a new random order with ``shuffle``."""
         if order is None:
             return super().rule_for(grads)
-        return self._in_order(as_order(order), grads.m, grads.batch, float64_device(grads.device))
+        device, order = float64_device(grads.device), as_order(order)
+        given: Any = {
+            "batch": grads.batch,
+            "order": order,
+            "reduction": "mean" if self._rule.mean else "sum",
+        }
+        if order.device.type == "cpu" != device.type:
+            make_rule("pcgrad", grads.m, CPU, **given)  # looks for permutations, which a device is not asked
+        return make_rule("pcgrad", grads.m, device, **given)
 
     def rule_at(self, norms: tuple[int, ...], device: torch.device, spread: bool = False) -> Rule:
         """The rule of the next call; in a new random order with ``shuffle``."""
         if not self.shuffle:
             return self._rule
         return PCGrad(sent(self.random_order(norms, spread), device), self._rule.mean)
-
-    def _in_order(self, order: Tensor, m: int, batch: int | None, device: torch.device) -> Rule:
-        given: Any = {"batch": batch, "order": order, "reduction": "mean" if self._rule.mean else "sum"}
-        if order.device.type == "cpu" != device.type:
-            make_rule("pcgrad", m, CPU, **given)  # looks for permutations, which a device is not asked
-        return make_rule("pcgrad", m, device, **given)

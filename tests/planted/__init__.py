@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import coefficients, kernels, merging, momentum, solvers, tensors, training
+from . import coefficients, cuda, kernels, merging, momentum, solvers, tensors, training
 from .fault import Fault
 
 __all__ = ["ALL", "Fault"]
@@ -11,6 +11,7 @@ ALL: tuple[Fault, ...] = (
     *coefficients.FAULTS,
     *tensors.FAULTS,
     *kernels.FAULTS,
+    *cuda.FAULTS,
     *merging.FAULTS,
     *momentum.FAULTS,
     *solvers.FAULTS,
